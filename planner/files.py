@@ -1,0 +1,80 @@
+"""Reading with a size limit, and writing whole files or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from planner.errors import InputError, MissingEnvironmentError, Place, Problem, UsageError
+
+_CHUNK_BYTES = 1 << 20
+
+
+def read_text(path: Path, *, limit_bytes: int) -> str:
+    """The UTF-8 text of a file of at most `limit_bytes`.
+
+    Raises `UsageError` if it cannot be opened, `InputError` if it is too large or not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(limit_bytes + 1)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise UsageError(f"{path} is a directory, a file is needed") from None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from None
+    where = Place(str(path))
+    if len(raw) > limit_bytes:
+        message = f"larger than {limit_bytes >> 20} MiB: this cannot be such a file"
+        raise InputError(Problem(message, where))
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        message = f"not UTF-8 text (byte {error.start} is 0x{raw[error.start]:02x})"
+        raise InputError(Problem(message, where, "save the file as UTF-8")) from None
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file under a temporary name beside it and rename: whole or not at all.
+
+    Raises `MissingEnvironmentError` (disk full, no permission); an older file then stays as it was.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    target = path.resolve()  # a symbolic link keeps pointing where it pointed
+    temporary: str | None = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
+        os.chmod(temporary, mode)
+        os.replace(temporary, target)
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        raise MissingEnvironmentError(
+            f"cannot write {path}: {error.strerror or error}",
+            hint="nothing was written; give another path with -o, or free some space",
+        ) from None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
