@@ -1,0 +1,1 @@
+"""What the user gives: model, topology, workload, deployment; read strictly, told in full."""

@@ -1,0 +1,115 @@
+"""Reads keys of a Hugging Face config.json, with aliases, and notes everything that is wrong.
+
+Key names differ between families and between transformers 4 and 5; each look-up therefore names
+all aliases. Keys that are missing or of a wrong type are collected, not raised one by one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from planner.errors import Place, ProblemLog
+
+# Order as in vLLM's transformers_utils/config.py (CONFIG_FIELD_ALIASES), with the names that other
+# engines and hub files use.
+EXPERTS: Final = ("num_experts", "moe_num_experts", "n_routed_experts", "num_local_experts")
+TOP_K: Final = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "top_k_experts",
+    "moe_topk",
+    "moe_top_k",
+    "moe_k",
+    "top_k",
+)
+
+_LIMIT: Final = 10**9
+
+
+class ConfigReader:
+    """Typed access to a configuration, `text_config` merged over the outer keys."""
+
+    def __init__(self, data: dict[str, Any], file: str, log: ProblemLog) -> None:
+        inner = data.get("text_config")
+        self.values: dict[str, Any] = {**data, **inner} if isinstance(inner, dict) else data
+        self.file = file
+        self.log = log
+
+    def place(self, key: str = "") -> Place:
+        """Where a key stands, as far as error messages say it."""
+        return Place(self.file, key=key)
+
+    def find(self, *names: str) -> tuple[str, Any]:
+        """The first of the names that is set to something, and its value; else ("", None)."""
+        for name in names:
+            if self.values.get(name) is not None:
+                return name, self.values[name]
+        return "", None
+
+    def integer(self, *names: str, default: int | None = None, minimum: int = 1) -> int:
+        """A whole number under one of the names; noted as missing if there is no default."""
+        name, value = self.find(*names)
+        if not name:
+            if default is not None:
+                return default
+            alternatives = f" (or {', '.join(names[1:])})" if len(names) > 1 else ""
+            self.log.add(f"{names[0]}{alternatives} is missing", where=self.place())
+            return minimum
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= _LIMIT:
+            rule = f"expected a whole number, {minimum} or more"
+            self.log.add(f"{_shown(value)} is not allowed", where=self.place(name), hint=rule)
+            return minimum
+        return value
+
+    def optional_integer(self, *names: str) -> int | None:
+        """A whole number, or None where the key is absent or null."""
+        name, _ = self.find(*names)
+        return self.integer(name) if name else None
+
+    def flag(self, *names: str, default: bool = False) -> bool:
+        """A boolean."""
+        name, value = self.find(*names)
+        if not name:
+            return default
+        if not isinstance(value, bool):
+            hint = "expected true or false"
+            self.log.add(f"{_shown(value)} is not allowed", where=self.place(name), hint=hint)
+            return default
+        return value
+
+    def text(self, *names: str, default: str = "") -> str:
+        """A string."""
+        name, value = self.find(*names)
+        if not name:
+            return default
+        if not isinstance(value, str):
+            self.log.add(f"{_shown(value)} is not text", where=self.place(name))
+            return default
+        return value
+
+    def listing(self, name: str, length: int) -> list[Any] | None:
+        """A list with one entry per layer, or None where the key is absent."""
+        value = self.values.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) < length:
+            count = len(value) if isinstance(value, list) else 0
+            hint = f"expected a list with one entry for each of the {length} layers"
+            self.log.add(f"{count} entries", where=self.place(name), hint=hint)
+            return None
+        return value[:length]
+
+    def integers(self, name: str) -> list[int] | None:
+        """A list of whole numbers of any length, or None where the key is absent."""
+        value = self.values.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, list) or not all(type(item) is int for item in value):
+            self.log.add("expected a list of whole numbers", where=self.place(name))
+            return None
+        return value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

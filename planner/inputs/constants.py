@@ -1,0 +1,25 @@
+"""What the cost model uses besides model, machine and work: kept whole in every plan."""
+
+from __future__ import annotations
+
+from planner.inputs.documents import Frozen
+from planner.inputs.engines import CopyRule
+from planner.inputs.precision import Precision
+from planner.inputs.sourced import Sourced
+from planner.inputs.topology import Efficiency
+from planner.inputs.units import SizeOrZero
+from planner.inputs.workload import Communication, KernelFile
+
+
+class Constants(Frozen):
+    """What the cost model uses besides model, topology and work; kept in the plan."""
+
+    precision: Precision
+    communication: Communication
+    kernel: KernelFile
+    collectives: KernelFile
+    efficiency: Efficiency
+    """What kernels reach on the GPU: its own fit, or the default for unmeasured ones."""
+    reserve: Sourced[SizeOrZero]
+    """Memory that the engine keeps per GPU."""
+    copy_rule: CopyRule

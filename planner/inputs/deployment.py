@@ -1,0 +1,322 @@
+"""The deployment file: which model, machine, traces and work, and what to solve for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+
+from planner.errors import InputError, Place, Problem, ProblemLog
+from planner.inputs import documents, profiles
+from planner.inputs.documents import Frozen
+from planner.inputs.engines import EngineFile, load_engine
+from planner.inputs.huggingface import model_from_config
+from planner.inputs.model import Model
+from planner.inputs.precision import ActivationName, Precision, WeightName
+from planner.inputs.strict_yaml import Document, read_yaml
+from planner.inputs.topology import Efficiency, Topology, load_topology, topology_of_nodes
+from planner.inputs.units import Duration, Percentage
+from planner.inputs.workload import Communication, Dedup, KernelFile, Workload
+
+Degree = Annotated[int, Field(ge=1, le=1 << 16)]
+
+
+class PrecisionSection(Frozen):
+    """`precision:` of a deployment; what is left out comes from the model."""
+
+    weights: WeightName | None = None
+    """Format of experts and of dense weights; embeddings and LM head stay as they are."""
+    experts: WeightName | None = None
+    dense: WeightName | None = None
+    kv_cache: Literal["fp32", "bf16", "fp8"] | None = None
+    dispatch: ActivationName | None = None
+    combine: ActivationName | None = None
+
+
+class CommunicationSection(Frozen):
+    """`communication:` of a deployment; what is left out comes from engine and phase."""
+
+    kernel: str | None = None
+    dedup: Dedup | None = None
+
+
+class SplitPins(Frozen):
+    """`solve.split:` pins any of the degrees."""
+
+    tp: Degree | None = None
+    dp: Degree | None = None
+    pp: Degree | None = None
+    ep: Degree | None = None
+    etp: Degree | None = None
+    edp: Degree | None = None
+    micro_batches: Degree | None = None
+
+    def pinned(self) -> dict[str, int]:
+        """The degrees that are set."""
+        return {name: value for name, value in self.model_dump().items() if value is not None}
+
+
+class SolveSection(Frozen):
+    """`solve:` of a deployment."""
+
+    redundant_experts: Annotated[int, Field(ge=0, le=1 << 16)] | Literal["auto"] = 0
+    split: SplitPins = SplitPins()
+    keep_groups: Literal["node"] | None = None
+    time_limit: Duration | None = None
+    gap: Percentage = 0.01
+    seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
+
+
+class ChecksSection(Frozen):
+    """`checks:` of a deployment: thresholds for `ep-plan check`."""
+
+    min_memory_headroom: Percentage | None = None
+    min_balancedness: Annotated[float, Field(ge=0, le=1)] | None = None
+    expect: Literal["feasible", "infeasible"] = "feasible"
+
+
+class DeploymentFile(Frozen):
+    """A deployment.yaml."""
+
+    model: Annotated[str, Field(min_length=1)]
+    """A shipped model, or a path to a config.json or model.yaml."""
+    topology: Annotated[str, Field(min_length=1)]
+    """A path to a topology.yaml, or nodes such as "4 x hgx-h100"."""
+    traces: tuple[str, ...] = ()
+    engine: str | None = None
+    precision: PrecisionSection = PrecisionSection()
+    communication: CommunicationSection = CommunicationSection()
+    workload: Workload
+    """The work: phase, tokens_per_gpu, context_length."""
+    solve: SolveSection = SolveSection()
+    checks: ChecksSection = ChecksSection()
+
+    @field_validator("traces")
+    @classmethod
+    def _no_trace_twice(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("a trace stands twice: its windows would count double")
+        return value
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the command line says instead of the file."""
+
+    model: str | None = None
+    topology: str | None = None
+    traces: tuple[str, ...] = ()
+    gpus: int | None = None
+    split: dict[str, int] | None = None
+    redundant_experts: int | Literal["auto"] | None = None
+    time_limit_s: float | None = None
+    gap: float | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """Everything that solving needs, looked up and checked, traces not yet read."""
+
+    path: Path
+    file: DeploymentFile
+    model: Model
+    topology: Topology
+    engine_name: str | None
+    engine: EngineFile
+    precision: Precision
+    communication: Communication
+    kernel: KernelFile
+    collectives: KernelFile
+    default_efficiency: Efficiency
+    workload: Workload
+    trace_paths: tuple[Path, ...]
+
+
+def load_deployment(path: Path, overrides: Overrides | None = None) -> Deployment:
+    """Read a deployment and all files it names, traces excepted.
+
+    Raises:
+        InputError: with the problems of all files.
+        UsageError: the deployment, or a file named on the command line, does not exist.
+    """
+    given = overrides or Overrides()
+    file, document = documents.load(path, DeploymentFile, "deployment")
+    file = _overridden(file, given)
+    log = ProblemLog()
+    base = path.parent
+    model = _tried(log, lambda: _model(file.model, base, document, given.model is not None))
+    topology = _tried(log, lambda: _topology(file.topology, base, document, given))
+    engine = _tried(log, lambda: load_engine(file.engine, document.place(("engine",))))
+    kernel_name = file.communication.kernel or (engine.kernel[file.workload.phase] if engine else "all-to-all")
+    where = document.place(("communication", "kernel"))
+    kernel = _tried(log, lambda: load_kernel(kernel_name, where))
+    traces = _trace_paths(file.traces, base, document, log, from_command_line=bool(given.traces))
+    log.raise_if_any()
+    assert None not in (model, topology, engine, kernel), "a missing part was noted as a problem"
+    return Deployment(
+        path=path,
+        file=file,
+        model=model,
+        topology=topology,
+        engine_name=file.engine,
+        engine=engine,
+        precision=_precision(file.precision, model),
+        communication=Communication(
+            kernel=kernel_name,
+            dedup=file.communication.dedup or getattr(kernel.dedup, file.workload.phase),
+        ),
+        kernel=kernel,
+        collectives=load_kernel("nccl"),
+        default_efficiency=load_default_efficiency(),
+        workload=file.workload,
+        trace_paths=traces,
+    )
+
+
+def _tried(log: ProblemLog, read: Any) -> Any:
+    try:
+        return read()
+    except InputError as error:
+        log.extend(error.problems)
+        return None
+
+
+def _overridden(file: DeploymentFile, given: Overrides) -> DeploymentFile:
+    pins = {**file.solve.split.pinned(), **(given.split or {})}
+    solve = {
+        "split": SplitPins(**pins),
+        "redundant_experts": given.redundant_experts,
+        "time_limit": given.time_limit_s,
+        "gap": given.gap,
+        "seed": given.seed,
+    }
+    update: dict[str, Any] = {"solve": file.solve.model_copy(update={k: v for k, v in solve.items() if v is not None})}
+    if given.model is not None:
+        update["model"] = given.model
+    if given.topology is not None:
+        update["topology"] = given.topology
+    if given.traces:
+        update["traces"] = given.traces
+    return file.model_copy(update=update)
+
+
+def _is_path(text: str) -> bool:
+    return "/" in text or text.endswith((".json", ".yaml", ".yml"))
+
+
+def _existing(text: str, base: Path, where: Place, from_command_line: bool) -> Path:
+    path = Path(text) if from_command_line else base / text
+    if path.is_dir() and (path / "config.json").is_file():
+        path = path / "config.json"
+    if not path.is_file():
+        if from_command_line:
+            from planner.errors import UsageError  # noqa: PLC0415
+
+            raise UsageError(f"{path}: no such file")
+        raise InputError(Problem(f"{text}: no such file", where, f"looked for {path}"))
+    return path
+
+
+def _model(text: str, base: Path, document: Document, from_command_line: bool) -> Model:
+    where = document.place(("model",))
+    candidate = Path(text) if from_command_line else base / text
+    if not _is_path(text) and not candidate.exists():
+        inline = "a path to a config.json, or a model.yaml (schema: ep-plan/model/1)"
+        return read_model(profiles.path_of("models", text, where, inline))
+    return read_model(_existing(text, base, where, from_command_line))
+
+
+class ConfigFile(Frozen):
+    """A shipped model: the values of its public config.json that matter here, and their source."""
+
+    source: str
+    config: dict[str, Any]
+    note: str = ""
+
+
+def read_model(path: Path) -> Model:
+    """Read a model.yaml, a shipped model, or a Hugging Face config.json."""
+    if path.suffix not in (".yaml", ".yml"):
+        return model_from_config(documents.read_json(path), str(path))
+    document = read_yaml(path)
+    if isinstance(document.data, dict) and document.data.get("schema") == "ep-plan/config/1":
+        shipped = documents.validate(document, ConfigFile, "config")
+        model = model_from_config(shipped.config, str(path))
+        return model.model_copy(update={"source": shipped.source})
+    return documents.validate(document, Model, "model")
+
+
+_NODES = re.compile(r"\s*(\d{1,6})\s*[x×*]\s*([A-Za-z0-9._-]+)\s*")
+
+
+def _topology(text: str, base: Path, document: Document, given: Overrides) -> Topology:
+    where = document.place(("topology",))
+    from_command_line = given.topology is not None
+    nodes = _NODES.fullmatch(text)
+    if nodes:
+        return topology_of_nodes(int(nodes[1]), nodes[2], where, given.gpus)
+    if not _is_path(text) and not (base / text).exists():
+        return topology_of_nodes(1, text, where, given.gpus)
+    return load_topology(_existing(text, base, where, from_command_line), given.gpus)
+
+
+def _trace_paths(
+    texts: tuple[str, ...], base: Path, document: Document, log: ProblemLog, *, from_command_line: bool
+) -> tuple[Path, ...]:
+    found = []
+    for index, text in enumerate(texts):
+        where = document.place(("traces", index))
+        path = _tried(log, lambda t=text, w=where: _existing(t, base, w, from_command_line))
+        if path is not None:
+            found.append(path)
+    return tuple(found)
+
+
+def _precision(section: PrecisionSection, model: Model) -> Precision:
+    plain: WeightName = "fp32" if model.dense_weights == "fp32" else "bf16"
+    activations: ActivationName = "fp32" if plain == "fp32" else "bf16"
+    experts = section.experts or section.weights or model.expert_weights
+    eight_bit = experts in ("fp8", "fp8_block")
+    return Precision(
+        experts=experts,
+        dense=section.dense or section.weights or model.dense_weights,
+        embedding=plain,
+        kv_cache=section.kv_cache or ("fp32" if plain == "fp32" else "bf16"),
+        dispatch=section.dispatch or ("fp8" if eight_bit else activations),
+        combine=section.combine or activations,
+    )
+
+
+def load_kernel(name: str, where: Place | None = None) -> KernelFile:
+    """Read a communication kernel profile."""
+    kernel, _ = documents.load(profiles.path_of("kernels", name, where), KernelFile, "kernel")
+    return kernel
+
+
+def load_default_efficiency() -> Efficiency:
+    """What kernels reach on a GPU that nobody measured: assumed."""
+    path = profiles.folder() / "efficiency.yaml"
+    efficiency, _ = documents.load(path, Efficiency, "efficiency")
+    return efficiency
+
+
+def parse_split(text: str) -> dict[str, int]:
+    """Read `tp=1,ep=32,pp=1` from the command line; raises `ValueError` with the repair."""
+    pins: dict[str, Any] = {}
+    for part in text.split(","):
+        name, equals, value = part.strip().partition("=")
+        if not equals or not value.strip().isdecimal():
+            raise ValueError(f"{part.strip()!r}: expected degrees such as tp=1,ep=32,pp=1")
+        if name.strip() in pins:
+            raise ValueError(f"{name.strip()} stands twice")
+        pins[name.strip()] = int(value)
+    try:
+        return SplitPins.model_validate(pins).pinned()
+    except ValidationError as error:
+        known = ", ".join(SplitPins.model_fields)
+        details = error.errors()[0]
+        raise ValueError(f"{details['loc'][0]}: {details['msg'].lower()}; degrees: {known}, 1 or more") from None

@@ -1,0 +1,162 @@
+"""The model as planning needs it: layer by layer, independent of any framework's key names.
+
+A `Model` is a stack of runs of equal layers; each layer has an attention part and a feed-forward
+part, which is dense or a mixture of experts. Names follow Hugging Face where they exist.
+
+Legend: H hidden_size, F intermediate_size, E num_experts, K top_k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from planner.inputs.documents import Frozen
+from planner.inputs.precision import WeightName
+
+Count = Annotated[int, Field(ge=1, le=10**9)]
+CountOrZero = Annotated[int, Field(ge=0, le=10**9)]
+
+
+class GroupedAttention(Frozen):
+    """Multi-head (num_kv_heads = num_heads), grouped-query or multi-query attention."""
+
+    kind: Literal["gqa"] = "gqa"
+    num_heads: Count
+    num_kv_heads: Count
+    head_dim: Count
+    window: Count | None = None
+    """Tokens that a sliding window sees; None: all."""
+    qkv_bias: bool = False
+    output_bias: bool = False
+    qk_norm: Literal["none", "per_head", "full"] = "none"
+    sinks: bool = False
+    """One learned logit per head that soaks up attention (gpt-oss)."""
+
+
+class LatentAttention(Frozen):
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): one compressed KV per token."""
+
+    kind: Literal["mla"] = "mla"
+    num_heads: Count
+    q_lora_rank: Count | None
+    kv_lora_rank: Count
+    qk_nope_head_dim: Count
+    qk_rope_head_dim: Count
+    v_head_dim: Count
+
+
+Attention = Annotated[GroupedAttention | LatentAttention, Field(discriminator="kind")]
+
+
+class DenseFfn(Frozen):
+    """An ordinary feed-forward part."""
+
+    kind: Literal["dense"] = "dense"
+    intermediate_size: Count
+    gated: bool = True
+
+
+class MoeFfn(Frozen):
+    """A mixture-of-experts part."""
+
+    kind: Literal["moe"] = "moe"
+    num_experts: Count
+    top_k: Count
+    intermediate_size: Count
+    gated: bool = True
+    """Gate, up and down projection; else only up and down."""
+    expert_bias: bool = False
+    shared_intermediate_size: CountOrZero = 0
+    """Width of all shared experts together; every token passes them."""
+    shared_gate: bool = False
+    num_groups: Count = 1
+    """Routing groups: a token may only use experts of `groups_per_token` of them."""
+    groups_per_token: Count = 1
+    router_bias: bool = False
+    correction_bias: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MoeFfn:
+        if self.top_k > self.num_experts:
+            raise ValueError(f"top_k {self.top_k} is more than the {self.num_experts} experts")
+        if self.num_experts % self.num_groups:
+            raise ValueError(f"{self.num_experts} experts do not divide into {self.num_groups} groups")
+        if self.groups_per_token > self.num_groups:
+            raise ValueError(f"groups_per_token {self.groups_per_token} is more than num_groups {self.num_groups}")
+        return self
+
+
+Ffn = Annotated[DenseFfn | MoeFfn, Field(discriminator="kind")]
+
+
+class LayerRun(Frozen):
+    """`count` consecutive layers that are alike."""
+
+    count: Count
+    attention: Attention
+    ffn: Ffn
+
+
+class Model(Frozen):
+    """A decoder with at least one MoE layer; all MoE layers have the same experts and top_k."""
+
+    name: str
+    family: str
+    """Hugging Face model_type."""
+    hidden_size: Count
+    vocab_size: Count
+    tie_word_embeddings: bool = False
+    layers: Annotated[tuple[LayerRun, ...], Field(min_length=1)]
+    expert_weights: WeightName = "bf16"
+    dense_weights: WeightName = "bf16"
+    source: str = ""
+
+    @model_validator(mode="after")
+    def _one_kind_of_experts(self) -> Model:
+        kinds = {(ffn.num_experts, ffn.top_k, ffn.intermediate_size) for ffn in self._moe_parts()}
+        if not kinds:
+            raise ValueError("the model has no MoE layer: there is nothing to place")
+        if len(kinds) > 1:
+            raise ValueError(f"MoE layers differ in experts, top_k or width: {sorted(kinds)}")
+        if self.num_layers > 10_000:
+            raise ValueError(f"{self.num_layers} layers: at most 10000 are read")
+        return self
+
+    def _moe_parts(self) -> Iterator[MoeFfn]:
+        return (run.ffn for run in self.layers if isinstance(run.ffn, MoeFfn))
+
+    @cached_property
+    def num_layers(self) -> int:
+        """Hidden layers, dense ones included."""
+        return sum(run.count for run in self.layers)
+
+    @cached_property
+    def layer_list(self) -> tuple[LayerRun, ...]:
+        """The run that each hidden layer belongs to, in order."""
+        return tuple(run for run in self.layers for _ in range(run.count))
+
+    @cached_property
+    def moe_layer_ids(self) -> tuple[int, ...]:
+        """Hidden-layer index of every MoE layer."""
+        return tuple(i for i, run in enumerate(self.layer_list) if isinstance(run.ffn, MoeFfn))
+
+    @cached_property
+    def moe(self) -> MoeFfn:
+        """The MoE part (the same in all MoE layers)."""
+        return next(self._moe_parts())
+
+
+def repeated(layers: list[tuple[Attention, Ffn]]) -> tuple[LayerRun, ...]:
+    """Join equal neighbours of a per-layer list into runs."""
+    runs: list[LayerRun] = []
+    for attention, ffn in layers:
+        if runs and (runs[-1].attention, runs[-1].ffn) == (attention, ffn):
+            last = runs.pop()
+            runs.append(last.model_copy(update={"count": last.count + 1}))
+        else:
+            runs.append(LayerRun(count=1, attention=attention, ffn=ffn))
+    return tuple(runs)

@@ -1,0 +1,30 @@
+"""A value together with where it comes from: no number without its source."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, model_validator
+
+from planner.inputs.documents import Frozen
+
+# measured: on the very machine; fitted: to published measurements of such a machine; datasheet: the
+# vendor's figure; given: written by the user; assumed: nobody measured it here.
+Basis = Literal["measured", "fitted", "datasheet", "given", "assumed"]
+
+Value = TypeVar("Value")
+
+
+class Sourced(Frozen, Generic[Value]):
+    """`{value: 80 GiB, basis: datasheet, source: URL}`, or the bare value for basis `given`."""
+
+    value: Value
+    basis: Basis = "given"
+    source: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_bare_value(cls, data: Any) -> Any:
+        if isinstance(data, BaseModel) or (isinstance(data, dict) and "value" in data):
+            return data
+        return {"value": data}
