@@ -1,0 +1,1 @@
+"""Recorded routing: reading, windows, statistics."""

@@ -1,0 +1,125 @@
+"""Reads arrays of an .npz without trusting it: nothing is executed, nothing allocated on promise.
+
+An .npz is a zip of .npy files. Headers are read first and compared with the sizes that the zip
+states, so that a header that promises terabytes is refused before any memory is taken; large
+arrays are then read in pieces.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from planner.errors import InputError, Place, Problem, UsageError
+
+CHUNK_BYTES: Final = 32 << 20
+WHOLE_LIMIT_BYTES: Final = 4 << 30
+_BROKEN: Final = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, NotImplementedError)
+
+
+@dataclass(frozen=True)
+class ArrayHeader:
+    """Shape and type of one array, as its header states them and its size in the zip confirms."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fortran: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array in memory."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class NpzFile:
+    """An opened .npz: headers known, arrays read when asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.headers: dict[str, ArrayHeader] = {}
+        try:
+            with zipfile.ZipFile(path) as archive:
+                for info in archive.infolist():
+                    if info.filename.endswith(".npy"):
+                        self._read_header(archive, info)
+        except FileNotFoundError:
+            raise UsageError(f"{path}: no such file") from None
+        except _BROKEN as error:
+            hint = "expected a file written by numpy.savez"
+            raise InputError(Problem(f"not a readable .npz ({error})", Place(str(path)), hint)) from None
+
+    def _read_header(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
+        name = info.filename.removesuffix(".npy")
+        with archive.open(info) as stream:
+            shape, fortran, dtype = _header(stream)
+            start = stream.tell()
+        header = ArrayHeader(name, shape, dtype, fortran)
+        if dtype.hasobject:
+            raise self.error(name, "holds Python objects, which are never loaded", "save plain numbers")
+        if header.nbytes != info.file_size - start:
+            stated = info.file_size - start
+            raise self.error(name, f"{shape} of {dtype} is {header.nbytes:,} bytes, but {stated:,} are there")
+        self.headers[name] = header
+
+    def error(self, name: str, message: str, hint: str = "") -> InputError:
+        """An error that names an array of this file."""
+        return InputError(Problem(message, Place(str(self.path), key=name), hint))
+
+    def whole(self, name: str) -> NDArray[Any]:
+        """One array, all at once; refused above 4 GiB."""
+        header = self.headers[name]
+        if header.nbytes > WHOLE_LIMIT_BYTES:
+            raise self.error(name, f"{header.nbytes >> 30} GiB is more than can be read at once")
+        pieces = [piece for _, piece in self._pieces(header, max(1, header.nbytes))]
+        flat = np.concatenate(pieces) if pieces else np.empty(0, header.dtype)
+        return flat.reshape(header.shape, order="F" if header.fortran else "C")
+
+    def rows(self, name: str) -> Iterator[tuple[int, NDArray[Any]]]:
+        """An array in blocks along its first axis: pairs of first row and block."""
+        header = self.headers[name]
+        if header.fortran or not header.shape or header.nbytes <= CHUNK_BYTES:
+            yield 0, self.whole(name)
+            return
+        row_bytes = max(1, header.nbytes // header.shape[0])
+        rows = max(1, CHUNK_BYTES // row_bytes)
+        for start, flat in self._pieces(header, rows * row_bytes):
+            yield start // row_bytes, flat.reshape(-1, *header.shape[1:])
+
+    def _pieces(self, header: ArrayHeader, piece_bytes: int) -> Iterator[tuple[int, NDArray[Any]]]:
+        try:
+            with (
+                zipfile.ZipFile(self.path) as archive,
+                archive.open(f"{header.name}.npy") as stream,
+            ):
+                _header(stream)
+                done = 0
+                while done < header.nbytes:
+                    wanted = min(piece_bytes, header.nbytes - done)
+                    raw = stream.read(wanted)
+                    if len(raw) < wanted:
+                        raise self.error(header.name, "the file is cut off in the middle of this array")
+                    yield done, np.frombuffer(raw, header.dtype)
+                    done += wanted
+        except _BROKEN as error:
+            raise self.error(header.name, f"cannot be read: {error}") from None
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = npy.read_magic(stream)
+    if version == (1, 0):
+        shape, fortran, dtype = npy.read_array_header_1_0(stream)
+    elif version == (2, 0):
+        shape, fortran, dtype = npy.read_array_header_2_0(stream)
+    else:
+        raise ValueError(f".npy version {version} is not read")
+    return shape, fortran, dtype

@@ -1,0 +1,269 @@
+"""Windows: what one step (or one recording interval) routed. They are the scenarios of a plan.
+
+A plan must be good on every window, not only on their sum, because each MoE layer of each step
+waits for its most loaded GPU. Counted windows and engine steps are taken as they stand. Otherwise
+the engine's batch is imitated:
+
+- decode: a running batch. Sequences are admitted in file order into min(step tokens,
+  ceil(sequences / 16)) slots; in every step each occupied slot routes its next token; a finished
+  sequence's slot goes to the next one. Consecutive steps are joined into a window.
+- prefill: whole sequences in file order, joined into windows.
+- without sequences: file order.
+
+So drift along the trace stays visible. A window holds about one step's tokens, but there are at
+least 16 windows where the trace allows and at most 64; all tokens are used.
+
+Legend: T tokens, S windows, L traced layers, E experts, K choices, N sampled tokens.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.errors import InputError, Place, Problem
+from planner.inputs.workload import Phase
+from planner.trace.trace import CountTrace, Ints, TokenTrace, Trace
+
+MIN_WINDOWS: Final = 16
+MAX_WINDOWS: Final = 64
+SAMPLED_TOKENS: Final = 16_384
+"""Tokens over all windows whose expert sets are kept for traffic; see docs/model.md, "Traffic"."""
+
+
+@dataclass(frozen=True)
+class TokenSets:
+    """Which experts sampled tokens chose together, for traffic that is sent once per GPU or node."""
+
+    window_N: NDArray[np.int32]
+    """Window of each sampled token, ascending."""
+    experts_NLK: NDArray[np.int32]
+    """-1: no expert."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Recorded routing cut into windows, over the traced layers."""
+
+    counts_SLE: Ints
+    """Expert choices as recorded."""
+    tokens_S: Ints
+    """Tokens as recorded."""
+    choices_SL: NDArray[np.float64]
+    """Expert choices per token: top_k, or less where the trace has choices of no expert."""
+    layer_ids_L: Ints
+    names_S: tuple[str, ...]
+    how: str
+    """One sentence for the report: how the windows were made."""
+    sets: TokenSets | None = None
+
+    @property
+    def num_windows(self) -> int:
+        """S."""
+        return len(self.tokens_S)
+
+
+def cut(traces: Sequence[Trace], phase: Phase, step_tokens: int) -> Windows:
+    """Cut traces into windows, once per deployment.
+
+    Args:
+        traces: one or more traces of the same layers and experts.
+        phase: how the batch is imitated where the trace does not say.
+        step_tokens: tokens that one step of the workload routes.
+
+    Raises:
+        InputError: the traces disagree, or an expert id is out of range.
+    """
+    _same_shape(traces)
+    total = sum(trace.num_tokens for trace in traces if isinstance(trace, TokenTrace))
+    parts = []
+    for trace in traces:
+        if isinstance(trace, CountTrace):
+            parts.append(_of_counts(trace))
+        else:
+            most = max(MIN_WINDOWS, MAX_WINDOWS * trace.num_tokens // total)
+            sample = max(1, SAMPLED_TOKENS * trace.num_tokens // total)
+            parts.append(_of_tokens(trace, phase, step_tokens, most, sample))
+    return parts[0] if len(parts) == 1 else _joined(parts, traces)
+
+
+def _same_shape(traces: Sequence[Trace]) -> None:
+    first = traces[0]
+    for trace in traces[1:]:
+        if (
+            trace.num_experts != first.num_experts
+            or trace.top_k != first.top_k
+            or not np.array_equal(trace.layer_ids_L, first.layer_ids_L)
+        ):
+            message = (
+                f"{trace.num_experts} experts, top-{trace.top_k}, {len(trace.layer_ids_L)} layers, but "
+                f"{first.path} has {first.num_experts} experts, top-{first.top_k}, {len(first.layer_ids_L)} layers"
+            )
+            hint = "traces of one deployment must cover the same layers of the same model"
+            raise InputError(Problem(message, Place(str(trace.path)), hint))
+
+
+def _of_counts(trace: CountTrace) -> Windows:
+    tokens_S = np.maximum(trace.counts_SLE[:, 0].sum(axis=1) // trace.top_k, 1)
+    choices_SL = np.full(trace.counts_SLE.shape[:2], float(trace.top_k))
+    how = f"{len(tokens_S)} windows as counted"
+    return Windows(trace.counts_SLE, tokens_S, choices_SL, trace.layer_ids_L, trace.names_S, how)
+
+
+def _of_tokens(trace: TokenTrace, phase: Phase, step_tokens: int, most: int, sample: int) -> Windows:
+    window_T, how = window_of_token(trace, phase, step_tokens, most)
+    num_windows = int(window_T.max()) + 1
+    counts_SLE = _count(trace, window_T, num_windows)
+    tokens_S = np.bincount(window_T, minlength=num_windows)
+    names = tuple(f"window {index}" for index in range(num_windows))
+    choices_SL = counts_SLE.sum(axis=2) / tokens_S[:, None]
+    sets = _sample(trace, window_T, sample)
+    return Windows(counts_SLE, tokens_S, choices_SL, trace.layer_ids_L, names, how, sets)
+
+
+def window_of_token(
+    trace: TokenTrace, phase: Phase, step_tokens: int, most: int = MAX_WINDOWS
+) -> tuple[NDArray[np.int32], str]:
+    """The window of each token [T], and one sentence that says how it was found."""
+    if trace.step_id_T is not None:
+        _, step_T = np.unique(trace.step_id_T, return_inverse=True)
+        return step_T.astype(np.int32), f"{step_T.max() + 1} engine steps as recorded"
+    wanted = min(max(round(trace.num_tokens / step_tokens), MIN_WINDOWS), most, trace.num_tokens)
+    if trace.seq_id_T is None:
+        atom_T, kind = np.arange(trace.num_tokens), "tokens in file order"
+    elif phase == "decode":
+        atom_T, slots = running_batch(trace.seq_id_T, trace.pos_T, step_tokens)
+        kind = f"a running batch of {slots} sequences"
+    else:
+        atom_T, kind = _file_order(trace.seq_id_T), "whole sequences in file order"
+    window_T = _joined_atoms(atom_T, wanted)
+    per_window = trace.num_tokens / (int(window_T.max()) + 1)
+    return window_T, f"{window_T.max() + 1} windows of about {per_window:,.0f} tokens, cut from {kind}"
+
+
+def _file_order(seq_id_T: Ints) -> Ints:
+    """Number sequences 0, 1, ... by first appearance."""
+    _, first, inverse = np.unique(seq_id_T, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first, kind="stable")] = np.arange(len(first))
+    ordered: Ints = rank[inverse]
+    return ordered
+
+
+def running_batch(seq_id_T: Ints, pos_T: Ints | None, step_tokens: int) -> tuple[Ints, int]:
+    """The engine step [T] in which a running batch would route each token, and its slots.
+
+    Sequences enter in file order; a slot whose sequence has ended takes the next in the next step.
+    """
+    seq_T = _file_order(seq_id_T)
+    lengths = np.bincount(seq_T)
+    slots = min(step_tokens, -(-len(lengths) // MIN_WINDOWS))
+    free_at = [0] * slots
+    begins = np.empty(len(lengths), dtype=np.int64)
+    for sequence, length in enumerate(lengths.tolist()):
+        begins[sequence] = free_at[0]
+        heapq.heapreplace(free_at, free_at[0] + length)
+    order = np.lexsort((np.arange(len(seq_T)) if pos_T is None else pos_T, seq_T))
+    offset_T = np.empty(len(seq_T), dtype=np.int64)
+    offset_T[order] = np.arange(len(seq_T)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return begins[seq_T] + offset_T, slots
+
+
+def _joined_atoms(atom_T: Ints, wanted: int) -> NDArray[np.int32]:
+    """Join consecutive atoms (steps or sequences) into `wanted` windows of nearly equal tokens."""
+    _, atom_T = np.unique(atom_T, return_inverse=True)
+    tokens_A = np.bincount(atom_T)
+    middle_A = np.cumsum(tokens_A) - tokens_A / 2
+    window_A = np.minimum((middle_A * wanted / len(atom_T)).astype(np.int64), wanted - 1)
+    _, window_A = np.unique(window_A, return_inverse=True)  # a long atom may leave a window empty
+    window_T: NDArray[np.int32] = window_A[atom_T].astype(np.int32)
+    return window_T
+
+
+def _count(trace: TokenTrace, window_T: NDArray[np.int32], num_windows: int) -> Ints:
+    layers, experts = len(trace.layer_ids_L), trace.num_experts
+    total = np.zeros(num_windows * layers * experts, dtype=np.int64)
+    layer_L1 = np.arange(layers, dtype=np.int64)[:, None]
+    for start, block in trace.blocks():
+        ids = block.astype(np.int64)
+        _check_ids(trace, ids)
+        window = window_T[start : start + len(ids), None, None].astype(np.int64)
+        key = (window * layers + layer_L1) * experts + ids
+        total += np.bincount(key[ids >= 0], minlength=len(total))
+    return total.reshape(num_windows, layers, experts)
+
+
+def _check_ids(trace: TokenTrace, ids: Ints) -> None:
+    wrong = (ids < -1) | (ids >= trace.num_experts)
+    if not wrong.any():
+        return
+    token, row, choice = (int(index[0]) for index in np.nonzero(wrong))
+    message = (
+        f"expert id {ids[token, row, choice]} in layer {trace.layer_ids_L[row]}, "
+        f"but there are {trace.num_experts} experts (0..{trace.num_experts - 1})"
+    )
+    hint = "physical ids of a run with redundant experts, or a filler id? map them back first; -1 is no expert"
+    raise InputError(Problem(message, Place(str(trace.path), key="expert_ids"), hint))
+
+
+def _sample(trace: TokenTrace, window_T: NDArray[np.int32], sample: int) -> TokenSets:
+    """An even share of the tokens of every window, chosen by a fixed seed, sorted by window."""
+    rng = np.random.default_rng(0)
+    chosen = []
+    share = min(1.0, sample / len(window_T))
+    order = np.argsort(window_T, kind="stable")
+    for tokens in np.split(order, np.cumsum(np.bincount(window_T))[:-1]):
+        count = max(1, round(share * len(tokens)))
+        chosen.append(np.sort(rng.permutation(tokens)[:count]))
+    token_N = np.sort(np.concatenate(chosen))
+    rows = []
+    for start, block in trace.blocks():
+        inside = token_N[(token_N >= start) & (token_N < start + len(block))]
+        rows.append(block[inside - start].astype(np.int32))
+    by_window = np.argsort(window_T[token_N], kind="stable")
+    return TokenSets(window_T[token_N][by_window], np.concatenate(rows)[by_window])
+
+
+def _joined(parts: list[Windows], traces: Sequence[Trace]) -> Windows:
+    names, sets_window, sets_experts, first = [], [], [], 0
+    for part, trace in zip(parts, traces, strict=True):
+        names += [f"{trace.path.name} {name}" for name in part.names_S]
+        if part.sets is not None:
+            sets_window.append(part.sets.window_N + np.int32(first))
+            sets_experts.append(part.sets.experts_NLK)
+        first += part.num_windows
+    complete = len(sets_window) == len(parts)
+    return Windows(
+        counts_SLE=np.concatenate([part.counts_SLE for part in parts]),
+        tokens_S=np.concatenate([part.tokens_S for part in parts]),
+        choices_SL=np.concatenate([part.choices_SL for part in parts]),
+        layer_ids_L=parts[0].layer_ids_L,
+        names_S=tuple(names),
+        how="; ".join(f"{trace.path.name}: {part.how}" for part, trace in zip(parts, traces, strict=True)),
+        sets=TokenSets(np.concatenate(sets_window), np.concatenate(sets_experts)) if complete else None,
+    )
+
+
+def subset(windows: Windows, keep: Sequence[int]) -> Windows:
+    """Only some windows, in the order given."""
+    sets = None
+    if windows.sets is not None:
+        new = np.full(windows.num_windows, -1, dtype=np.int32)
+        new[list(keep)] = np.arange(len(keep), dtype=np.int32)
+        renamed = new[windows.sets.window_N]
+        inside = np.argsort(renamed, kind="stable")[np.count_nonzero(renamed < 0) :]
+        sets = TokenSets(renamed[inside], windows.sets.experts_NLK[inside])
+    return Windows(
+        windows.counts_SLE[list(keep)],
+        windows.tokens_S[list(keep)],
+        windows.choices_SL[list(keep)],
+        windows.layer_ids_L,
+        tuple(windows.names_S[index] for index in keep),
+        windows.how,
+        sets,
+    )
