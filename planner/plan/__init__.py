@@ -1,0 +1,1 @@
+"""Split, placement and plan: data and invariants only."""
