@@ -1,0 +1,161 @@
+"""What a plan promises: predicted figures in the form in which the plan file books them.
+
+Solver and checker both call `book`; a plan is right if booking it again gives the same.
+
+Legend: S windows, E experts, P slots, R EP ranks.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.cost.instance import Instance
+from planner.cost.memory import StageMemory, stage_memories
+from planner.cost.step import Cuts, Prediction, SplitCost, breakdown, predict
+from planner.plan.placement import Placement, copies_E
+from planner.plan.plan import MemoryRecord, Predicted, TermRecord, WindowRecord
+from planner.trace.statistics import noise_floor
+
+Ints = NDArray[np.int64]
+
+
+def copy_number_P(expert_P: Ints) -> Ints:
+    """For each slot, which copy of its expert it is, counting in slot (hence rank) order; 0 if empty."""
+    order = np.argsort(expert_P, kind="stable")
+    sorted_P = expert_P[order]
+    first = np.searchsorted(sorted_P, sorted_P, side="left")
+    number = np.empty(len(expert_P), dtype=np.int64)
+    number[order] = np.arange(len(expert_P)) - first
+    return np.where(expert_P < 0, 0, number)
+
+
+def slot_tokens(counts_SE: Ints, expert_P: Ints) -> Ints:
+    """Choices that each slot serves in each window [S, P], as recorded.
+
+    Copies share exactly: the i-th choice of an expert in a window goes to copy i mod copies, copies
+    counted in EP-rank order. So counts are integers that `validate` can count again.
+    """
+    copies_P = np.maximum(copies_E(expert_P, counts_SE.shape[1]), 1)[expert_P]
+    served = (counts_SE[:, expert_P] + copies_P - 1 - copy_number_P(expert_P)) // copies_P
+    return np.where(expert_P < 0, 0, served)
+
+
+def rank_tokens(counts_SE: Ints, expert_P: Ints, slots_per_rank: int) -> Ints:
+    """Choices that each EP rank serves in each window [S, R], as recorded, all grid copies together."""
+    served: Ints = slot_tokens(counts_SE, expert_P).reshape(len(counts_SE), -1, slots_per_rank).sum(axis=2)
+    return served
+
+
+def filled_slots_R(cost: SplitCost, layers: range, placement: Placement) -> Ints:
+    """Expert slots that each EP rank fills over the MoE layers among these hidden layers."""
+    rows = [row for row, layer in enumerate(placement.layer_ids) if layer in layers]
+    filled = placement.expert_LP[rows].reshape(len(rows), cost.split.ep, -1) >= 0
+    total: Ints = filled.sum(axis=(0, 2))
+    return total
+
+
+def memory_G(cost: SplitCost, cuts: Cuts, placement: Placement) -> Ints:
+    """Bytes on each GPU, by global id."""
+    num_bytes = np.zeros(cost.instance.topology.num_gpus, dtype=np.int64)
+    for stage, memory, layers in _stages(cost, cuts):
+        slots_R = filled_slots_R(cost, layers, placement)
+        by_rank = [memory.total(layers, int(slots)) for slots in slots_R]
+        for index, gpu in enumerate(stage):
+            num_bytes[gpu] = by_rank[index // cost.split.etp % cost.split.ep]
+    return num_bytes
+
+
+def _stages(cost: SplitCost, cuts: Cuts) -> list[tuple[tuple[int, ...], StageMemory, range]]:
+    grids = [stage.grid for stage in cost.stages]
+    memories = stage_memories(cost.instance, grids)
+    return [(grid.gpus, memory, layers) for grid, memory, layers in zip(grids, memories, cuts, strict=True)]
+
+
+def book(cost: SplitCost, cuts: Cuts, placement: Placement, prediction: Prediction | None = None) -> Predicted:
+    """Everything a plan promises, as its file holds it."""
+    instance = cost.instance
+    known = prediction or predict(cost, cuts, placement)
+    imbalance = imbalance_LS(cost, cuts, placement)
+    return Predicted(
+        step_s=known.step_s,
+        tokens_per_s=instance.step_tokens / known.step_s,
+        balancedness=known.balancedness,
+        memory_bytes=tuple(memory_G(cost, cuts, placement).tolist()),
+        rank_tokens=_rank_tokens(cost, placement),
+        p95_s=known.p95_s,
+        worst_s=known.worst_s,
+        stage_s=tuple(known.tau_K.tolist()),
+        terms=tuple(
+            TermRecord(
+                name=term.name,
+                seconds=term.seconds,
+                speed_of_light_s=term.light_s,
+                basis=term.basis,
+                source=term.source,
+            )
+            for term in breakdown(cost, cuts, placement, known)
+        ),
+        memory=tuple(_memory_lines(cost, cuts, placement)),
+        windows=_windows(instance, known, imbalance),
+        layer_imbalance=tuple(imbalance.mean(axis=1).tolist()) if instance.windows is not None else (),
+        noise_floor=_noise_floor(cost),
+    )
+
+
+def _noise_floor(cost: SplitCost) -> float | None:
+    windows, moe = cost.instance.windows, cost.instance.model.moe
+    if windows is None:
+        return None
+    floors = [noise_floor(tokens, moe.num_experts, moe.top_k, cost.split.ep) for tokens in windows.tokens_S.tolist()]
+    return sum(floors) / len(floors)
+
+
+def _rank_tokens(cost: SplitCost, placement: Placement) -> tuple[tuple[int, ...], ...]:
+    """[L, R] over all windows as recorded; zeros where nothing was recorded."""
+    windows = cost.instance.windows
+    row_of = {} if windows is None else {layer: row for row, layer in enumerate(windows.layer_ids_L.tolist())}
+    rows = []
+    for layer, expert_P in zip(placement.layer_ids, placement.expert_LP, strict=True):
+        if windows is None or layer not in row_of:
+            rows.append((0,) * cost.split.ep)
+            continue
+        counts_SE = windows.counts_SLE[:, row_of[layer]]
+        rows.append(tuple(rank_tokens(counts_SE, expert_P, placement.slots_per_rank).sum(axis=0).tolist()))
+    return tuple(rows)
+
+
+def _memory_lines(cost: SplitCost, cuts: Cuts, placement: Placement) -> list[tuple[MemoryRecord, ...]]:
+    """Lines of the fullest GPU of each stage."""
+    found = []
+    for _, memory, layers in _stages(cost, cuts):
+        slots = int(filled_slots_R(cost, layers, placement).max())
+        found.append(
+            tuple(
+                MemoryRecord(name=line.name, bytes=line.num_bytes, basis=line.basis, source=line.source)
+                for line in memory.lines(layers, slots)
+            )
+        )
+    return found
+
+
+def _windows(instance: Instance, prediction: Prediction, imbalance: NDArray[np.float64]) -> tuple[WindowRecord, ...]:
+    windows = instance.windows
+    if windows is None:
+        return ()
+    columns = (windows.names_S, prediction.step_S.tolist(), imbalance.mean(axis=0).tolist())
+    return tuple(
+        WindowRecord(name=name, step_s=step_s, imbalance=worst) for name, step_s, worst in zip(*columns, strict=True)
+    )
+
+
+def imbalance_LS(cost: SplitCost, cuts: Cuts, placement: Placement) -> NDArray[np.float64]:
+    """Max over mean of the ranks' rows, for each traced layer and window."""
+    instance = cost.instance
+    row_of = {layer: row for row, layer in enumerate(placement.layer_ids)}
+    stage_of = {layer: stage for stage, layers in zip(cost.stages, cuts, strict=True) for layer in layers}
+    found = []
+    for layer, load in zip(instance.traced_layer_ids, instance.loads, strict=True):
+        rows_SR = stage_of[layer].moe.rank_load(load, placement.expert_LP[row_of[layer]])[0]
+        found.append(rows_SR.max(axis=1) / rows_SR.mean(axis=1))
+    return np.stack(found)

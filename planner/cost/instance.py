@@ -1,0 +1,86 @@
+"""Everything the cost of a plan depends on, prepared: no file is opened and no default chosen later.
+
+An `Instance` comes from a deployment and its traces, or from the `inputs` of a plan file; solver,
+checker and report all price plans through it.
+
+Legend: S windows, L traced MoE layers, E experts, N sampled tokens, K choices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.inputs.constants import Constants
+from planner.inputs.model import Model
+from planner.inputs.topology import Topology
+from planner.inputs.workload import Workload
+from planner.trace.windows import TokenSets, Windows
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LayerLoad:
+    """What one layer routed in each window."""
+
+    share_SE: Floats
+    """Part of the window's choices that went to each expert; rows sum to 1."""
+    choices_S: Floats
+    """Expert choices per token."""
+    sets: TokenSets | None
+    """Sampled tokens with the experts [N, 1, K] they chose together, if the trace has tokens."""
+
+    @cached_property
+    def is_uniform(self) -> bool:
+        """Whether all experts are chosen equally often in every window."""
+        return bool((self.share_SE == self.share_SE[:, :1]).all())
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A model, a machine, the work, constants, and the routing (None: unknown, taken as uniform)."""
+
+    model: Model
+    topology: Topology
+    workload: Workload
+    constants: Constants
+    windows: Windows | None
+
+    @cached_property
+    def step_tokens(self) -> int:
+        """B: tokens that one step of the whole deployment advances."""
+        return self.workload.tokens_per_gpu * self.topology.num_gpus
+
+    @cached_property
+    def traced_layer_ids(self) -> tuple[int, ...]:
+        """Hidden-layer indices with recorded routing; without a trace, all MoE layers."""
+        if self.windows is None:
+            return self.model.moe_layer_ids
+        return tuple(self.windows.layer_ids_L.tolist())
+
+    @cached_property
+    def num_windows(self) -> int:
+        """S; 1 without a trace."""
+        return 1 if self.windows is None else self.windows.num_windows
+
+    @cached_property
+    def loads(self) -> tuple[LayerLoad, ...]:
+        """The load of each traced layer, in the order of `traced_layer_ids`."""
+        moe = self.model.moe
+        if self.windows is None:
+            share = np.full((1, moe.num_experts), 1.0 / moe.num_experts)
+            load = LayerLoad(share, np.array([float(moe.top_k)]), None)
+            return (load,) * len(self.traced_layer_ids)
+        counts_SLE = self.windows.counts_SLE
+        share_SLE = counts_SLE / np.maximum(counts_SLE.sum(axis=2, keepdims=True), 1)
+        loads = []
+        for layer in range(counts_SLE.shape[1]):
+            sets = self.windows.sets
+            if sets is not None:
+                sets = TokenSets(sets.window_N, sets.experts_NLK[:, layer : layer + 1])
+            loads.append(LayerLoad(share_SLE[:, layer], self.windows.choices_SL[:, layer], sets))
+        return tuple(loads)

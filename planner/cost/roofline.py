@@ -1,0 +1,88 @@
+"""Time of a kernel from its work: how far a kernel family stays below the speed of light.
+
+time = base + per_expert * experts + smooth_max(FLOP / (compute * peak), bytes / (memory * HBM))
+       + moved / (activation * HBM)
+
+smooth_max(a, b) = (a**p + b**p)**(1/p) with p = 2 or 4. It is convex and grows with both arguments,
+also where one of them dominates, as measured kernels do; see docs/model.md, "Compute".
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.inputs.precision import WeightName, compute_format
+from planner.inputs.sourced import Basis
+from planner.inputs.topology import Gpu, Roofline
+
+Number = TypeVar("Number", float, NDArray[np.float64])
+
+
+def smooth_max(first: Number, second: Number, exponent: int) -> Number:
+    """(a**p + b**p)**(1/p) for p = 2 or 4, with square roots only."""
+    first_squared, second_squared = first * first, second * second
+    if exponent == 2:
+        return np.sqrt(first_squared + second_squared)  # type: ignore[no-any-return]
+    return np.sqrt(np.sqrt(first_squared * first_squared + second_squared * second_squared))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A roofline bound to one GPU and one number format: seconds per unit of work."""
+
+    base_s: float
+    per_expert_s: float
+    s_per_flop: float
+    s_per_byte: float
+    s_per_moved_byte: float
+    exponent: int
+    basis: Basis
+    source: str
+    light_s_per_flop: float
+    light_s_per_byte: float
+
+    def seconds(self, flop: float, weight_bytes: float, moved_bytes: float = 0.0) -> float:
+        """Time of so much work; see the module."""
+        busy = smooth_max(flop * self.s_per_flop, weight_bytes * self.s_per_byte, self.exponent)
+        return self.base_s + float(busy) + moved_bytes * self.s_per_moved_byte
+
+    def light_s(self, flop: float, num_bytes: float) -> float:
+        """The speed of light: the datasheet rates alone, both at once."""
+        return max(flop * self.light_s_per_flop, num_bytes * self.light_s_per_byte)
+
+
+def kernel(gpu: Gpu, roofline: Roofline, weights: WeightName, basis: Basis, source: str) -> Kernel:
+    """Bind a roofline to a GPU and the format of its weights."""
+    name, assumed = compute_format(weights, frozenset(gpu.compute))
+    peak = gpu.compute[name].value
+    hbm = gpu.hbm_bandwidth.value
+    activation = roofline.activation or roofline.memory
+    if assumed:
+        basis, source = "assumed", f"{source}; {weights} computes as {name} on {gpu.name}"
+    return Kernel(
+        base_s=roofline.base,
+        per_expert_s=roofline.per_expert,
+        s_per_flop=1.0 / (roofline.compute * peak),
+        s_per_byte=1.0 / (roofline.memory * hbm),
+        s_per_moved_byte=1.0 / (activation * hbm),
+        exponent=roofline.exponent,
+        basis=basis,
+        source=source,
+        light_s_per_flop=1.0 / peak,
+        light_s_per_byte=1.0 / hbm,
+    )
+
+
+def all_reduce_factor(members: int) -> float:
+    """Bytes that each member sends in a ring all-reduce of one byte (nccl-tests: busbw/algbw)."""
+    return 2.0 * (members - 1) / members
+
+
+def ceil_div(value: float, divisor: float) -> int:
+    """Whole units needed."""
+    return math.ceil(value / divisor)

@@ -1,0 +1,286 @@
+"""Time of a whole step: stages, layers, windows. The one place where parts become a prediction.
+
+tau[k, s] is the time of stage k for one of m micro-batches in window s. A step takes
+max(m * max tau, sum tau) in decode (each stage works on its micro-batch, one token per sequence) and
+sum tau + (m - 1) * max tau in prefill (fill, then the slowest stage), tau being the window means.
+
+Legend: K stages, S windows, L hidden layers, M MoE layers, R EP ranks, G GPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import zip_longest
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.cost.dense import DenseCost, Term, merged
+from planner.cost.grid import Grid, stages_of
+from planner.cost.instance import Instance
+from planner.cost.moe import LayerTimes, MoeCost, moe_cost
+from planner.inputs.model import LayerRun
+from planner.inputs.workload import Phase
+from planner.plan.placement import Placement, linear, slots_of_ranks
+from planner.plan.split import Split
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Cuts = tuple[range, ...]
+"""Hidden layers of each stage."""
+
+
+def combine_stages(tau_K: Floats, micro_batches: int, phase: Phase) -> float:
+    """Seconds of a step from the stages' times for one micro-batch."""
+    total, slowest = float(tau_K.sum()), float(tau_K.max())
+    if phase == "decode":
+        return max(micro_batches * slowest, total)
+    return total + (micro_batches - 1) * slowest
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """One stage bound to the machine; which layers it runs is decided elsewhere."""
+
+    grid: Grid
+    moe: MoeCost
+    dense: DenseCost
+    send: tuple[Term, ...]
+    """To the next stage; empty for the last."""
+
+    @property
+    def run_terms(self) -> dict[LayerRun, tuple[Term, ...]]:
+        """Placement-independent terms of each kind of layer."""
+        return self.dense.run_terms
+
+    @property
+    def fixed_L(self) -> Floats:
+        """Placement-independent seconds of each hidden layer."""
+        return self.dense.fixed_L
+
+    def extra_terms(self, *, last: bool) -> tuple[Term, ...]:
+        """What the stage does besides its layers."""
+        return self.dense.head if last else self.send
+
+    @cached_property
+    def extra_s(self) -> tuple[float, float]:
+        """Seconds of the extra terms if it is not the last stage, and if it is."""
+        return sum(term.seconds for term in self.send), sum(term.seconds for term in self.dense.head)
+
+
+@dataclass(frozen=True)
+class SplitCost:
+    """An instance under one split, with so many filled expert slots per layer and rank."""
+
+    instance: Instance
+    split: Split
+    slots_R: Ints
+    """Filled slots of each EP rank in every layer."""
+    stages: tuple[StageCost, ...]
+
+    @property
+    def slots_per_rank(self) -> int:
+        """Slots of the longest rank."""
+        return int(self.slots_R.max())
+
+    @cached_property
+    def linear_P(self) -> Ints:
+        """The engines' own layout of one layer."""
+        return linear(self.instance.model.moe.num_experts, self.slots_R)
+
+    def linear_times(self, stage: StageCost) -> tuple[LayerTimes, ...]:
+        """Times of every traced layer under the linear layout."""
+        return tuple(stage.moe.layer(load, self.linear_P) for load in self.instance.loads)
+
+
+def split_cost(
+    instance: Instance, split: Split, redundant_experts: int, gpus: Sequence[Sequence[int]] | None = None
+) -> SplitCost:
+    """Bind an instance to a split.
+
+    Args:
+        instance: model, machine, work and routing.
+        split: the degrees.
+        redundant_experts: per layer, over all ranks.
+        gpus: GPU ids of each stage in rank order; default: consecutive.
+    """
+    grids = stages_of(split, instance.topology)
+    if gpus is not None:
+        grids = tuple(Grid(split, instance.topology, tuple(ids)) for ids in gpus)
+    alike: dict[tuple[bytes, int | None], StageCost] = {}
+    stages = []
+    for grid, following in zip_longest(grids, grids[1:]):
+        level = grid.level_to(following) if following is not None else None
+        kind = (grid.pattern, level)
+        if kind not in alike:
+            dense = DenseCost(instance, grid)
+            send = tuple(dense.send_terms(level)) if level is not None else ()
+            alike[kind] = StageCost(grid, moe_cost(instance, grid), dense, send)
+        stages.append(replace(alike[kind], grid=grid) if alike[kind].grid is not grid else alike[kind])
+    slots = instance.model.moe.num_experts + redundant_experts
+    return SplitCost(instance, split, slots_of_ranks(slots, split.ep), tuple(stages))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a plan is predicted to do."""
+
+    step_s: float
+    tau_K: Floats
+    step_S: Floats
+    """Step time of each window by itself."""
+    layer_times: dict[int, LayerTimes]
+    """MoE times of each traced hidden layer."""
+    balancedness: float | None
+    """Sum of means over sum of maxima of the ranks' rows; None without a trace."""
+
+    @property
+    def p95_s(self) -> float:
+        """95th percentile over windows (nearest rank)."""
+        return float(np.quantile(self.step_S, 0.95, method="inverted_cdf"))
+
+    @property
+    def worst_s(self) -> float:
+        """Slowest window."""
+        return float(self.step_S.max())
+
+
+def predict(cost: SplitCost, cuts: Cuts, placement: Placement) -> Prediction:
+    """Price a placement.
+
+    Args:
+        cost: instance and split.
+        cuts: hidden layers of each stage.
+        placement: slots of every MoE layer.
+
+    Returns:
+        The prediction; the same numbers for solver, checker and report.
+    """
+    instance = cost.instance
+    row_of = {layer: row for row, layer in enumerate(placement.layer_ids)}
+    load_of = dict(zip(instance.traced_layer_ids, instance.loads, strict=True))
+    tau_KS = np.zeros((len(cuts), instance.num_windows))
+    times: dict[int, LayerTimes] = {}
+    mean_sum = max_sum = 0.0
+    for number, (stage, layers) in enumerate(zip(cost.stages, cuts, strict=True)):
+        last = number == len(cuts) - 1
+        tau_KS[number] += stage.extra_s[last] + stage.fixed_L[layers.start : layers.stop].sum()
+        untraced = 0
+        for layer in layers:
+            if layer not in row_of:
+                continue
+            if layer not in load_of:
+                untraced += 1
+                continue
+            expert_P = placement.expert_LP[row_of[layer]]
+            times[layer] = stage.moe.layer(load_of[layer], expert_P)
+            tau_KS[number] += times[layer].total_S
+            rows_SR = stage.moe.rank_load(load_of[layer], expert_P)[0]
+            mean_sum += float(rows_SR.mean(axis=1).sum())
+            max_sum += float(rows_SR.max(axis=1).sum())
+        if untraced:
+            tau_KS[number] += untraced * untraced_S(cost, stage)
+    micro_batches, phase = cost.split.micro_batches, instance.workload.phase
+    tau_K = tau_KS.mean(axis=1)
+    return Prediction(
+        step_s=combine_stages(tau_K, micro_batches, phase),
+        tau_K=tau_K,
+        step_S=np.array([combine_stages(tau, micro_batches, phase) for tau in tau_KS.T]),
+        layer_times=times,
+        balancedness=None if instance.windows is None else mean_sum / max_sum,
+    )
+
+
+def untraced_S(cost: SplitCost, stage: StageCost) -> Floats:
+    """Seconds that an untraced MoE layer is taken to need: the mean linear time of those traced."""
+    return np.asarray(np.mean([times.total_S for times in cost.linear_times(stage)], axis=0))
+
+
+def breakdown(cost: SplitCost, cuts: Cuts, placement: Placement, prediction: Prediction) -> tuple[Term, ...]:
+    """The step's time as terms that add up to it.
+
+    Terms are summed over stages for one pass of one micro-batch; what pipelining adds stands in a
+    term of its own.
+    """
+    terms: list[Term] = []
+    instance = cost.instance
+    for number, (stage, layers) in enumerate(zip(cost.stages, cuts, strict=True)):
+        for layer in layers:
+            terms += stage.run_terms[instance.model.layer_list[layer]]
+        terms += _moe_terms(cost, stage, layers, placement, prediction)
+        terms += stage.extra_terms(last=number == len(cuts) - 1)
+    found = merged(terms)
+    pipeline = prediction.step_s - float(prediction.tau_K.sum())
+    if cost.split.pp > 1 or cost.split.micro_batches > 1:
+        source = f"{cost.split.micro_batches} micro-batches through {cost.split.pp} stages"
+        found = (*found, Term("pipeline: further micro-batches", pipeline, 0.0, "assumed", source))
+    return found
+
+
+def _moe_terms(
+    cost: SplitCost, stage: StageCost, layers: range, placement: Placement, prediction: Prediction
+) -> list[Term]:
+    traced = [layer for layer in layers if layer in prediction.layer_times]
+    untraced = sum(layer in placement.layer_ids for layer in layers) - len(traced)
+    all_times = [(prediction.layer_times[layer], 1.0) for layer in traced]
+    if untraced:
+        linear_times = cost.linear_times(stage)
+        all_times += [(times, untraced / len(linear_times)) for times in linear_times]
+    expert = dispatch = combine = total = 0.0
+    for times, weight in all_times:
+        expert += weight * float(times.expert_S.mean())
+        dispatch += weight * float(times.dispatch_S.mean())
+        combine += weight * float(times.combine_S.mean())
+        total += weight * float(times.total_S.mean())
+    light = _moe_light(cost, stage, traced, placement)
+    constants = cost.instance.constants
+    kernel = stage.moe.kernel
+    hidden = constants.efficiency.overlap
+    travel = constants.kernel.scale_out if cost.instance.topology.num_nodes > 1 else constants.kernel.scale_up
+    terms = [
+        Term("experts", expert, light[0] + untraced * light[3], kernel.basis, kernel.source),
+        Term("dispatch", dispatch, light[1] + untraced * light[4], travel.basis, travel.source),
+        Term("combine", combine, light[2] + untraced * light[5], travel.basis, travel.source),
+    ]
+    if hidden.value:
+        terms.append(
+            Term("hidden by overlap", total - expert - dispatch - combine, 0.0, hidden.basis, hidden.source)
+        )
+    return [term for term in terms if term.seconds]
+
+
+def _moe_light(
+    cost: SplitCost, stage: StageCost, traced: Sequence[int], placement: Placement
+) -> tuple[float, float, float, float, float, float]:
+    """Speed of light of experts, dispatch and combine: of the traced layers, and of one mean layer."""
+    instance = cost.instance
+    load_of = dict(zip(instance.traced_layer_ids, instance.loads, strict=True))
+    row_of = {layer: row for row, layer in enumerate(placement.layer_ids)}
+    moe = stage.moe
+    bare = tuple(1.0 / link.bandwidth.value for link in instance.topology.links)
+    unhindered = replace(moe, exchanges=tuple(replace(exchange, seconds_per_byte_V=bare) for exchange in moe.exchanges))
+
+    def light_of(layers: Sequence[int], expert_LP: Sequence[Ints]) -> tuple[float, float]:
+        expert = volume = 0.0
+        for layer, expert_P in zip(layers, expert_LP, strict=True):
+            rows_SR, touched_SR, _ = moe.rank_load(load_of[layer], expert_P)
+            expert += float(moe.expert_light_s(rows_SR, touched_SR).max(axis=1).mean())
+            volume += float(unhindered.volume_S(load_of[layer], expert_P, rows_SR).mean())
+        return expert, volume
+
+    expert, volume = light_of(traced, [placement.expert_LP[row_of[layer]] for layer in traced])
+    every = instance.traced_layer_ids
+    mean_expert = mean_volume = 0.0
+    if len(every) < len(instance.model.moe_layer_ids):
+        all_expert, all_volume = light_of(every, [cost.linear_P] * len(every))
+        mean_expert, mean_volume = all_expert / len(every), all_volume / len(every)
+    return (
+        expert,
+        volume * moe.dispatch_bytes,
+        volume * moe.combine_bytes,
+        mean_expert,
+        mean_volume * moe.dispatch_bytes,
+        mean_volume * moe.combine_bytes,
+    )
