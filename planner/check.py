@@ -1,0 +1,221 @@
+"""The solver-free checker: re-derives every rule and every booked figure of a plan.
+
+It runs inside `solve` before anything is written, and as `ep-plan check`. It shares the cost model
+with the solver, because that is the truth both are about, and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from planner.baselines import score
+from planner.cost.booking import book
+from planner.cost.instance import Instance
+from planner.cost.step import SplitCost, split_cost
+from planner.inputs.units import format_bytes
+from planner.plan.placement import Placement, slots_of_ranks, violations
+from planner.plan.plan import Plan
+from planner.plan.split import Split
+from planner.rules import Limits, broken_rules
+
+_CLOSE = 1e-9
+"""Relative difference allowed between a booked and a re-derived time: other machines may round the
+last digit of an exponential differently. Counts and bytes must agree exactly."""
+_OPTIMAL = 1e-6
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A rule that a plan breaks or a figure that it books wrongly."""
+
+    rule: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.message}"
+
+
+def check(plan: Plan, instance: Instance) -> list[Finding]:
+    """Everything that is wrong with a plan; empty if nothing is.
+
+    Args:
+        plan: as read from its file.
+        instance: rebuilt from the plan's inputs and the traces that it names.
+    """
+    findings = [*_grid(plan, instance), *_layers(plan, instance)]
+    if findings:
+        return findings  # nothing else has a meaning
+    findings += _placement(plan, instance)
+    if findings:
+        return findings
+    split = split_of(plan)
+    limits = Limits(plan.inputs.rules, plan.inputs.engine or "engine", plan.inputs.keep_groups == "node")
+    broken = broken_rules(instance, split, plan.placement.redundant_experts, limits)
+    findings += [Finding(rule.rule, rule.detail) for rule in broken]
+    gpus = [stage.gpus for stage in plan.stages]
+    cost = split_cost(instance, split, plan.placement.redundant_experts, gpus)
+    findings += _groups(plan, cost)
+    findings += _figures(plan, cost)
+    findings += _solver(plan)
+    return findings
+
+
+def split_of(plan: Plan) -> Split:
+    """The plan's split."""
+    return Split(**plan.split.model_dump())
+
+
+def placement_of(plan: Plan) -> Placement:
+    """The plan's placement as arrays."""
+    record = plan.placement
+    expert_LP = np.array(record.physical_to_logical, dtype=np.int64)
+    return Placement(record.layer_ids, record.slots_per_rank, expert_LP)
+
+
+def cuts_of(plan: Plan) -> tuple[range, ...]:
+    """Hidden layers of each stage."""
+    return tuple(range(*stage.layers) for stage in plan.stages)
+
+
+# --- the grid -------------------------------------------------------------------------------------
+
+
+def _grid(plan: Plan, instance: Instance) -> Iterator[Finding]:
+    s = plan.split
+    if s.tp * s.dp != s.etp * s.ep * s.edp:
+        detail = f"tp {s.tp} x dp {s.dp} is not etp {s.etp} x ep {s.ep} x edp {s.edp}"
+        yield Finding("split", detail)
+    if s.pp != len(plan.stages):
+        yield Finding("stages", f"pp is {s.pp}, but there are {len(plan.stages)} stages")
+    for number, stage in enumerate(plan.stages):
+        if len(stage.gpus) != s.tp * s.dp:
+            yield Finding("stages", f"stage {number} has {len(stage.gpus)} GPUs, tp x dp is {s.tp * s.dp}")
+    used = sorted(gpu for stage in plan.stages for gpu in stage.gpus)
+    if used != list(range(instance.topology.num_gpus)):
+        detail = f"every GPU 0..{instance.topology.num_gpus - 1} must be in exactly one stage"
+        yield Finding("GPUs", detail)
+
+
+def _layers(plan: Plan, instance: Instance) -> Iterator[Finding]:
+    expected = 0
+    for number, stage in enumerate(plan.stages):
+        first, end = stage.layers
+        if first != expected or end <= first:
+            yield Finding("layers", f"stage {number} has layers [{first}, {end}), expected to begin at {expected}")
+        expected = end
+    if expected != instance.model.num_layers:
+        yield Finding("layers", f"the stages end at layer {expected} of {instance.model.num_layers}")
+
+
+def _placement(plan: Plan, instance: Instance) -> Iterator[Finding]:
+    record, moe = plan.placement, instance.model.moe
+    if record.layer_ids != instance.model.moe_layer_ids:
+        yield Finding("layer_ids", "these are not the MoE layers of the model")
+        return
+    width = plan.split.ep * record.slots_per_rank
+    wrong = [
+        layer for layer, row in zip(record.layer_ids, record.physical_to_logical, strict=False) if len(row) != width
+    ]
+    if wrong or len(record.physical_to_logical) != len(record.layer_ids):
+        detail = f"expected {len(record.layer_ids)} rows of ep x slots_per_rank = {width} slots"
+        yield Finding("slots", f"{detail}; layer {wrong[0]} has another length" if wrong else detail)
+        return
+    placement = placement_of(plan)
+    broken = violations(placement, moe.num_experts)
+    yield from (Finding(violation.rule, violation.message) for violation in broken)
+    slots_R = slots_of_ranks(moe.num_experts + record.redundant_experts, plan.split.ep)
+    filled_LR = (placement.expert_LP >= 0).reshape(len(record.layer_ids), plan.split.ep, -1).sum(axis=2)
+    if record.slots_per_rank != slots_R.max():
+        yield Finding("slots", f"slots_per_rank is {record.slots_per_rank}, the experts need {slots_R.max()}")
+    for row in np.flatnonzero((filled_LR != slots_R).any(axis=1))[:3]:
+        rank = int(np.flatnonzero(filled_LR[row] != slots_R)[0])
+        detail = f"rank {rank} fills {filled_LR[row, rank]} slots, expected {slots_R[rank]}"
+        yield Finding("slots of a rank", f"layer {record.layer_ids[row]}: {detail}")
+
+
+def _groups(plan: Plan, cost: SplitCost) -> Iterator[Finding]:
+    if plan.inputs.keep_groups != "node" or plan.split.ep == 1:
+        return
+    moe = cost.instance.model.moe
+    per_group = moe.num_experts // moe.num_groups
+    for stage, layers in zip(cost.stages, cuts_of(plan), strict=True):
+        for layer, row in zip(plan.placement.layer_ids, plan.placement.physical_to_logical, strict=True):
+            if layer not in layers:
+                continue
+            expert_P = np.array(row)
+            rank_P = np.arange(len(row)) // plan.placement.slots_per_rank
+            node_P = stage.grid.ep_groups[0].unit_VR[0][rank_P]
+            for group in range(moe.num_groups):
+                nodes = np.unique(node_P[(expert_P >= 0) & (expert_P // per_group == group)])
+                if len(nodes) > 1:
+                    yield Finding("keep_groups", f"layer {layer}: group {group} is on nodes {nodes.tolist()}")
+
+
+# --- booked figures -------------------------------------------------------------------------------
+
+
+def _figures(plan: Plan, cost: SplitCost) -> Iterator[Finding]:
+    cuts = cuts_of(plan)
+    capacity = cost.instance.topology.gpu.memory.value
+    again = book(cost, cuts, placement_of(plan))
+    for gpu, num_bytes in enumerate(again.memory_bytes):
+        if num_bytes > capacity:
+            over = f"needs {format_bytes(num_bytes)} ({num_bytes:,} B), has {format_bytes(capacity)} ({capacity:,} B)"
+            yield Finding("memory", f"GPU {gpu} {over}")
+            break
+    yield from _compare("predicted", plan.predicted.model_dump(), again.model_dump())
+    baselines = {name: record.model_dump() for name, record in score(cost, cuts).items()}
+    yield from _compare("baselines", {k: v.model_dump() for k, v in plan.baselines.items()}, baselines)
+
+
+def _compare(key: str, booked: Any, again: Any) -> Iterator[Finding]:
+    """Differences between two trees of plain data."""
+    if isinstance(booked, dict) and isinstance(again, dict):
+        for name in sorted(set(booked) | set(again)):
+            if name not in booked or name not in again:
+                missing = "booked" if name not in booked else "re-derived"
+                yield Finding(f"{key}.{name}", f"not {missing}")
+            else:
+                yield from _compare(f"{key}.{name}", booked[name], again[name])
+    elif isinstance(booked, Sequence) and isinstance(again, Sequence) and not isinstance(booked, str):
+        if len(booked) != len(again):
+            yield Finding(key, f"{len(booked)} entries are booked, {len(again)} re-derived")
+            return
+        for index, (one, other) in enumerate(zip(booked, again, strict=True)):
+            yield from _compare(f"{key}[{index}]", one, other)
+    elif not _equal(booked, again):
+        yield Finding(key, f"booked {booked!r}, re-derived {again!r}")
+
+
+def _equal(booked: Any, again: Any) -> bool:
+    if isinstance(booked, float) and isinstance(again, float | int):
+        return math.isclose(booked, again, rel_tol=_CLOSE, abs_tol=1e-18)
+    return bool(booked == again)
+
+
+# --- what is claimed about optimality ---------------------------------------------------------------
+
+
+def _solver(plan: Plan) -> Iterator[Finding]:
+    record = plan.solver
+    if not _equal(record.objective_s, plan.predicted.step_s):
+        detail = f"objective_s {record.objective_s!r} is not the predicted step_s {plan.predicted.step_s!r}"
+        yield Finding("solver.objective_s", detail)
+    if record.bound_s > record.objective_s * (1 + _CLOSE):
+        yield Finding("solver.bound_s", f"{record.bound_s!r} is above the objective {record.objective_s!r}")
+    gap = (record.objective_s - record.bound_s) / record.objective_s
+    if not math.isclose(record.gap, max(0.0, gap), rel_tol=1e-6, abs_tol=1e-12):
+        yield Finding("solver.gap", f"booked {record.gap!r}, objective and bound give {gap!r}")
+    if (record.status == "optimal") != (gap <= _OPTIMAL):
+        yield Finding("solver.status", f"{record.status!r} does not go with a gap of {gap:.3g}")
+    chosen = [c for c in plan.candidates if c.outcome == "chosen"]
+    if [c.split for c in chosen] != [plan.split]:
+        yield Finding("candidates", "the chosen candidate is not the plan's split")
+    bounds = [c.bound_s for c in plan.candidates if c.bound_s is not None]
+    if bounds and record.bound_s > min(bounds) * (1 + _CLOSE):
+        yield Finding("solver.bound_s", f"{record.bound_s!r} is above the least bound of a candidate, {min(bounds)!r}")

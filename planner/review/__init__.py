@@ -1,0 +1,1 @@
+"""Judging plans: comparison on other traces."""

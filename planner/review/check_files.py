@@ -1,0 +1,56 @@
+"""What `ep-plan check` looks at: plans are re-derived, deployments are read in full."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from planner.check import check
+from planner.cost.prepare import from_deployment, from_plan
+from planner.errors import PlannerError, UsageError
+from planner.inputs.deployment import load_deployment
+from planner.plan.plan import read_plan
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One file and what was found in it."""
+
+    path: Path
+    kind: str
+    findings: tuple[str, ...]
+    error: PlannerError | None = None
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.findings and self.error is None
+
+
+def files_to_check(paths: Sequence[Path]) -> Iterator[Path]:
+    """Plans and deployments among files and folders, folders searched for both."""
+    for path in paths:
+        if path.is_dir():
+            found = sorted([*path.rglob("deployment.yaml"), *path.rglob("plan*.json")])
+            if not found:
+                raise UsageError(f"{path}: holds neither a deployment.yaml nor a plan*.json")
+            yield from found
+        elif path.exists():
+            yield path
+        else:
+            raise UsageError(f"{path}: no such file")
+
+
+def check_file(path: Path, traces: Sequence[Path] | None = None) -> Checked:
+    """Check one plan or deployment; problems are returned, not raised."""
+    kind = "plan" if path.suffix == ".json" else "deployment"
+    try:
+        if kind == "plan":
+            plan = read_plan(path)
+            findings = check(plan, from_plan(plan, path, traces).instance)
+            return Checked(path, kind, tuple(str(finding) for finding in findings))
+        from_deployment(load_deployment(path))
+    except PlannerError as error:
+        return Checked(path, kind, (), error)
+    return Checked(path, kind, ())

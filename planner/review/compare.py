@@ -1,0 +1,130 @@
+"""Plans and baselines on the same trace, window by window, in every engine's own metric.
+
+Metrics over the ranks' rows, per layer and window (formulas as the engines log them):
+
+- balancedness (vLLM): sum over layers and windows of the mean / the same sum of the maximum
+- PAR (vllm-ascend): mean of max/mean
+- utilisation (SGLang): mean of (mean + 1e-5)/(max + 1e-5)
+- imbalance-ratio (TensorRT-LLM): mean of max/mean - 1
+
+Legend: S windows, L layers, R ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.baselines import duplicates, placements, weights_of
+from planner.check import cuts_of, placement_of, split_of
+from planner.cost.prepare import from_plan
+from planner.cost.step import Cuts, SplitCost, predict, split_cost
+from planner.errors import PlannerError, UsageError
+from planner.plan.placement import Placement
+from planner.plan.plan import Plan
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One placement on one trace."""
+
+    name: str
+    step_s: float
+    step_S: tuple[float, ...]
+    balancedness: float
+    par: float
+    utilisation: float
+    imbalance_ratio: float
+    imbalance_S: tuple[float, ...]
+    """Mean over layers of max/mean, for each window."""
+    duplicates: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A plan and the baselines on its split."""
+
+    path: str
+    split: str
+    windows: tuple[str, ...]
+    how: str
+    baselines_from: str
+    """Which routing the load-driven baselines were made from."""
+    scores: tuple[Score, ...]
+
+
+def compare(plan: Plan, path: Path, traces: Sequence[Path]) -> Comparison:
+    """Score a plan and all baselines on a trace.
+
+    Args:
+        plan: the plan.
+        path: its file.
+        traces: the traces to judge on; cut into windows as the plan's workload says.
+    """
+    judged = from_plan(plan, path, traces).instance
+    split, redundant = split_of(plan), plan.placement.redundant_experts
+    gpus = [stage.gpus for stage in plan.stages]
+    cost = split_cost(judged, split, redundant, gpus)
+    cuts, own = cuts_of(plan), placement_of(plan)
+    assert judged.windows is not None
+    if judged.traced_layer_ids != plan.inputs.traced_layer_ids and plan.inputs.traces:
+        raise UsageError(
+            f"{traces[0]}: covers other layers than the trace that {path} was made from",
+            hint="compare on a trace of the same layers",
+        )
+    weight_LE, source = _planning_weights(plan, path)
+    if weight_LE is None:
+        weight_LE = weights_of(judged.windows)
+    scores = [_score("plan", cost, cuts, own)]
+    for name, placement in placements(cost, weight_LE).items():
+        scores.append(_score(name, cost, cuts, placement))
+    return Comparison(
+        path=str(path),
+        split=str(split),
+        windows=judged.windows.names_S,
+        how=judged.windows.how,
+        baselines_from=source,
+        scores=tuple(scores),
+    )
+
+
+def _planning_weights(plan: Plan, path: Path) -> tuple[Floats | None, str]:
+    """The loads that the plan itself was made from, so that baselines know no more than it did."""
+    if not plan.inputs.traces:
+        return None, "the judged trace itself (the plan has none)"
+    try:
+        windows = from_plan(plan, path).instance.windows
+    except PlannerError:
+        return None, "the judged trace itself (the plan's own is not at hand)"
+    assert windows is not None
+    return weights_of(windows), "the plan's own trace"
+
+
+def _score(name: str, cost: SplitCost, cuts: Cuts, placement: Placement) -> Score:
+    prediction = predict(cost, cuts, placement)
+    row_of = {layer: row for row, layer in enumerate(placement.layer_ids)}
+    stage_of = {layer: stage for stage, layers in zip(cost.stages, cuts, strict=True) for layer in layers}
+    mean_LS, max_LS = [], []
+    for layer, load in zip(cost.instance.traced_layer_ids, cost.instance.loads, strict=True):
+        rows_SR = stage_of[layer].moe.rank_load(load, placement.expert_LP[row_of[layer]])[0]
+        mean_LS.append(rows_SR.mean(axis=1))
+        max_LS.append(rows_SR.max(axis=1))
+    mean, largest = np.stack(mean_LS), np.stack(max_LS)
+    ratio = largest / mean
+    return Score(
+        name=name,
+        step_s=prediction.step_s,
+        step_S=tuple(prediction.step_S.tolist()),
+        balancedness=float(mean.sum() / largest.sum()),
+        par=float(ratio.mean()),
+        utilisation=float(((mean + 1e-5) / (largest + 1e-5)).mean()),
+        imbalance_ratio=float(ratio.mean() - 1),
+        imbalance_S=tuple(ratio.mean(axis=0).tolist()),
+        duplicates=duplicates(placement),
+    )
