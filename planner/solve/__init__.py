@@ -1,0 +1,1 @@
+"""Choosing split and placement, with a proven bound."""

@@ -1,0 +1,255 @@
+"""All splits of the machine, each with what it breaks or with how fast it could be at best.
+
+The grid is small (tens to hundreds of points): every divisor of the GPUs for pp, of a stage for tp,
+and of a stage for ep x etp. Nothing is left out silently; every candidate keeps its outcome.
+
+Legend: K stages, L hidden layers, M traced MoE layers, S windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.cost.instance import Instance, LayerLoad
+from planner.cost.memory import StageMemory, stage_memories
+from planner.cost.step import SplitCost, StageCost, split_cost
+from planner.inputs.model import MoeFfn
+from planner.inputs.units import format_bytes
+from planner.plan.split import Split
+from planner.rules import Broken, Limits, broken_rules
+from planner.solve.bounds import layer_bound_S
+from planner.solve.cuts import BestCuts, StageLimits, best_cuts, least_memory_excess
+from planner.solve.problem import LayerProblem
+from planner.trace.windows import TokenSets
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_MICRO_BATCH_FACTORS = (1, 2, 4)
+_EXTRA_SLOTS = 4
+"""With `redundant_experts: auto`: spare slots per rank that are tried, besides none."""
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Which splits are looked at."""
+
+    limits: Limits
+    pins: dict[str, int]
+    redundant_experts: int | None
+    """None: the number with the least step time."""
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors, ascending."""
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def all_splits(instance: Instance, pins: dict[str, int]) -> Iterator[Split]:
+    """Every split that uses all GPUs in service and agrees with the pinned degrees."""
+    gpus = instance.topology.num_gpus
+    for pp in _allowed(pins, "pp", divisors(gpus)):
+        stage = gpus // pp
+        factors = (1,) if pp == 1 else _MICRO_BATCH_FACTORS
+        counts = [pins["micro_batches"]] if "micro_batches" in pins else [pp * f for f in factors]
+        for tp in _allowed(pins, "tp", divisors(stage)):
+            if pins.get("dp", stage // tp) != stage // tp:
+                continue
+            for etp in _allowed(pins, "etp", divisors(stage)):
+                for ep in _allowed(pins, "ep", divisors(stage // etp)):
+                    edp = stage // etp // ep
+                    if pins.get("edp", edp) != edp:
+                        continue
+                    for count in counts:
+                        yield Split(tp, stage // tp, pp, ep, etp, edp, count)
+
+
+def _allowed(pins: dict[str, int], name: str, values: list[int]) -> list[int]:
+    return [value for value in values if pins.get(name, value) == value]
+
+
+def redundancies(instance: Instance, split: Split, space: SearchSpace) -> list[int]:
+    """Numbers of redundant experts to try for a split."""
+    if split.ep == 1:
+        return [0]
+    if space.redundant_experts is not None:
+        return [space.redundant_experts]
+    experts = instance.model.moe.num_experts
+    if not space.limits.rules.redundant_experts:
+        return [0]
+    fewest = -(-experts // split.ep)
+    most = min(fewest + _EXTRA_SLOTS, experts)
+    tried = {slots * split.ep - experts for slots in range(fewest, most + 1)}
+    return sorted(tried | {0})
+
+
+@dataclass
+class Candidate:
+    """One split with its outcome so far."""
+
+    split: Split
+    redundant_experts: int
+    reasons: list[Broken]
+    cost: SplitCost | None = None
+    memories: tuple[StageMemory, ...] = ()
+    bound_s: float = 0.0
+    """No plan with this split is faster."""
+    step_s: float | None = None
+    """Of the best plan found with this split."""
+    cuts: tuple[range, ...] = ()
+    free_bytes: int = 0
+    layer_bound: dict[tuple[bytes, ...], Floats] = field(default_factory=dict)
+    """Proved seconds of each traced layer, by kind of stage."""
+
+    @property
+    def is_feasible(self) -> bool:
+        """Whether no rule is broken."""
+        return not self.reasons
+
+    @cached_property
+    def order(self) -> tuple[int, ...]:
+        """Fixed order among candidates that are equally good: simple splits first."""
+        s = self.split
+        return (s.pp, s.edp, s.etp, s.tp, -s.ep, s.micro_batches, self.redundant_experts)
+
+
+class Bounder:
+    """Bounds splits; keeps what several of them share."""
+
+    def __init__(self, instance: Instance) -> None:
+        self.instance = instance
+        self._rough: dict[tuple[object, ...], Floats] = {}
+        self._traced_L = np.array(instance.traced_layer_ids, dtype=np.int64)
+        self._rows = np.arange(len(self._traced_L))
+        self._untraced_L = np.array(
+            sorted(set(instance.model.moe_layer_ids) - set(instance.traced_layer_ids)), dtype=np.int64
+        )
+
+    @cached_property
+    def stacked(self) -> LayerLoad:
+        """All traced layers as one load, their windows one after the other, so that numpy sees them at once."""
+        loads = self.instance.loads
+        sets = None
+        if all(load.sets is not None for load in loads):
+            windows = self.instance.num_windows
+            known = [load.sets for load in loads if load.sets is not None]
+            sets = TokenSets(
+                np.concatenate([part.window_N + np.int32(windows * row) for row, part in enumerate(known)]),
+                np.concatenate([part.experts_NLK for part in known]),
+            )
+        return LayerLoad(
+            np.concatenate([load.share_SE for load in loads]),
+            np.concatenate([load.choices_S for load in loads]),
+            sets,
+        )
+
+    def rough_layers(self, cost: SplitCost, stage: StageCost) -> Floats:
+        """Seconds that no placement beats, for each traced layer [M] on this kind of stage."""
+        key = (stage.moe.tokens, cost.split.ep, cost.split.etp, int(cost.slots_R.sum()), stage.grid.key)
+        if key not in self._rough:
+            problem = LayerProblem(stage.moe, self.stacked, cost.slots_R)
+            bound_S = layer_bound_S(problem)
+            self._rough[key] = bound_S.reshape(len(self.instance.loads), -1).mean(axis=1)
+        return self._rough[key]
+
+    def limits(self, candidate: Candidate, traced_KM: list[Floats]) -> StageLimits:
+        """Seconds and bytes of every layer on every stage, given those of the traced MoE layers."""
+        cost = candidate.cost
+        assert cost is not None
+        layer_s = []
+        for stage, traced_M in zip(cost.stages, traced_KM, strict=True):
+            seconds_L = stage.fixed_L.copy()
+            seconds_L[self._traced_L] += traced_M[self._rows]
+            if len(self._untraced_L):
+                seconds_L[self._untraced_L] += np.mean([t.total_S.mean() for t in cost.linear_times(stage)])
+            layer_s.append(seconds_L)
+        last = len(cost.stages) - 1
+        return replace(
+            memory_limits(self.instance, candidate),
+            layer_s_KL=np.stack(layer_s),
+            extra_s_K=np.array([stage.extra_s[k == last] for k, stage in enumerate(cost.stages)]),
+        )
+
+    def step_bound(self, candidate: Candidate, traced_KM: list[Floats]) -> tuple[float, BestCuts] | None:
+        """Least step time over all cuts that fit, given least layer times; None if nothing fits."""
+        best = best_cuts(self.limits(candidate, traced_KM))
+        if best is None:
+            return None
+        split, phase = candidate.split, self.instance.workload.phase
+        # The least slowest stage and the least sum may belong to different cuts; both are bounds.
+        if phase == "decode":
+            return max(split.micro_batches * best.slowest_s, best.least_sum_s), best
+        return best.least_sum_s + (split.micro_batches - 1) * best.slowest_s, best
+
+
+def memory_limits(instance: Instance, candidate: Candidate) -> StageLimits:
+    """Bytes of every layer on the fullest rank of every stage; no times."""
+    assert candidate.cost is not None
+    memories, slots = candidate.memories, int(candidate.cost.slots_R.max())
+    layers = instance.model.num_layers
+    is_moe = np.array([isinstance(run.ffn, MoeFfn) for run in instance.model.layer_list])
+    rows = {id(m): np.array(m.layer_bytes, dtype=np.int64) + is_moe * (slots * m.slot_bytes) for m in memories}
+    return StageLimits(
+        layer_s_KL=np.zeros((len(memories), layers)),
+        extra_s_K=np.zeros(len(memories)),
+        layer_bytes_KL=np.stack([rows[id(memory)] for memory in memories]),
+        base_bytes_K=np.array([memory.base_bytes for memory in memories], dtype=np.int64),
+        capacity_K=np.array([memory.capacity_bytes for memory in memories], dtype=np.int64),
+    )
+
+
+def ruled(instance: Instance, split: Split, redundant: int, limits: Limits) -> Candidate:
+    """Check one split against all rules and memory."""
+    candidate = Candidate(split, redundant, broken_rules(instance, split, redundant, limits))
+    if any(broken.rule in ("experts", "slots", "stages", "batch") for broken in candidate.reasons):
+        return candidate  # the grid itself makes no sense; memory has no meaning
+    candidate.cost = split_cost(instance, split, redundant)
+    candidate.memories = stage_memories(instance, (stage.grid for stage in candidate.cost.stages))
+    over, stage = least_memory_excess(memory_limits(instance, candidate))
+    candidate.free_bytes = -over
+    if over > 0:
+        capacity = candidate.memories[stage].capacity_bytes
+        where = f"memory of a GPU of stage {stage}" if split.pp > 1 else "memory of a GPU"
+        detail = f"needs {format_bytes(capacity + over)}, has {format_bytes(capacity)}"
+        candidate.reasons.append(Broken(where, detail))
+    return candidate
+
+
+def bounded(candidate: Candidate, bounder: Bounder) -> Candidate:
+    """Give a feasible candidate its first bound and cuts."""
+    cost = candidate.cost
+    assert cost is not None
+    rough = [bounder.rough_layers(cost, stage) for stage in cost.stages]
+    found = bounder.step_bound(candidate, rough)
+    assert found is not None, "cuts that fit were found before"
+    candidate.bound_s, best = found
+    candidate.cuts = best.cuts
+    candidate.layer_bound = {stage.grid.key: bound.copy() for stage, bound in zip(cost.stages, rough, strict=True)}
+    return candidate
+
+
+def feasible_split(instance: Instance, space: SearchSpace) -> Split | None:
+    """Some split that breaks no rule, or None; nothing is priced."""
+    for split in all_splits(instance, space.pins):
+        for redundant in redundancies(instance, split, space):
+            if ruled(instance, split, redundant, space.limits).is_feasible:
+                return split
+    return None
+
+
+def all_candidates(instance: Instance, space: SearchSpace, bounder: Bounder) -> list[Candidate]:
+    """Every candidate, feasible ones by rising bound, then the rejected ones."""
+    found = [
+        ruled(instance, split, redundant, space.limits)
+        for split in all_splits(instance, space.pins)
+        for redundant in redundancies(instance, split, space)
+    ]
+    for candidate in found:
+        if candidate.is_feasible:
+            bounded(candidate, bounder)
+    return sorted(found, key=lambda c: (not c.is_feasible, c.bound_s, c.order))

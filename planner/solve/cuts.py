@@ -1,0 +1,105 @@
+"""Where the layers are cut into stages: dynamic programming over contiguous runs of layers.
+
+The slowest stage counts, so its time is minimised first; memory of every stage is a hard limit
+(docs/model.md, "Cuts").
+
+Legend: K stages, L hidden layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class StageLimits:
+    """Seconds and bytes of each layer on each stage, and what each stage has besides."""
+
+    layer_s_KL: Floats
+    extra_s_K: Floats
+    layer_bytes_KL: Ints
+    base_bytes_K: Ints
+    capacity_K: Ints
+
+
+@dataclass(frozen=True)
+class BestCuts:
+    """Cuts with the least slowest stage, its seconds, and the least sum of all stages of any cuts."""
+
+    cuts: tuple[range, ...]
+    slowest_s: float
+    least_sum_s: float
+
+
+def best_cuts(limits: StageLimits) -> BestCuts | None:
+    """The cuts whose slowest stage is fastest among those that fit in memory; None if none fits.
+
+    Ties go to the cuts with the least total, then to the earliest.
+    """
+    stages, layers = limits.layer_s_KL.shape
+    slowest = np.full(layers + 1, np.inf)
+    least_sum = np.full(layers + 1, np.inf)
+    slowest[0] = least_sum[0] = 0.0
+    choices = []
+    for stage in range(stages):
+        cost_ij, fits_ij = _segments(limits, stage)
+        worst_ij = np.where(fits_ij, np.maximum(slowest[:, None], cost_ij), np.inf)
+        total_ij = np.where(fits_ij, least_sum[:, None] + cost_ij, np.inf)
+        choices.append(worst_ij.argmin(axis=0))
+        slowest, least_sum = worst_ij.min(axis=0), total_ij.min(axis=0)
+    if not np.isfinite(slowest[layers]):
+        return None
+    cuts = _followed_back(choices, layers)
+    return BestCuts(cuts, float(slowest[layers]), float(least_sum[layers]))
+
+
+def _segments(limits: StageLimits, stage: int) -> tuple[Floats, NDArray[np.bool_]]:
+    """Seconds of the layers [i, j) on a stage, and whether they fit; at least one layer each."""
+    seconds = np.concatenate([[0.0], np.cumsum(limits.layer_s_KL[stage])])
+    num_bytes = np.concatenate([[0], np.cumsum(limits.layer_bytes_KL[stage])])
+    cost_ij = seconds[None, :] - seconds[:, None] + limits.extra_s_K[stage]
+    bytes_ij = num_bytes[None, :] - num_bytes[:, None] + limits.base_bytes_K[stage]
+    index = np.arange(len(seconds))
+    return cost_ij, (bytes_ij <= limits.capacity_K[stage]) & (index[:, None] < index[None, :])
+
+
+def least_memory_excess(limits: StageLimits) -> tuple[int, int]:
+    """How far the fullest stage is over its memory under the cuts that need least, and that stage."""
+    over = [
+        int(limits.layer_bytes_KL[k, layers.start : layers.stop].sum() + limits.base_bytes_K[k] - limits.capacity_K[k])
+        for k, layers in enumerate(cuts_of_least_memory(limits))
+    ]
+    return max(over), int(np.argmax(over))
+
+
+def cuts_of_least_memory(limits: StageLimits) -> tuple[range, ...]:
+    """The cuts whose fullest stage has most room (or lacks least)."""
+    stages, layers = limits.layer_bytes_KL.shape
+    never = np.iinfo(np.int64).max // 2
+    excess = np.full(layers + 1, never, dtype=np.int64)
+    excess[0] = -never
+    index = np.arange(layers + 1)
+    choices = []
+    for stage in range(stages):
+        num_bytes = np.concatenate([[0], np.cumsum(limits.layer_bytes_KL[stage])])
+        over_ij = num_bytes[None, :] - num_bytes[:, None] + limits.base_bytes_K[stage] - limits.capacity_K[stage]
+        worst_ij = np.where(index[:, None] < index[None, :], np.maximum(excess[:, None], over_ij), never)
+        choices.append(worst_ij.argmin(axis=0))
+        excess = worst_ij.min(axis=0)
+    return _followed_back(choices, layers)
+
+
+def _followed_back(choices: list[Ints], layers: int) -> tuple[range, ...]:
+    """Stages from the choices of each step of the dynamic program."""
+    ends = [layers]
+    for choice in reversed(choices):
+        ends.append(int(choice[ends[-1]]))
+    ends.reverse()
+    return tuple(range(first, end) for first, end in pairwise(ends))

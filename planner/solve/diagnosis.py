@@ -1,0 +1,156 @@
+"""Saying no: which rules every split breaks, by how much, and what would help.
+
+The grid is small, so every candidate is listed with its reason instead of a minimal conflict, the
+nearest to fitting first. Each repair offered was tried: with it some split breaks no rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from planner.cost.instance import Instance
+from planner.errors import InfeasibleError, Problem
+from planner.inputs.precision import WEIGHTS, Precision
+from planner.inputs.topology import Gpu, Topology, resolve
+from planner.inputs.units import format_bytes
+from planner.inputs.workload import Workload
+from planner.solve.candidates import Candidate, SearchSpace, feasible_split, memory_limits
+from planner.solve.cuts import cuts_of_least_memory
+
+_SHOWN = 8
+_MOST_NODES = 16
+
+
+def infeasible(instance: Instance, space: SearchSpace, candidates: list[Candidate]) -> InfeasibleError:
+    """The error that explains why no split can run."""
+    gpus = instance.topology.num_gpus
+    plural = "s" if gpus > 1 else ""
+    if not candidates:
+        return _no_split(instance, space)
+    error = InfeasibleError(f"no split of {gpus} GPU{plural} fits ({len(candidates)} tried)")
+    nearest = sorted(candidates, key=_distance)
+    lines = [*_table(nearest), *_arithmetic(instance, nearest[0])]
+    lines += [f"try: {repair}" for repair in repairs(instance, space)]
+    error.problems = (Problem(str(error.problems[0].message), None, "\n".join(lines)),)
+    return error
+
+
+def _no_split(instance: Instance, space: SearchSpace) -> InfeasibleError:
+    pins = ", ".join(f"{name}={value}" for name, value in space.pins.items())
+    gpus = instance.topology.num_gpus
+    message = f"no split of {gpus} GPUs has {pins}"
+    hint = "per stage tp x dp = etp x ep x edp = GPUs / pp, so every degree must divide it\ntry: fewer pins"
+    return InfeasibleError(message, hint=hint)
+
+
+def _distance(candidate: Candidate) -> tuple[int, int, tuple[int, ...]]:
+    """Fewest rules broken first, then least memory over."""
+    return len(candidate.reasons), max(0, -candidate.free_bytes), candidate.order
+
+
+def _table(nearest: list[Candidate]) -> Iterator[str]:
+    rows: dict[str, str] = {}
+    for candidate in nearest:
+        s = candidate.split
+        name = f"tp={s.tp} dp={s.dp} ep={s.ep} etp={s.etp} pp={s.pp}"
+        rows.setdefault(name, "; ".join(str(reason) for reason in candidate.reasons))
+    width = max(len(name) for name in list(rows)[:_SHOWN])
+    yield f"{'split':<{width}}  rules broken"
+    for name, reasons in list(rows.items())[:_SHOWN]:
+        yield f"{name:<{width}}  {reasons}"
+    if len(rows) > _SHOWN:
+        yield f"and {len(rows) - _SHOWN} more"
+
+
+def _arithmetic(instance: Instance, candidate: Candidate) -> Iterator[str]:
+    """The memory lines of the fullest GPU of the split that comes nearest."""
+    if candidate.cost is None or not any("memory" in reason.rule for reason in candidate.reasons):
+        return
+    limits = memory_limits(instance, candidate)
+    cuts = cuts_of_least_memory(limits)
+    slots = int(candidate.cost.slots_R.max())
+    moe = set(instance.model.moe_layer_ids)
+    filled = [slots * sum(layer in moe for layer in layers) for layers in cuts]
+    totals = [m.total(layers, f) for m, layers, f in zip(candidate.memories, cuts, filled, strict=True)]
+    fullest = totals.index(max(totals))
+    memory = candidate.memories[fullest]
+    yield f"memory of a GPU with {candidate.split}:"
+    for line in sorted(memory.lines(cuts[fullest], filled[fullest]), key=lambda line: -line.num_bytes):
+        yield f"  {line.name:<28} {format_bytes(line.num_bytes):>10}"
+    yield f"  {'needs':<28} {format_bytes(totals[fullest]):>10}, has {format_bytes(memory.capacity_bytes)}"
+
+
+# --- repairs ----------------------------------------------------------------------------------------
+
+
+def repairs(instance: Instance, space: SearchSpace) -> Iterator[str]:
+    """Changes of one thing each with which some split breaks no rule; every one was tried."""
+    if space.pins and feasible_split(instance, replace(space, pins={})):
+        pins = ", ".join(f"{name}={value}" for name, value in space.pins.items())
+        yield f"without {pins}"
+    if space.redundant_experts and feasible_split(instance, replace(space, redundant_experts=0)):
+        yield "no redundant experts"
+    nodes = _fewest(lambda count: _with_nodes(instance, count), instance, space)
+    if nodes is not None:
+        yield f"{nodes} nodes ({nodes * instance.topology.file.gpus_per_node} GPUs)"
+    yield from _formats(instance, space)
+    for name, text in (("context_length", "context_length {:,}"), ("tokens_per_gpu", "tokens_per_gpu {:,}")):
+        value = _largest(instance, space, name)
+        if value is not None:
+            yield text.format(value)
+
+
+def _with_nodes(instance: Instance, nodes: int) -> Instance:
+    topology = instance.topology
+    assert isinstance(topology.file.gpu, Gpu)
+    links = topology.file.links
+    if len(links) == 1 and topology.file.nodes == 1:
+        return instance  # nothing is known about a link between nodes
+    file = topology.file.model_copy(update={"nodes": nodes, "links": links})
+    grown: Topology = resolve(file, topology.file.gpu)
+    return replace(instance, topology=grown, windows=None)
+
+
+def _fewest(change: Callable[[int], Instance], instance: Instance, space: SearchSpace) -> int | None:
+    """The least number of nodes that fits, up to a few times as many."""
+    now = instance.topology.file.nodes
+    for nodes in range(now + 1, min(now * 4, now + _MOST_NODES) + 1):
+        changed = change(nodes)
+        if changed is instance:
+            return None
+        if feasible_split(changed, space):
+            return nodes
+    return None
+
+
+def _formats(instance: Instance, space: SearchSpace) -> Iterator[str]:
+    precision = instance.constants.precision
+    if WEIGHTS[precision.experts].bits > 8.5:
+        smaller = precision.model_copy(update={"experts": "fp8", "dense": "fp8"})
+        if _fits_with(instance, space, smaller):
+            yield "precision: {weights: fp8}"
+    if precision.kv_cache != "fp8" and _fits_with(instance, space, precision.model_copy(update={"kv_cache": "fp8"})):
+        yield "precision: {kv_cache: fp8}"
+
+
+def _fits_with(instance: Instance, space: SearchSpace, precision: Precision) -> bool:
+    constants = instance.constants.model_copy(update={"precision": precision})
+    return feasible_split(replace(instance, constants=constants), space) is not None
+
+
+def _largest(instance: Instance, space: SearchSpace, name: str) -> int | None:
+    """The largest smaller value of a workload figure that fits, to two digits; None if none does."""
+
+    def fits(value: int) -> bool:
+        work: Workload = instance.workload.model_copy(update={name: value})
+        return feasible_split(replace(instance, workload=work, windows=None), space) is not None
+
+    upper = getattr(instance.workload, name)
+    if upper <= 1 or not fits(1):
+        return None
+    lower = 1
+    while upper - lower > max(1, lower // 64):
+        middle = (lower + upper) // 2
+        lower, upper = (middle, upper) if fits(middle) else (lower, middle)
+    return int(lower)

@@ -1,0 +1,301 @@
+"""The placement of one layer as an integer program, solved with CP-SAT (docs/model.md, "Placement").
+
+Variables: x[e, r, k] = 1 if expert e has k copies and one of them is on rank r; y[e, k] = 1 if e has
+k copies. Per window s, busy[s] bounds the expert time of every rank from above through tangents of
+the smooth maximum, sent[s] the slowest unit's traffic, total[s] both with their overlap.
+
+(C1) sum_k y[e, k] = 1 and sum_r x[e, r, k] = k y[e, k]
+(C2) sum_{e, k} x[e, r, k] = slots[r]
+(C3) sum_k x[e, r, k] <= 1
+(C4) busy[s] >= each tangent of each rank, with rows n[e, s] / k and touches as data
+(C5) sent[s] >= each unit's traffic, linear in rows without de-duplication; else only its bound
+(C6) x[e, r, k] <= g[group of e, node of r] and sum_n g[a, n] = 1
+
+CP-SAT needs integers: seconds are counted in a quantum chosen so that the sum of any row's Boolean
+coefficients stays below 2**29 (a presolve rule of 9.15 overflows above 2**31, or-tools#5293). Costs
+are rounded down, so the solver's bound times the quantum is valid; incumbents are priced by the
+truth, and tangents at the incumbent are added until truth and bound meet.
+
+Legend: S windows, E experts, R ranks, U units, k copies.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+from ortools.sat.python import cp_model
+
+from planner.plan.placement import from_ranks
+from planner.solve.bounds import bound_parts_S
+from planner.solve.problem import CLOSED, LayerProblem, Tangent, mean_tangent, tangent
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_ROW_LIMIT = 1 << 29
+_ROUNDS = 12
+
+
+@dataclass(frozen=True)
+class ExactResult:
+    """What the integer program found and proved, in seconds on average over windows."""
+
+    expert_P: Ints
+    seconds: float
+    bound: float
+    effort: float
+
+
+def num_booleans(problem: LayerProblem) -> int:
+    """Size of the program."""
+    return problem.num_experts * problem.num_ranks * problem.most_copies
+
+
+def solve_exactly(problem: LayerProblem, incumbent_P: Ints, effort: float, seed: int, gap: float) -> ExactResult:
+    """Improve an incumbent and prove a bound.
+
+    Args:
+        problem: the layer.
+        incumbent_P: a feasible placement, used as hint and returned if nothing better is found.
+        effort: limit in CP-SAT's deterministic time.
+        seed: of the solver.
+        gap: stop when truth and bound are this close (relative).
+
+    Returns:
+        The best placement seen and the best bound proved, at least the counting bound.
+    """
+    best_P, best = incumbent_P, problem.seconds(incumbent_P)
+    floor = bound_parts_S(problem)
+    bound = float(problem.moe.times(*floor).total_S.mean())
+    tangents = [mean_tangent(problem), *_at(problem, incumbent_P)]
+    spent = 0.0
+    for _ in range(_ROUNDS):
+        if best - bound <= max(gap, CLOSED) * best or spent >= effort:
+            break
+        program = _Program(problem, tangents, floor, best)
+        found = program.solve(best_P, effort - spent, seed, gap)
+        spent += found.effort
+        bound = max(bound, found.bound)
+        if found.expert_P is None:
+            break
+        seconds = problem.seconds(found.expert_P)
+        if seconds < best:
+            best_P, best = found.expert_P, seconds
+        elif not found.closed:
+            break
+        tangents += _at(problem, found.expert_P)
+    return ExactResult(best_P, best, min(bound, best), spent)
+
+
+def _at(problem: LayerProblem, expert_P: Ints) -> list[Tangent]:
+    """Tangents at the slowest rank of each window, and at the rank with the most rows."""
+    rows_SR, touched_SR, filled_R = problem.moe.rank_load(problem.load, expert_P)
+    seconds_SR = problem.moe.expert_s(rows_SR, touched_SR, filled_R.astype(float))
+    found = []
+    for rank_S in (seconds_SR.argmax(axis=1), rows_SR.argmax(axis=1), touched_SR.argmax(axis=1)):
+        pick = (np.arange(len(rank_S)), rank_S)
+        found.append(tangent(problem.moe, rows_SR[pick], touched_SR[pick]))
+    return found
+
+
+@dataclass(frozen=True)
+class _Found:
+    expert_P: Ints | None
+    bound: float
+    effort: float
+    closed: bool
+
+
+class _Program:
+    """One CP-SAT model; built for a fixed set of tangents."""
+
+    def __init__(
+        self, problem: LayerProblem, tangents: Sequence[Tangent], floor: tuple[Floats, Floats], upper: float
+    ) -> None:
+        self.problem = problem
+        self.model = cp_model.CpModel()
+        self.floor = floor
+        self.upper = upper
+        self._add_assignment()
+        self._break_symmetry()
+        self._add_groups()
+        self._add_times(tangents)
+
+    # --- (C1) - (C3), (C6) ------------------------------------------------------------------------
+
+    def _add_assignment(self) -> None:
+        p, model = self.problem, self.model
+        shape = (p.num_experts, p.num_ranks, p.most_copies)
+        variables = [model.new_bool_var(f"x[{e},{r},{k + 1}]") for e, r, k in itertools.product(*map(range, shape))]
+        self.x = np.array(variables, dtype=object).reshape(shape)
+        if p.most_copies > 1:
+            for expert in range(p.num_experts):
+                chosen = [model.new_bool_var(f"y[{expert},{k + 1}]") for k in range(p.most_copies)]
+                model.add_exactly_one(chosen)
+                for k, y in enumerate(chosen):
+                    model.add(sum(self.x[expert, :, k].tolist()) == (k + 1) * y)
+                for rank in range(p.num_ranks):
+                    model.add_at_most_one(self.x[expert, rank].tolist())
+        else:
+            for expert in range(p.num_experts):
+                model.add_exactly_one(self.x[expert, :, 0].tolist())
+        for rank in range(p.num_ranks):
+            model.add(sum(self.x[:, rank].reshape(-1).tolist()) == int(p.slots_R[rank]))
+
+    def _break_symmetry(self) -> None:
+        """If any rank can be mapped to any other, the hottest expert may as well sit on rank 0."""
+        p = self.problem
+        alike = (p.slots_R == p.slots_R[0]).all() and all(
+            len(np.unique(np.unique(units, return_counts=True)[1])) == 1
+            for exchange in p.moe.exchanges
+            for units in exchange.group.unit_VR
+        )
+        if alike and len(p.moe.exchanges) == 1:
+            hottest = int(p.rows_SE.sum(axis=0).argmax())
+            self.model.add_exactly_one(self.x[hottest, 0].tolist())
+
+    def _add_groups(self) -> None:
+        p, model = self.problem, self.model
+        if p.group_E is None:
+            return
+        nodes = int(p.node_R.max()) + 1
+        for group in range(int(p.group_E.max()) + 1):
+            home = [model.new_bool_var(f"g[{group},{node}]") for node in range(nodes)]
+            model.add_exactly_one(home)
+            for expert in np.flatnonzero(p.group_E == group).tolist():
+                for rank in range(p.num_ranks):
+                    for variable in self.x[expert, rank].tolist():
+                        model.add_implication(variable, home[int(p.node_R[rank])])
+
+    # --- (C4), (C5), objective --------------------------------------------------------------------
+
+    def _add_times(self, tangents: Sequence[Tangent]) -> None:
+        p, moe = self.problem, self.problem.moe
+        copies = np.arange(1, p.most_copies + 1)
+        rows_SEk = p.rows_SE[:, :, None] / copies
+        touched_SEk = np.stack([p.touched_SE(float(k)) for k in copies], axis=2)
+        costs = [
+            t.per_row_S[:, None, None] * rows_SEk + t.per_touched_S[:, None, None] * touched_SEk
+            for t in _distinct(tangents)
+        ]
+        slot_s_R = moe.kernel.base_s + moe.kernel.per_expert_s * p.slots_R
+        per_byte = moe.dispatch_bytes + moe.combine_bytes
+        units, gather = self._units() * per_byte, moe.gather_s_per_row_byte * per_byte
+        self.quantum = self._quantum(costs, rows_SEk, units, gather)
+        expert_floor_S, byte_floor_S = self.floor
+        sent_floor_S = byte_floor_S * per_byte + 2 * moe.exchange_launch_s
+        totals = []
+        for s in range(p.num_windows):
+            busy = self._variable(f"busy[{s}]", expert_floor_S[s])
+            for cost_SEk in costs:
+                for rank in range(p.num_ranks):
+                    row = self._row(self.x[:, rank], cost_SEk[s])
+                    self.model.add(busy >= row + self._down(slot_s_R[rank]))
+                # Implied, but it lets the solver see that the ranks' rows add up.
+                every = self._row(self.x, cost_SEk[s][:, None, :])
+                self.model.add(p.num_ranks * busy >= every + sum(map(self._down, slot_s_R)))
+            moved, gathered = self._variable(f"moved[{s}]"), self._variable(f"gathered[{s}]")
+            for weight_R in units:
+                self.model.add(moved >= self._row(self.x, weight_R[None, :, None] * rows_SEk[s][:, None, :]))
+            for rank in range(p.num_ranks if gather else 0):
+                self.model.add(gathered >= self._row(self.x[:, rank], gather * rows_SEk[s]))
+            sent = self._variable(f"sent[{s}]", sent_floor_S[s])
+            self.model.add(sent >= moved + gathered + self._down(2 * moe.exchange_launch_s))
+            totals.append(self._overlapped(busy, sent, s))
+        self.model.minimize(sum(totals))
+
+    def _quantum(self, costs: Sequence[Floats], rows_SEk: Floats, units: Floats, gather: float) -> float:
+        """Seconds per integer step, as fine as the row limit allows."""
+        rows = float(rows_SEk.sum(axis=(1, 2)).max())
+        largest = [float(cost.sum(axis=(1, 2)).max()) for cost in costs]
+        largest += [rows * float(weight_R.sum()) for weight_R in units]
+        return max(*largest, rows * gather, self.upper) / _ROW_LIMIT
+
+    def _row(self, variables: NDArray[np.object_], seconds: Floats) -> cp_model.LinearExprT:
+        """Sum of variables times seconds, rounded down to the quantum."""
+        down = np.floor(np.broadcast_to(seconds, variables.shape) / self.quantum).astype(np.int64)
+        return cp_model.LinearExpr.weighted_sum(variables.reshape(-1).tolist(), down.reshape(-1).tolist())
+
+    def _variable(self, name: str, least_s: float = 0.0) -> cp_model.IntVar:
+        """Seconds in quanta, up to what the incumbent needs over all windows."""
+        top = math.ceil(self.upper * self.problem.num_windows / self.quantum) + 1
+        return self.model.new_int_var(min(self._down(least_s), top), top, name)
+
+    def _overlapped(self, busy: cp_model.IntVar, sent: cp_model.IntVar, s: int) -> cp_model.LinearExprT:
+        """Total >= longer + (1 - overlap) * shorter, as two lines."""
+        hidden = self.problem.moe.overlap
+        if hidden == 0.0:
+            return busy + sent
+        total = self._variable(f"total[{s}]")
+        seen = 1 - Fraction(hidden).limit_denominator(1000)  # a percentage: exact
+        whole, part = seen.denominator, seen.numerator
+        self.model.add(whole * total >= whole * busy + part * sent)
+        self.model.add(whole * total >= part * busy + whole * sent)
+        return total
+
+    def _down(self, seconds: float) -> int:
+        return max(0, math.floor(seconds / self.quantum))
+
+    def _units(self) -> Floats:
+        """For each unit of the exchange, seconds per byte that a row on each rank costs it [U, R]."""
+        p, moe = self.problem, self.problem.moe
+        found = [np.zeros((0, p.num_ranks))]
+        for exchange in moe.exchanges if moe.has_exchange else ():
+            if exchange.ranks_share_volume:
+                columns_RU = exchange.unit_seconds_SU(np.eye(p.num_ranks) / moe.etp, None)
+                found.append(np.unique(columns_RU.T, axis=0))
+        units_UR = np.concatenate(found)
+        return units_UR[units_UR.any(axis=1)]
+
+    # --- solving ----------------------------------------------------------------------------------
+
+    def solve(self, hint_P: Ints, effort: float, seed: int, gap: float) -> _Found:
+        """Run CP-SAT once: one worker and deterministic time, so that the answer repeats."""
+        self._hint(hint_P)
+        solver = cp_model.CpSolver()
+        solver.parameters.num_workers = 1
+        solver.parameters.random_seed = seed
+        solver.parameters.max_deterministic_time = effort
+        solver.parameters.relative_gap_limit = max(gap, CLOSED) / 4
+        status = solver.solve(self.model)
+        if status == cp_model.MODEL_INVALID:
+            raise AssertionError(f"the placement program is invalid: {self.model.validate()}")
+        if status == cp_model.INFEASIBLE:
+            raise AssertionError("CP-SAT calls a layer infeasible that has a placement")
+        windows = self.problem.num_windows
+        bound = max(0.0, solver.best_objective_bound) * self.quantum / windows
+        spent = max(solver.response_proto.deterministic_time, 1e-3)
+        if status == cp_model.UNKNOWN:
+            return _Found(None, bound, spent, closed=False)
+        held = [
+            np.flatnonzero(
+                [any(solver.boolean_value(v) for v in self.x[e, r]) for e in range(self.problem.num_experts)]
+            )
+            for r in range(self.problem.num_ranks)
+        ]
+        expert_P = from_ranks([experts.tolist() for experts in held], int(self.problem.slots_R.max()))
+        return _Found(expert_P, bound, spent, closed=status == cp_model.OPTIMAL)
+
+    def _hint(self, hint_P: Ints) -> None:
+        by_rank = hint_P.reshape(self.problem.num_ranks, -1)
+        copies_E = np.bincount(hint_P[hint_P >= 0], minlength=self.problem.num_experts)
+        for rank, members in enumerate(by_rank):
+            for expert in range(self.problem.num_experts):
+                for k in range(self.problem.most_copies):
+                    here = expert in members and copies_E[expert] == k + 1
+                    self.model.add_hint(self.x[expert, rank, k], here)
+
+
+def _distinct(tangents: Sequence[Tangent]) -> list[Tangent]:
+    """Leave out tangents that are alike to ten digits in every window."""
+    kept: dict[bytes, Tangent] = {}
+    for t in tangents:
+        key = np.round(np.concatenate([t.per_row_S / t.per_row_S.max(), t.per_touched_S / t.per_row_S.max()]), 10)
+        kept.setdefault(key.tobytes(), t)
+    return list(kept.values())

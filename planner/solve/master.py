@@ -1,0 +1,338 @@
+"""Choosing the split: best-first over all candidates, each priced by placing its experts.
+
+Every candidate carries a bound that no plan with its split can beat (`candidates.py`). The one with
+the least bound is priced first; what is proved about its layers goes back into its bound. The search
+ends when the least bound of all candidates is within the gap of the best plan (docs/model.md,
+"Master"). A candidate that a sample of layers shows to be clearly slower than the best plan waits
+until the others are done; if effort runs out first, its bound still counts.
+
+Legend: K stages, L hidden layers, M traced MoE layers, P slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.cost.instance import Instance, LayerLoad
+from planner.cost.moe import MoeCost
+from planner.cost.step import Prediction, SplitCost, predict
+from planner.plan.placement import Placement
+from planner.solve.candidates import Bounder, Candidate, SearchSpace, all_candidates
+from planner.solve.cuts import best_cuts
+from planner.solve.place import LayerJob, LayerResult, linear_start
+from planner.solve.problem import CLOSED, LayerProblem
+from planner.solve.workers import TimeIsUpError, Workers
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+StoppedBy = Literal["proof", "gap", "effort", "time_limit", "interrupt"]
+
+_SAMPLED_LAYERS = 4
+_HOPELESS = 1.03
+"""A sample that predicts so much more than the best plan postpones the candidate."""
+_EXACT_EFFORT = 4.0
+"""CP-SAT's deterministic time per layer."""
+DEFAULT_EFFORT = 60.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """When to stop."""
+
+    gap: float = 0.01
+    effort: float = DEFAULT_EFFORT
+    seed: int = 0
+
+
+class Watch(Protocol):
+    """Who looks on while solving (a progress bar, or nobody)."""
+
+    def begin(self, what: str, total: int) -> None:
+        """A piece of work with so many parts begins."""
+
+    def advance(self) -> None:
+        """One part is done."""
+
+    def status(self, best_s: float | None, bound_s: float) -> None:
+        """The best plan's step time and the proven bound so far."""
+
+
+class NoWatch:
+    """Nobody looks on."""
+
+    def begin(self, what: str, total: int) -> None:
+        """Nothing."""
+
+    def advance(self) -> None:
+        """Nothing."""
+
+    def status(self, best_s: float | None, bound_s: float) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best plan so far."""
+
+    candidate: Candidate
+    cuts: tuple[range, ...]
+    placement: Placement
+    prediction: Prediction
+
+
+@dataclass
+class Solution:
+    """What the search leaves behind."""
+
+    best: Best | None
+    candidates: list[Candidate]
+    bound_s: float
+    stopped_by: StoppedBy
+    effort: float
+
+
+Key = tuple[tuple[bytes, ...], int]
+"""Kind of stage and row of a traced layer."""
+
+
+@dataclass
+class _Work:
+    """A candidate and what has been placed for it."""
+
+    candidate: Candidate
+    results: dict[Key, LayerResult] = field(default_factory=dict)
+    level: int = 0
+    postponed: bool = False
+
+    @property
+    def turn(self) -> tuple[bool, float, tuple[int, ...]]:
+        return self.postponed, self.candidate.bound_s, self.candidate.order
+
+
+_DONE = 3
+
+
+class Master:
+    """One search. Deterministic: the same inputs give the same plan, however many cores there are."""
+
+    def __init__(
+        self, instance: Instance, space: SearchSpace, options: Options, workers: Workers, watch: Watch | None = None
+    ) -> None:
+        self.instance, self.space, self.options = instance, space, options
+        self.workers, self.watch = workers, watch or NoWatch()
+        self.bounder = Bounder(instance)
+        self.best: Best | None = None
+        self.effort = 0.0
+        self._known: dict[tuple[object, ...], Ints] = {}
+        self._row = {layer: row for row, layer in enumerate(instance.traced_layer_ids)}
+
+    def run(self) -> Solution:
+        """Search until proof, gap, effort, time limit or Ctrl-C; the best plan is kept in any case."""
+        self.watch.begin("bounding splits", 0)
+        candidates = all_candidates(self.instance, self.space, self.bounder)
+        works = [_Work(candidate) for candidate in candidates if candidate.is_feasible]
+        if not works:
+            return Solution(None, candidates, 0.0, "proof", self.effort)
+        stopped: StoppedBy
+        try:
+            self._linear(works[0])
+            stopped = self._search(works)
+        except TimeIsUpError:
+            stopped = "time_limit"
+        except KeyboardInterrupt:
+            if self.best is None:
+                raise
+            stopped = "interrupt"
+        bound = min(work.candidate.bound_s for work in works)
+        if self.best is not None:
+            bound = min(bound, self.best.prediction.step_s)
+            if self.best.prediction.step_s - bound <= CLOSED * self.best.prediction.step_s:
+                stopped = "proof"
+        return Solution(self.best, candidates, bound, stopped, self.effort)
+
+    # --- the loop ---------------------------------------------------------------------------------
+
+    def _search(self, works: list[_Work]) -> StoppedBy:
+        while True:
+            assert self.best is not None
+            best_s = self.best.prediction.step_s
+            bound = min(work.candidate.bound_s for work in works)
+            self.watch.status(best_s, bound)
+            if best_s - bound <= CLOSED * best_s:
+                return "proof"
+            if best_s - bound <= self.options.gap * best_s:
+                return "gap"
+            waiting = [w for w in works if w.level < _DONE and w.candidate.bound_s < best_s * (1 - self.options.gap)]
+            if not waiting or self.effort >= self.options.effort:
+                return "effort"
+            self._process(min(waiting, key=lambda work: work.turn))
+
+    def _process(self, work: _Work) -> None:
+        """Take a candidate one level further: sample, place all layers, integer program."""
+        assert self.best is not None
+        if work.level == 0:
+            work.level = 1
+            self._reprice_known(work)
+            estimate = self._sampled(work)
+            if estimate > _HOPELESS * self.best.prediction.step_s and work.candidate is not self.best.candidate:
+                work.postponed = True
+            return
+        exact = _EXACT_EFFORT if work.level == 2 else 0.0
+        self._place(work, self._keys(work), exact)
+        work.level += 1
+        self._settle(work)
+
+    def _linear(self, work: _Work) -> None:
+        """A first plan at once: the engines' own layout."""
+        cost = work.candidate.cost
+        assert cost is not None
+        by_stage = {stage.grid.key: stage for stage in cost.stages}
+        layouts: dict[tuple[bytes, ...], Ints] = {}
+        for key, stage in by_stage.items():
+            problem = self.problem(cost, stage.moe, self.instance.loads[0])
+            layouts[key] = linear_start(problem)
+        self._offer(work.candidate, {(key, row): layouts[key] for key in by_stage for row in self._row.values()})
+
+    # --- placing ----------------------------------------------------------------------------------
+
+    def _keys(self, work: _Work) -> list[Key]:
+        """Which layers must be placed on which kind of stage."""
+        cost = work.candidate.cost
+        assert cost is not None
+        keys: dict[Key, None] = {}
+        kinds = {stage.grid.key for stage in cost.stages}
+        for stage, layers in zip(cost.stages, work.candidate.cuts, strict=True):
+            # With stages of one kind the cuts may still move; else they stay as bounded.
+            for layer in range(self.instance.model.num_layers) if len(kinds) == 1 else layers:
+                if layer in self._row:
+                    keys[stage.grid.key, self._row[layer]] = None
+        return list(keys)
+
+    def problem(self, cost: SplitCost, moe: MoeCost, load: LayerLoad) -> LayerProblem:
+        """One layer of a stage as an optimisation problem."""
+        group_E = None
+        if self.space.limits.keep_groups and self.instance.model.moe.num_groups > 1:
+            experts, groups = self.instance.model.moe.num_experts, self.instance.model.moe.num_groups
+            group_E = np.arange(experts) // (experts // groups)
+        return LayerProblem(moe, load, cost.slots_R, group_E)
+
+    def _place(self, work: _Work, keys: Sequence[Key], exact_effort: float) -> None:
+        """Place layers that are not placed yet (or again, with the integer program)."""
+        cost = work.candidate.cost
+        assert cost is not None
+        moe_of = {stage.grid.key: stage.moe for stage in cost.stages}
+        open_keys = [key for key in keys if exact_effort > 0 or key not in work.results]
+        if exact_effort > 0:
+            open_keys = [key for key in open_keys if not work.results[key].is_optimal]
+        unique: dict[tuple[tuple[bytes, ...], int], list[Key]] = {}
+        for key in open_keys:  # layers without a trace share one load and are placed once
+            unique.setdefault((key[0], id(self.instance.loads[key[1]])), []).append(key)
+        jobs = [
+            LayerJob(
+                self.problem(cost, moe_of[same[0][0]], self.instance.loads[same[0][1]]),
+                exact_effort,
+                self.options.seed,
+                self.options.gap,
+            )
+            for same in unique.values()
+        ]
+        self.watch.begin(f"placing experts: {work.candidate.split}", len(jobs))
+        for index, result in self.workers.place(jobs):
+            for key in list(unique.values())[index]:
+                before = work.results.get(key)
+                work.results[key] = result if before is None else result.merged(before)
+            self.effort += result.effort
+            self.watch.advance()
+
+    def _sampled(self, work: _Work) -> float:
+        """Step time that a few placed layers let expect."""
+        keys = self._keys(work)
+        step = max(1, len(keys) // _SAMPLED_LAYERS)
+        self._place(work, keys[step // 2 :: step][:_SAMPLED_LAYERS], 0.0)
+        bounds = work.candidate.layer_bound
+        placed = list(work.results)
+        ratio = sum(work.results[k].seconds for k in placed) / sum(float(bounds[k[0]][k[1]]) for k in placed)
+        cost = work.candidate.cost
+        assert cost is not None
+        found = self.bounder.step_bound(work.candidate, [bounds[stage.grid.key] * ratio for stage in cost.stages])
+        return found[0] if found else float("inf")
+
+    def _settle(self, work: _Work) -> None:
+        """All layers are placed: offer the plan, and put what was proved into the bound."""
+        candidate, cost = work.candidate, work.candidate.cost
+        assert cost is not None
+        self._offer(candidate, {key: result.expert_P for key, result in work.results.items()})
+        for (kind, row), result in work.results.items():
+            candidate.layer_bound[kind][row] = max(candidate.layer_bound[kind][row], result.bound)
+            self._known[self._known_key(cost, kind, row)] = result.expert_P
+        traced = [candidate.layer_bound[stage.grid.key] for stage in cost.stages]
+        found = self.bounder.step_bound(candidate, traced)
+        if found is not None:
+            candidate.bound_s = max(candidate.bound_s, found[0])
+
+    @staticmethod
+    def _known_key(cost: SplitCost, kind: tuple[bytes, ...], row: int) -> tuple[object, ...]:
+        return cost.slots_R.tobytes(), kind, row
+
+    def _reprice_known(self, work: _Work) -> None:
+        """A placement found for another split with the same ranks is a plan for this one, too."""
+        cost = work.candidate.cost
+        assert cost is not None
+        found = {key: self._known.get(self._known_key(cost, *key)) for key in self._keys(work)}
+        complete = {key: expert_P for key, expert_P in found.items() if expert_P is not None}
+        if len(complete) == len(found):
+            self._offer(work.candidate, complete)
+
+    def _offer(self, candidate: Candidate, expert_P: dict[Key, Ints]) -> None:
+        """Price a full placement by the truth; keep it if it is the best."""
+        cost = candidate.cost
+        assert cost is not None
+        cuts = self._recut(candidate, expert_P)
+        placement = self._placement(candidate, cuts, expert_P)
+        prediction = predict(cost, cuts, placement)
+        if candidate.step_s is None or prediction.step_s < candidate.step_s:
+            candidate.step_s = prediction.step_s
+        if self.best is None or _better(prediction, candidate, self.best):
+            self.best = Best(candidate, cuts, placement, prediction)
+        self.watch.status(self.best.prediction.step_s, 0.0)
+
+    def _recut(self, candidate: Candidate, expert_P: dict[Key, Ints]) -> tuple[range, ...]:
+        cost = candidate.cost
+        assert cost is not None
+        kinds = {stage.grid.key for stage in cost.stages}
+        if cost.split.pp == 1 or len(kinds) > 1:
+            return candidate.cuts
+        kind = next(iter(kinds))
+        moe = cost.stages[0].moe
+        seconds_M = np.array(
+            [self.problem(cost, moe, load).seconds(expert_P[kind, row]) for row, load in enumerate(self.instance.loads)]
+        )
+        best = best_cuts(self.bounder.limits(candidate, [seconds_M] * len(cost.stages)))
+        return best.cuts if best is not None else candidate.cuts
+
+    def _placement(self, candidate: Candidate, cuts: tuple[range, ...], expert_P: dict[Key, Ints]) -> Placement:
+        cost = candidate.cost
+        assert cost is not None
+        layer_ids = self.instance.model.moe_layer_ids
+        kind_of = {layer: stage.grid.key for stage, layers in zip(cost.stages, cuts, strict=True) for layer in layers}
+        rows = []
+        for layer in layer_ids:
+            row = self._row.get(layer)
+            rows.append(cost.linear_P if row is None else expert_P[kind_of[layer], row])
+        return Placement(layer_ids, cost.slots_per_rank, np.stack(rows))
+
+
+def _better(prediction: Prediction, candidate: Candidate, best: Best) -> bool:
+    """Faster; where time does not tell plans apart, better balanced, then the simpler split."""
+    faster = prediction.step_s - best.prediction.step_s
+    if abs(faster) > CLOSED * best.prediction.step_s:
+        return faster < 0
+    mine, theirs = prediction.balancedness or 0.0, best.prediction.balancedness or 0.0
+    if abs(mine - theirs) > CLOSED:
+        return mine > theirs
+    return faster < 0 or (faster == 0 and candidate.order < best.candidate.order)

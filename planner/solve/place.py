@@ -1,0 +1,106 @@
+"""Placing one layer: bound, search, integer program. Runs in worker processes; deterministic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.plan.placement import from_ranks, linear, ordered
+from planner.solve.bounds import layer_bound
+from planner.solve.groups import assign_groups
+from planner.solve.primal import Search, smooth_table, start, weight_table
+from planner.solve.problem import CLOSED, LayerProblem
+
+Ints = NDArray[np.int64]
+
+ROBUST = 5e-3
+"""With several windows, a placement found by the smooth objective is kept if it costs at most this
+much more on the recorded windows than the sharpest one: it does better on windows not seen."""
+_EVALUATIONS_PER_EFFORT = 2e7
+_EXACT_BOOLEANS = 1500
+_EXACT_TERMS = 60_000
+
+
+@dataclass(frozen=True)
+class LayerJob:
+    """One layer to place."""
+
+    problem: LayerProblem
+    effort: float
+    """Limit for the integer program, in CP-SAT's deterministic time; 0 leaves it out."""
+    seed: int
+    gap: float
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """A placement of one layer; seconds are means over windows."""
+
+    expert_P: Ints
+    seconds: float
+    bound: float
+    effort: float
+
+    def merged(self, other: LayerResult) -> LayerResult:
+        """The better placement with the better bound of both."""
+        better = self if self.seconds < other.seconds else other
+        return replace(better, bound=min(max(self.bound, other.bound), better.seconds))
+
+    @property
+    def is_optimal(self) -> bool:
+        """Proved to the last relevant digit."""
+        return self.seconds - self.bound <= CLOSED * self.seconds
+
+
+def place_layer(job: LayerJob) -> LayerResult:
+    """Place one layer as well as the effort allows, and prove what can be proved."""
+    problem = job.problem
+    bound = layer_bound(problem)
+    linear_P = linear_start(problem)
+    best_P, best = linear_P, problem.seconds(linear_P)
+    if best - bound <= CLOSED * best:
+        return LayerResult(best_P, best, min(bound, best), 0.0)
+    best_P, best, effort = searched(problem, best_P, best)
+    if job.effort > 0 and best - bound > max(job.gap, CLOSED) * best and _small_enough(problem):
+        from planner.solve.exact import solve_exactly  # noqa: PLC0415  # loads ortools
+
+        exact = solve_exactly(problem, best_P, job.effort, job.seed, job.gap)
+        effort += exact.effort
+        bound = max(bound, exact.bound)
+        if exact.seconds < best * (1 - (0.0 if exact.seconds - exact.bound <= CLOSED * exact.seconds else ROBUST)):
+            best_P, best = exact.expert_P, exact.seconds
+    slots = int(problem.slots_R.max())
+    return LayerResult(ordered(best_P, slots), best, min(bound, best), effort)
+
+
+def _small_enough(problem: LayerProblem) -> bool:
+    booleans = problem.num_experts * problem.num_ranks * problem.most_copies
+    return booleans <= _EXACT_BOOLEANS and booleans * problem.num_windows <= _EXACT_TERMS
+
+
+def linear_start(problem: LayerProblem) -> Ints:
+    """The engines' own layout, or where groups must stay together the nearest thing to it."""
+    if problem.group_E is None:
+        return linear(problem.num_experts, problem.slots_R)
+    table = smooth_table(weight_table(problem), problem.num_ranks)
+    return from_ranks(start(problem, table, assign_groups(problem)), int(problem.slots_R.max()))
+
+
+def searched(problem: LayerProblem, known_P: Ints, known: float) -> tuple[Ints, float, float]:
+    """Local search; the placement, its seconds, and the effort spent."""
+    weights = weight_table(problem)
+    smooth = smooth_table(weights, problem.num_ranks)
+    search = Search(problem, weights, smooth, start(problem, smooth, assign_groups(problem)))
+    search.improve_smooth()
+    smooth_P = search.placement()
+    search.improve_sharp()
+    sharp_P = search.placement()
+    effort = search.evaluations * problem.num_windows / _EVALUATIONS_PER_EFFORT
+    best_P, best = min(((known_P, known), (sharp_P, problem.seconds(sharp_P))), key=lambda pair: pair[1])
+    smooth_s = problem.seconds(smooth_P)
+    tolerance = ROBUST if problem.num_windows > 1 else 0.0
+    if smooth_s <= best * (1 + tolerance):
+        best_P, best = smooth_P, smooth_s
+    return best_P, best, effort

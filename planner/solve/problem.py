@@ -1,0 +1,162 @@
+"""One MoE layer as an optimisation problem: which expert copies sit on which rank.
+
+Minimise the mean over windows of the layer's time (docs/model.md, "Placement"), under
+(C1) every expert at least once, (C2) the slots of each rank, (C3) no expert twice on a rank, and
+(C6) a routing group's experts on one node where that is asked for.
+
+Legend: S windows, E experts, R ranks, P slots, k copies of an expert.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.cost.grid import EpGroup
+from planner.cost.instance import LayerLoad
+from planner.cost.moe import LayerTimes, MoeCost, rows_of, touched_of
+from planner.cost.roofline import Kernel
+from planner.cost.traffic import Exchange
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+CLOSED = 1e-6
+"""Relative gap at which a plan counts as optimal."""
+
+
+@dataclass(frozen=True)
+class LayerProblem:
+    """Data of one layer; `moe` holds the truth that prices placements."""
+
+    moe: MoeCost
+    load: LayerLoad
+    slots_R: Ints
+    group_E: Ints | None = None
+    """Routing group of each expert if groups must stay on a node."""
+
+    @property
+    def num_windows(self) -> int:
+        """S."""
+        return int(self.load.share_SE.shape[0])
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        return int(self.load.share_SE.shape[1])
+
+    @property
+    def num_ranks(self) -> int:
+        """R."""
+        return len(self.slots_R)
+
+    @cached_property
+    def num_slots(self) -> int:
+        """Filled slots, copies included."""
+        return int(self.slots_R.sum())
+
+    @cached_property
+    def most_copies(self) -> int:
+        """Copies that one expert can have at most."""
+        return min(self.num_ranks, 1 + self.num_slots - self.num_experts)
+
+    @cached_property
+    def node_R(self) -> Ints:
+        """Node of each rank, for keeping groups together; of the first all-to-all group."""
+        node: Ints = self.moe.exchanges[0].group.unit_VR[0]
+        return node
+
+    @cached_property
+    def rows_SE(self) -> Floats:
+        """Rows of each expert in a step, all copies together."""
+        return rows_of(self.load, self.moe.tokens)
+
+    def touched_SE(self, copies: Floats | float) -> Floats:
+        """Probability that one of so many copies of each expert is touched in a step."""
+        return touched_of(self.load, self.moe.tokens, copies)
+
+    def times(self, expert_P: Ints) -> LayerTimes:
+        """The truth."""
+        return self.moe.layer(self.load, expert_P)
+
+    def seconds(self, expert_P: Ints) -> float:
+        """Objective: mean over windows."""
+        return float(self.times(expert_P).total_S.mean())
+
+
+@dataclass(frozen=True)
+class Tangent:
+    """busy >= per_row * rows + per_touched * touched, with equality along one ratio of the two.
+
+    The smooth maximum is homogeneous, so its tangent planes pass through the origin and each is
+    named by a ratio (docs/model.md, (C4)). Values per window [S].
+    """
+
+    per_row_S: Floats
+    per_touched_S: Floats
+
+
+def tangent(moe: MoeCost, rows_S: Floats, touched_S: Floats) -> Tangent:
+    """Tangent of a rank's expert time at the ratio of these rows and touched experts."""
+    k = moe.kernel
+    row_s = moe.flop_per_row * k.s_per_flop
+    touched_s = moe.weight_bytes * k.s_per_byte
+    compute_S = np.maximum(rows_S * row_s, 1e-30)
+    memory_S = np.maximum(touched_S * touched_s, 1e-30)
+    power = k.exponent
+    norm_S = (compute_S**power + memory_S**power) ** ((power - 1) / power)
+    moved = moe.moved_bytes_per_row * k.s_per_moved_byte
+    return Tangent(
+        row_s * compute_S ** (power - 1) / norm_S + moved,
+        touched_s * memory_S ** (power - 1) / norm_S,
+    )
+
+
+def mean_tangent(problem: LayerProblem) -> Tangent:
+    """Tangent at the balanced point: every rank with the mean rows and the mean touched experts."""
+    rows_S = problem.rows_SE.sum(axis=1) / problem.num_ranks
+    touched_S = problem.touched_SE(1.0).sum(axis=1) / problem.num_ranks
+    return tangent(problem.moe, rows_S, touched_S)
+
+
+def plain_load_problem(
+    load_SE: Floats, slots_R: Ints, node_R: Ints | None = None, group_E: Ints | None = None
+) -> LayerProblem:
+    """A layer whose time is the load of its fullest rank: one second per row, traffic free.
+
+    Args:
+        load_SE: load of each expert in each window.
+        slots_R: slots of each rank.
+        node_R: node of each rank; default: one node.
+        group_E: group of each expert, if groups must stay on a node.
+    """
+    nodes = np.zeros(len(slots_R), dtype=np.int64) if node_R is None else node_R
+    free = Exchange(
+        group=EpGroup(np.stack([nodes, np.zeros_like(nodes)])),
+        dedup="expert",
+        seconds_per_byte_V=(0.0, 0.0),
+        latency_s_V=(0.0, 0.0),
+        ports=(0, 1),
+    )
+    unit = Kernel(0.0, 0.0, 1.0, 0.0, 0.0, 4, "given", "one second per row", 1.0, 0.0)
+    moe = MoeCost(
+        num_ranks=len(slots_R),
+        etp=1,
+        tokens=1.0,
+        kernel=unit,
+        flop_per_row=1.0,
+        weight_bytes=0.0,
+        moved_bytes_per_row=0.0,
+        exchanges=(free,),
+        dispatch_bytes=0.0,
+        combine_bytes=0.0,
+        launch_s=0.0,
+        gather_s_per_row_byte=0.0,
+        gather_launch_s=0.0,
+        overlap=0.0,
+    )
+    total_S = load_SE.sum(axis=1)
+    return LayerProblem(moe, LayerLoad(load_SE / total_S[:, None], total_S, None), slots_R, group_E)

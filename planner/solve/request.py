@@ -1,0 +1,60 @@
+"""What a deployment asks the solver for, and what the plan will say about its inputs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from planner.cost.prepare import Prepared
+from planner.inputs.deployment import Deployment
+from planner.plan.plan import PlanInputs, TraceRecord
+from planner.rules import Limits
+from planner.solve.candidates import SearchSpace
+from planner.solve.master import Options
+
+
+def search_space(deployment: Deployment) -> SearchSpace:
+    """Splits to look at."""
+    section = deployment.file.solve
+    redundant = section.redundant_experts
+    return SearchSpace(
+        limits=Limits(
+            rules=deployment.engine.rules,
+            engine_name=deployment.engine_name or "engine",
+            keep_groups=section.keep_groups == "node",
+        ),
+        pins=section.split.pinned(),
+        redundant_experts=None if redundant == "auto" else redundant,
+    )
+
+
+def options_of(deployment: Deployment) -> Options:
+    """When to stop."""
+    section = deployment.file.solve
+    return Options(gap=section.gap, seed=section.seed)
+
+
+def plan_inputs(deployment: Deployment, prepared: Prepared, output: Path) -> PlanInputs:
+    """The resolved inputs as the plan keeps them; traces by path relative to the plan."""
+    instance = prepared.instance
+    folder = output.resolve().parent
+    traces = tuple(
+        TraceRecord(path=Path(os.path.relpath(path.resolve(), folder)).as_posix(), sha256=digest)
+        for path, digest in zip(deployment.trace_paths, prepared.hashes, strict=True)
+    )
+    windows = instance.windows
+    return PlanInputs(
+        name=instance.model.name,
+        model=instance.model,
+        topology=instance.topology.file,
+        gpus=instance.topology.num_gpus,
+        workload=instance.workload,
+        cost=instance.constants,
+        engine=deployment.engine_name,
+        engine_version=deployment.engine.version if deployment.engine_name else None,
+        rules=deployment.engine.rules,
+        keep_groups=deployment.file.solve.keep_groups,
+        traces=traces,
+        traced_layer_ids=instance.traced_layer_ids if windows is not None else (),
+        windows=windows.how if windows is not None else "no trace: uniform routing",
+    )

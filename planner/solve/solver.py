@@ -1,0 +1,235 @@
+"""From an instance to a plan: search, judge on held-out windows, book, check."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner import __version__
+from planner.baselines import placements, score, weights_of
+from planner.check import check
+from planner.cost.booking import book
+from planner.cost.instance import Instance
+from planner.cost.step import SplitCost, split_cost
+from planner.inputs.units import format_percent
+from planner.plan.plan import (
+    CandidateRecord,
+    HeldOutRecord,
+    PlacementRecord,
+    Plan,
+    PlanInputs,
+    SolverRecord,
+    SplitRecord,
+    StageRecord,
+)
+from planner.plan.split import Split
+from planner.solve.candidates import Candidate, SearchSpace
+from planner.solve.master import Best, Master, Options, Solution, Watch
+from planner.solve.place import LayerJob
+from planner.solve.problem import CLOSED, LayerProblem
+from planner.solve.workers import TimeIsUpError, Workers
+from planner.trace.windows import subset
+
+Ints = NDArray[np.int64]
+
+_HELD_OUT_LAYERS = 12
+_TIME_ORDERED_WINDOWS = 16
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A plan, or why there is none."""
+
+    plan: Plan | None
+    solution: Solution
+
+
+def solve(
+    instance: Instance, space: SearchSpace, options: Options, inputs: PlanInputs, workers: Workers, watch: Watch
+) -> Solved:
+    """Find, judge, book and check a plan.
+
+    Returns:
+        The plan; None if every split is rejected (then the candidates say why).
+
+    Raises:
+        AssertionError: the plan fails its own check, which is a bug.
+    """
+    master = Master(instance, space, options, workers, watch)
+    solution = master.run()
+    if solution.best is None:
+        return Solved(None, solution)
+    held_out = None
+    if solution.stopped_by not in ("time_limit", "interrupt"):
+        held_out = _held_out(instance, solution.best, master, workers, watch)
+    plan = _booked(instance, solution, solution.best, held_out, inputs)
+    findings = check(plan, instance)
+    assert not findings, "the plan fails its own check:\n" + "\n".join(map(str, findings))
+    return Solved(plan, solution)
+
+
+def _booked(
+    instance: Instance, solution: Solution, best: Best, held_out: HeldOutRecord | None, inputs: PlanInputs
+) -> Plan:
+    cost = best.candidate.cost
+    assert cost is not None
+    objective = best.prediction.step_s
+    gap = max(0.0, (objective - solution.bound_s) / objective)
+    placement = best.placement
+    return Plan(
+        version=__version__,
+        split=_split_record(best.candidate.split),
+        stages=tuple(
+            StageRecord(layers=(layers.start, layers.stop), gpus=stage.grid.gpus)
+            for stage, layers in zip(cost.stages, best.cuts, strict=True)
+        ),
+        placement=PlacementRecord(
+            layer_ids=placement.layer_ids,
+            slots_per_rank=placement.slots_per_rank,
+            redundant_experts=best.candidate.redundant_experts,
+            copy_rule=instance.constants.copy_rule,
+            physical_to_logical=tuple(tuple(row) for row in placement.expert_LP.tolist()),
+        ),
+        predicted=book(cost, best.cuts, placement, best.prediction),
+        solver=SolverRecord(
+            status="optimal" if gap <= CLOSED else "feasible",
+            objective_s=objective,
+            bound_s=solution.bound_s,
+            gap=gap,
+            effort=round(solution.effort, 6),
+            stopped_by=solution.stopped_by,
+        ),
+        baselines=score(cost, best.cuts),
+        held_out=held_out,
+        notes=tuple(_notes(instance, solution, gap)),
+        candidates=tuple(_candidate_record(candidate, best) for candidate in solution.candidates),
+        inputs=inputs,
+    )
+
+
+def _split_record(split: Split) -> SplitRecord:
+    return SplitRecord(
+        tp=split.tp,
+        dp=split.dp,
+        pp=split.pp,
+        ep=split.ep,
+        etp=split.etp,
+        edp=split.edp,
+        micro_batches=split.micro_batches,
+    )
+
+
+def _candidate_record(candidate: Candidate, best: Best) -> CandidateRecord:
+    chosen = candidate is best.candidate
+    if not candidate.is_feasible:
+        return CandidateRecord(
+            split=_split_record(candidate.split),
+            redundant_experts=candidate.redundant_experts,
+            outcome="rejected",
+            free_bytes=None if not candidate.memories else candidate.free_bytes,
+            reasons=tuple(str(reason) for reason in candidate.reasons),
+        )
+    outcome: Literal["chosen", "priced", "bounded"] = "bounded" if candidate.step_s is None else "priced"
+    return CandidateRecord(
+        split=_split_record(candidate.split),
+        redundant_experts=candidate.redundant_experts,
+        outcome="chosen" if chosen else outcome,
+        bound_s=candidate.bound_s,
+        step_s=candidate.step_s,
+        free_bytes=candidate.free_bytes,
+    )
+
+
+def _notes(instance: Instance, solution: Solution, gap: float) -> list[str]:
+    """What a reader must know before trusting the figures."""
+    notes = []
+    windows = instance.windows
+    if windows is None:
+        notes.append("no trace: every expert is taken to be chosen equally often; the real balance is unknown")
+    else:
+        missing = len(instance.model.moe_layer_ids) - len(instance.traced_layer_ids)
+        if missing:
+            total = len(instance.model.moe_layer_ids)
+            notes.append(
+                f"the trace covers {total - missing} of {total} MoE layers; the others are placed linearly "
+                "and taken to need the mean linear time of those"
+            )
+        per_window = float(windows.tokens_S.mean())
+        if per_window > 2 * instance.step_tokens:
+            notes.append(
+                f"a window holds {per_window:,.0f} tokens, a step {instance.step_tokens:,}: "
+                "single steps vary more than the windows show"
+            )
+        elif per_window * 2 < instance.step_tokens:
+            notes.append(
+                f"a window holds {per_window:,.0f} tokens, a step {instance.step_tokens:,}: "
+                "steps are better balanced than the windows show"
+            )
+    if solution.stopped_by in ("time_limit", "interrupt"):
+        what = "the time limit" if solution.stopped_by == "time_limit" else "an interrupt"
+        notes.append(
+            f"{what} stopped the search; the plan is the best until then, {format_percent(gap)} above the bound at most"
+        )
+    return notes
+
+
+# --- held-out windows -------------------------------------------------------------------------------
+
+
+def _held_out(instance: Instance, best: Best, master: Master, workers: Workers, watch: Watch) -> HeldOutRecord | None:
+    """Place some layers on one half of the windows and judge on the other."""
+    windows = instance.windows
+    if windows is None or windows.num_windows < 2 or best.candidate.split.ep == 1:
+        return None
+    count = windows.num_windows
+    if count >= _TIME_ORDERED_WINDOWS:
+        seen, unseen = list(range(count // 2)), list(range(count // 2, count))
+        how = f"placed on the first {len(seen)} windows, judged on the last {len(unseen)}"
+    else:
+        seen, unseen = list(range(0, count, 2)), list(range(1, count, 2))
+        how = f"placed on every other window ({len(seen)}), judged on the rest ({len(unseen)})"
+    split, redundant = best.candidate.split, best.candidate.redundant_experts
+    planning = split_cost(replace(instance, windows=subset(windows, seen)), split, redundant)
+    judging = split_cost(replace(instance, windows=subset(windows, unseen)), split, redundant)
+    rows = len(instance.traced_layer_ids)
+    step = max(1, rows // _HELD_OUT_LAYERS)
+    chosen = list(range(step // 2, rows, step))[:_HELD_OUT_LAYERS]
+    watch.begin("judging on held-out windows", len(chosen))
+    placed: dict[int, Ints] = {}
+    jobs = [LayerJob(_problem(planning, row, master), 0.0, master.options.seed, master.options.gap) for row in chosen]
+    try:
+        for index, result in workers.place(jobs):
+            placed[chosen[index]] = result.expert_P
+            watch.advance()
+    except TimeIsUpError:
+        return None
+    assert planning.instance.windows is not None
+    rivals = placements(planning, weights_of(planning.instance.windows))
+    row_of = {layer: row for row, layer in enumerate(best.placement.layer_ids)}
+    imbalance: dict[str, float] = {}
+    layer_s: dict[str, float] = {}
+    layouts = {"plan": placed}
+    for name, rival in rivals.items():
+        layouts[name] = {row: rival.expert_LP[row_of[instance.traced_layer_ids[row]]] for row in chosen}
+    for name, layout in layouts.items():
+        imbalance[name], layer_s[name] = _judge(judging, layout, chosen)
+    return HeldOutRecord(how=how, layers=len(chosen), imbalance=imbalance, layer_s=layer_s)
+
+
+def _problem(cost: SplitCost, row: int, master: Master) -> LayerProblem:
+    return master.problem(cost, cost.stages[0].moe, cost.instance.loads[row])
+
+
+def _judge(cost: SplitCost, layout: dict[int, Ints], rows: Sequence[int]) -> tuple[float, float]:
+    moe = cost.stages[0].moe
+    imbalance, seconds = [], []
+    for row in rows:
+        load = cost.instance.loads[row]
+        rows_SR = moe.rank_load(load, layout[row])[0]
+        imbalance.append(float((rows_SR.max(axis=1) / rows_SR.mean(axis=1)).mean()))
+        seconds.append(float(moe.layer(load, layout[row]).total_S.mean()))
+    return float(np.mean(imbalance)), float(np.mean(seconds))
