@@ -1,0 +1,1 @@
+"""One command per file; no logic; one error boundary."""

@@ -1,0 +1,97 @@
+"""Options and small readers that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def json_option(function: Function) -> Function:
+    """`--json`: one document on stdout and nothing else."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(function)
+
+
+def verbosity(function: Function) -> Function:
+    """`-v` and `-q`."""
+    function = click.option("-v", "--verbose", is_flag=True, help="Print more.")(function)
+    return click.option("-q", "--quiet", is_flag=True, help="Print only errors.")(function)
+
+
+def trace_option(function: Function) -> Function:
+    """`--trace`, repeatable."""
+    return click.option(
+        "--trace",
+        "traces",
+        multiple=True,
+        metavar="FILE",
+        help="A recorded trace.npz; may be given several times.",
+    )(function)
+
+
+class Quantity(click.ParamType[float]):
+    """A value with a unit, such as `60 s` or `1%`."""
+
+    def __init__(self, dimension: str) -> None:
+        self.dimension = dimension
+        self.name = dimension
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Parse, or fail with what is expected."""
+        from pydantic_core import PydanticCustomError
+
+        from planner.inputs.units import parse_quantity
+
+        try:
+            number = parse_quantity(value, self.dimension)
+        except PydanticCustomError as error:
+            context = error.context or {}
+            self.fail(f"{context.get('text')}; {context.get('hint')}", param, ctx)
+        if number < 0:
+            self.fail(f"{value}: must be 0 or more", param, ctx)
+        return number
+
+
+class SplitPins(click.ParamType[dict[str, int]]):
+    """`tp=1,ep=32,pp=1`."""
+
+    name = "degrees"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, int]:
+        """Parse, or fail with what is expected."""
+        from planner.inputs.deployment import parse_split
+
+        try:
+            return parse_split(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class CopiesOrAuto(click.ParamType[int | str]):
+    """A number of redundant experts, or `auto`."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """Parse, or fail with what is expected."""
+        text = str(value)
+        if text == "auto":
+            return text
+        if not text.isdecimal() or len(text) > 6:
+            self.fail(f"{text!r}: expected a whole number, 0 or more, or auto", param, ctx)
+        return int(text)
+
+
+def paths(texts: tuple[str, ...]) -> list[Path]:
+    """Texts as paths."""
+    return [Path(text) for text in texts]
+
+
+def warn(messages: tuple[str, ...]) -> None:
+    """Print warnings on stderr."""
+    for message in messages:
+        click.echo(f"warning: {message}", err=True)

@@ -1,0 +1,255 @@
+"""The report of a plan: what was chosen, how good it provably is, where the time and memory go.
+
+One screen by default; with `verbose` every rejected split, memory line and window as well.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from planner.inputs.topology import Gpu
+from planner.inputs.units import format_bytes, format_count, format_percent, format_rate, format_seconds
+from planner.plan.plan import BaselineRecord, CandidateRecord, Plan, SplitRecord
+from planner.report.style import bar, heat, plain_table, shortened
+
+_BEST_SHOWN = 10
+
+
+def render_plan(plan: Plan, console: Console, *, verbose: bool = False) -> None:
+    """Print the report."""
+    _headline(plan, console)
+    console.print()
+    _verdict(plan, console)
+    console.print()
+    _time(plan, console)
+    console.print()
+    _splits(plan, console, verbose)
+    if plan.predicted.layer_imbalance:
+        console.print()
+        _layers(plan, console, verbose)
+    if verbose:
+        console.print()
+        _memory(plan, console)
+        _windows(plan, console)
+        _sources(plan, console)
+    for note in plan.notes:
+        console.print(Text(f"note: {note}", "yellow"))
+
+
+def _headline(plan: Plan, console: Console) -> None:
+    inputs = plan.inputs
+    gpu = inputs.topology.gpu
+    name = gpu.name if isinstance(gpu, Gpu) else gpu
+    machine = f"{inputs.gpus} x {name}"
+    if inputs.topology.nodes > 1:
+        machine += f" on {inputs.topology.nodes} nodes"
+    work = inputs.workload
+    text = Text(f"{inputs.name} on {machine}", "bold")
+    text.append(
+        f"\n{work.phase}, {work.tokens_per_gpu:,} tokens per GPU and step, context {work.context_length:,}; "
+        f"experts in {inputs.cost.precision.experts}; {inputs.cost.communication.kernel}"
+        + (f"; {inputs.engine} {inputs.engine_version}" if inputs.engine else ""),
+        "default",
+    )
+    console.print(text)
+
+
+def split_text(split: SplitRecord) -> str:
+    """A split for people; degrees of 1 that nobody asks about are left out."""
+    text = f"tp={split.tp} dp={split.dp} ep={split.ep}"
+    for name in ("etp", "edp", "pp"):
+        if getattr(split, name) > 1:
+            text += f" {name}={getattr(split, name)}"
+    return text + (f" mb={split.micro_batches}" if split.micro_batches > 1 else "")
+
+
+def _verdict(plan: Plan, console: Console) -> None:
+    table = plain_table("", "")
+    predicted, placement = plan.predicted, plan.placement
+    moe = plan.inputs.model.moe
+    step = format_seconds(predicted.step_s)
+    per_gpu = format_count(predicted.tokens_per_s / plan.inputs.gpus)
+    table.add_row(Text("plan", "bold"), Text(split_text(plan.split), "bold green"))
+    table.add_row("", f"{step} per step, {format_count(predicted.tokens_per_s)} tokens/s, {per_gpu} per GPU")
+    copies = f" + {placement.redundant_experts} copies" if placement.redundant_experts else ""
+    table.add_row(
+        "",
+        f"{moe.num_experts} experts{copies} per layer, "
+        f"{placement.slots_per_rank} slots on each of {plan.split.ep} EP ranks",
+    )
+    table.add_row(Text("proof", "bold"), _proof(plan))
+    for name, text in _balance(plan):
+        table.add_row(Text(name, "bold"), text)
+    table.add_row(Text("memory", "bold"), _fullest(plan))
+    console.print(table)
+
+
+def _proof(plan: Plan) -> str:
+    solver = plan.solver
+    looked = len(plan.candidates)
+    if solver.status == "optimal":
+        return f"optimal: no plan over all {looked} candidates is faster in this cost model"
+    why = {
+        "gap": "gap reached",
+        "effort": "effort spent",
+        "time_limit": "stopped by the time limit",
+        "interrupt": "stopped by Ctrl-C",
+        "proof": "proved",
+    }[solver.stopped_by]
+    gap, bound = format_percent(solver.gap, 2), format_seconds(solver.bound_s)
+    return f"within {gap} of the best possible: bound {bound} over all {looked} candidates ({why})"
+
+
+def _balance(plan: Plan) -> list[tuple[str, str]]:
+    if not plan.predicted.layer_imbalance:
+        return [("balance", "unknown: no trace was given")]
+    mine = _mean(plan.predicted.layer_imbalance)
+    parts = [f"{name} {record.imbalance:.3f}" for name, record in _shown_baselines(plan)]
+    floor = plan.predicted.noise_floor
+    rows = [("max/mean", f"plan {mine:.3f}; {', '.join(parts)}" + (f" (chance alone: {floor:.3f})" if floor else ""))]
+    if plan.held_out is not None:
+        held = plan.held_out.imbalance
+        others = ", ".join(f"{name} {held[name]:.3f}" for name, _ in _shown_baselines(plan) if name in held)
+        rows.append(("held out", f"plan {held['plan']:.3f}; {others}"))
+        rows.append(("", plan.held_out.how))
+    return rows
+
+
+def _shown_baselines(plan: Plan) -> list[tuple[str, BaselineRecord]]:
+    return [
+        (name, record)
+        for name, record in plan.baselines.items()
+        if record.imbalance is not None and name != "round_robin"
+    ]
+
+
+def _fullest(plan: Plan) -> str:
+    gpu = plan.inputs.topology.gpu
+    assert isinstance(gpu, Gpu)
+    capacity, fullest = gpu.memory.value, max(plan.predicted.memory_bytes)
+    where = plan.predicted.memory_bytes.index(fullest)
+    part = fullest / capacity
+    share = f"{bar(part, 12)} {format_percent(part, 0)}"
+    return f"{format_bytes(fullest)} of {format_bytes(capacity)} on the fullest GPU ({where})  {share}"
+
+
+def _time(plan: Plan, console: Console) -> None:
+    table = plain_table("where the time goes", "", "", "share", "of light", "rests on", right=(1, 3, 4))
+    total = plan.predicted.step_s
+    for term in plan.predicted.terms:
+        light = f"{100 * term.speed_of_light_s / term.seconds:.0f} %" if term.speed_of_light_s and term.seconds else ""
+        share = term.seconds / total
+        table.add_row(term.name, format_seconds(term.seconds), bar(share, 16), format_percent(share), light, term.basis)
+    extra = ""
+    if len(plan.predicted.windows) > 1:
+        extra = (
+            f"; over windows p95 {format_seconds(plan.predicted.p95_s)}, worst {format_seconds(plan.predicted.worst_s)}"
+        )
+    console.print(table)
+    step = plan.baselines["linear"].step_s
+    gain = f"; the linear layout would take {format_seconds(step)}" if step > total * 1.0005 else ""
+    console.print(f"step {format_seconds(total)}{extra}{gain}")
+
+
+def _splits(plan: Plan, console: Console, verbose: bool) -> None:
+    alive = [c for c in plan.candidates if c.outcome != "rejected"]
+    rejected = [c for c in plan.candidates if c.outcome == "rejected"]
+    alive.sort(key=lambda c: (c.step_s if c.step_s is not None else c.bound_s or 0.0, c.bound_s or 0.0))
+    table = plain_table("splits", "step", "not faster than", "memory left", "", right=(1, 2, 3))
+    chosen = [c for c in alive if c.outcome == "chosen"]
+    for candidate in [*chosen, *(c for c in alive if c.outcome != "chosen")][: len(alive) if verbose else _BEST_SHOWN]:
+        table.add_row(*_split_row(candidate), style="green" if candidate.outcome == "chosen" else None)
+    console.print(table)
+    hidden = 0 if verbose else max(0, len(alive) - _BEST_SHOWN)
+    if hidden:
+        console.print(f"and {hidden} more that fit (-v)", style="dim")
+    _rejected(rejected, console, verbose)
+
+
+def _split_row(candidate: CandidateRecord) -> tuple[str, ...]:
+    copies = f" +{candidate.redundant_experts}" if candidate.redundant_experts else ""
+    return (
+        split_text(candidate.split) + copies,
+        format_seconds(candidate.step_s) if candidate.step_s is not None else "-",
+        format_seconds(candidate.bound_s or 0.0),
+        format_bytes(candidate.free_bytes or 0),
+        "chosen" if candidate.outcome == "chosen" else "",
+    )
+
+
+def _rejected(rejected: Sequence[CandidateRecord], console: Console, verbose: bool) -> None:
+    if not rejected:
+        return
+    counts = Counter(reason.split(":")[0].split(" of ")[0] for c in rejected for reason in c.reasons)
+    summary = ", ".join(f"{name} {count}" for name, count in counts.most_common())
+    console.print(f"{len(rejected)} rejected: {summary}", style="dim")
+    if verbose:
+        table = plain_table("rejected", "rules broken")
+        for candidate in rejected:
+            table.add_row(split_text(candidate.split), Text("; ".join(candidate.reasons), overflow="fold"))
+        table.columns[1].no_wrap = False
+        console.print(table)
+
+
+def _layers(plan: Plan, console: Console, verbose: bool) -> None:
+    """Max/mean per layer, before and after."""
+    before, after = plan.baselines["linear"].layer_imbalance, plan.predicted.layer_imbalance
+    high = max(*before, *after)
+    first, last = plan.inputs.traced_layer_ids[0], plan.inputs.traced_layer_ids[-1]
+    console.print(f"[dim]max/mean of each traced layer ({first}..{last}), scale 1 to {high:.2f}[/dim]")
+    rows = [("linear", before)]
+    if "eplb" in plan.baselines:
+        rows.append(("eplb", plan.baselines["eplb"].layer_imbalance))
+    for name, values in [*rows, ("plan", after)]:
+        console.print(Text(f"  {name:<7}") + heat(values, 1.0, high) + Text(f"  {_mean(values):.3f}"))
+    if verbose:
+        table = plain_table("layer", "linear", "plan", "rows per rank, plan", right=(0, 1, 2))
+        traced = dict(zip(plan.inputs.traced_layer_ids, zip(before, after, strict=True), strict=True))
+        for layer, tokens in zip(plan.placement.layer_ids, plan.predicted.rank_tokens, strict=True):
+            if layer in traced and any(tokens):
+                mean = sum(tokens) / len(tokens)
+                cells = heat([count / mean for count in tokens], 0.8, 1.2)
+                table.add_row(str(layer), f"{traced[layer][0]:.3f}", f"{traced[layer][1]:.3f}", cells)
+        console.print(table)
+
+
+def _memory(plan: Plan, console: Console) -> None:
+    for number, lines in enumerate(plan.predicted.memory):
+        stage = f" of stage {number}" if plan.split.pp > 1 else ""
+        table = plain_table(f"memory of the fullest GPU{stage}", "", "rests on", "", right=(1,))
+        for line in sorted(lines, key=lambda line: -line.bytes):
+            table.add_row(line.name, format_bytes(line.bytes), line.basis, shortened(line.source, 60))
+        table.add_row("together", format_bytes(sum(line.bytes for line in lines)), "", "")
+        console.print(table)
+        console.print()
+
+
+def _windows(plan: Plan, console: Console) -> None:
+    if not plan.predicted.windows:
+        return
+    table = plain_table("window", "step", "max/mean", right=(1, 2))
+    for window in plan.predicted.windows:
+        table.add_row(window.name, format_seconds(window.step_s), f"{window.imbalance:.3f}")
+    console.print(table)
+    console.print(f"[dim]{plan.inputs.windows}[/dim]\n")
+
+
+def _sources(plan: Plan, console: Console) -> None:
+    table = plain_table("rests on", "", "")
+    for term in plan.predicted.terms:
+        table.add_row(term.name, term.basis, Text(term.source, overflow="fold"))
+    table.columns[2].no_wrap = False
+    gpu = plan.inputs.topology.gpu
+    assert isinstance(gpu, Gpu)
+    for link in plan.inputs.topology.links:
+        source = Text(f"{format_rate(link.bandwidth.value)}, {link.bandwidth.source}", overflow="fold")
+        table.add_row(f"link {link.level}", link.bandwidth.basis, source)
+    console.print(table)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
