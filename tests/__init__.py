@@ -1,0 +1,1 @@
+"""Tests, cheapest first: unit, oracle (against enumeration), golden, cli."""

@@ -1,0 +1,184 @@
+"""Small models, machines and loads from which tests build instances."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.cost.instance import Instance
+from planner.inputs.constants import Constants
+from planner.inputs.deployment import load_default_efficiency, load_engine, load_kernel
+from planner.inputs.engines import EngineRules
+from planner.inputs.model import Attention, DenseFfn, Ffn, GroupedAttention, LayerRun, Model, MoeFfn
+from planner.inputs.precision import Precision
+from planner.inputs.sourced import Sourced
+from planner.inputs.topology import Efficiency, Gpu, Link, Topology, TopologyFile, resolve
+from planner.inputs.units import ComputeRate, Duration, Percentage, Rate, Size, SizeOrZero
+from planner.inputs.workload import Communication, Dedup, Phase, Workload
+from planner.plan.plan import PlanInputs
+from planner.rules import Limits
+from planner.solve.candidates import SearchSpace
+from planner.trace.windows import TokenSets, Windows
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+FREE = EngineRules(expert_grid="free", attention="any", uneven_experts="always", redundant_experts=True)
+
+
+def gpu(memory: str = "80 GiB", bf16: str = "10 TFLOP/s", hbm: str = "100 GB/s") -> Gpu:
+    """A slow GPU, so that work shows in time."""
+    return Gpu(
+        name="test-gpu",
+        memory=Sourced[Size](value=memory),  # type: ignore[arg-type]
+        hbm_bandwidth=Sourced[Rate](value=hbm),  # type: ignore[arg-type]
+        compute={"bf16": Sourced[ComputeRate](value=bf16)},  # type: ignore[arg-type]
+    )
+
+
+def topology(
+    nodes: int = 1,
+    per_node: int = 4,
+    *,
+    inner: str = "10 GB/s",
+    outer: str = "1 GB/s",
+    of: Gpu | None = None,
+    gpus: int | None = None,
+) -> Topology:
+    """A machine of equal nodes with two levels of links."""
+    links = (
+        Link(level="node", bandwidth=Sourced[Rate](value=inner), latency=Sourced[Duration](value="3 us")),  # type: ignore[arg-type]
+        Link(level="cluster", bandwidth=Sourced[Rate](value=outer), latency=Sourced[Duration](value="10 us")),  # type: ignore[arg-type]
+    )
+    file = TopologyFile(gpu=of or gpu(), nodes=nodes, gpus_per_node=per_node, links=links)
+    made = file.gpu
+    assert isinstance(made, Gpu)
+    return resolve(file, made, gpus)
+
+
+def model(
+    *,
+    experts: int = 8,
+    top_k: int = 2,
+    layers: int = 2,
+    dense_layers: int = 0,
+    hidden: int = 64,
+    width: int = 96,
+    heads: int = 4,
+    kv_heads: int = 2,
+    groups: int = 1,
+    shared: int = 0,
+) -> Model:
+    """A small decoder: `dense_layers` dense ones first, then MoE layers."""
+    attention: Attention = GroupedAttention(num_heads=heads, num_kv_heads=kv_heads, head_dim=16)
+    moe: Ffn = MoeFfn(
+        num_experts=experts,
+        top_k=top_k,
+        intermediate_size=width,
+        num_groups=groups,
+        groups_per_token=groups,
+        shared_intermediate_size=shared,
+    )
+    runs = [LayerRun(count=layers, attention=attention, ffn=moe)]
+    if dense_layers:
+        dense: Ffn = DenseFfn(intermediate_size=4 * hidden)
+        runs.insert(0, LayerRun(count=dense_layers, attention=attention, ffn=dense))
+    return Model(name="small", family="mixtral", hidden_size=hidden, vocab_size=128, layers=tuple(runs))
+
+
+def constants(dedup: Dedup = "expert", *, overlap: str = "0%", reserve: str = "1 MiB") -> Constants:
+    """The shipped constants with another overlap and reserve."""
+    efficiency: Efficiency = load_default_efficiency().model_copy(
+        update={"overlap": Sourced[Percentage](value=overlap)}  # type: ignore[arg-type]
+    )
+    plain = Precision(
+        experts="bf16", dense="bf16", embedding="bf16", kv_cache="bf16", dispatch="bf16", combine="bf16"
+    )
+    return Constants(
+        precision=plain,
+        communication=Communication(kernel="all-to-all", dedup=dedup),
+        kernel=load_kernel("all-to-all"),
+        collectives=load_kernel("nccl"),
+        efficiency=efficiency,
+        reserve=Sourced[SizeOrZero](value=reserve),  # type: ignore[arg-type]
+        copy_rule="even",
+    )
+
+
+def counted(counts_SLE: NDArray[np.int64], layer_ids: list[int], top_k: int) -> Windows:
+    """Windows from counts."""
+    tokens_S = np.maximum(counts_SLE[:, 0].sum(axis=1) // top_k, 1)
+    return Windows(
+        counts_SLE=counts_SLE,
+        tokens_S=tokens_S,
+        choices_SL=np.full(counts_SLE.shape[:2], float(top_k)),
+        layer_ids_L=np.array(layer_ids, dtype=np.int64),
+        names_S=tuple(f"window {index}" for index in range(len(counts_SLE))),
+        how="made by a test",
+    )
+
+
+def routed(experts_TLK: NDArray[np.int64], window_T: NDArray[np.int32], layer_ids: list[int], experts: int) -> Windows:
+    """Windows with token sets from every token's choices; tokens sorted by window."""
+    windows = int(window_T.max()) + 1
+    layers = experts_TLK.shape[1]
+    counts = np.zeros((windows, layers, experts), dtype=np.int64)
+    for token, window in enumerate(window_T):
+        for layer in range(layers):
+            np.add.at(counts[window, layer], experts_TLK[token, layer], 1)
+    made = counted(counts, layer_ids, experts_TLK.shape[2])
+    sets = TokenSets(window_T.astype(np.int32), experts_TLK.astype(np.int32))
+    return Windows(**{**made.__dict__, "sets": sets})
+
+
+def instance(
+    of: Model | None = None,
+    on: Topology | None = None,
+    *,
+    phase: Phase = "decode",
+    tokens: int = 64,
+    context: int = 128,
+    windows: Windows | None = None,
+    using: Constants | None = None,
+) -> Instance:
+    """An instance from parts."""
+    work = Workload(phase=phase, tokens_per_gpu=tokens, context_length=context)
+    return Instance(of or model(), on or topology(), work, using or constants(), windows)
+
+
+def random_windows(rng: np.random.Generator, of: Model, count: int, tokens: int = 500) -> Windows:
+    """Skewed counts for all MoE layers."""
+    layers, experts = len(of.moe_layer_ids), of.moe.num_experts
+    share = rng.dirichlet(np.full(experts, 0.7), size=(count, layers))
+    counts = np.stack([[rng.multinomial(tokens * of.moe.top_k, row) for row in window] for window in share])
+    return counted(counts.astype(np.int64), list(of.moe_layer_ids), of.moe.top_k)
+
+
+def space(redundant: int | None = 0, *, keep_groups: bool = False, **pins: int) -> SearchSpace:
+    """Everything allowed, except what is pinned."""
+    return SearchSpace(Limits(FREE, "engine", keep_groups), pins, redundant)
+
+
+def inputs_of(made: Instance) -> PlanInputs:
+    """What a plan of this instance says about its inputs (no trace files)."""
+    return PlanInputs(
+        name=made.model.name,
+        model=made.model,
+        topology=made.topology.file,
+        gpus=made.topology.num_gpus,
+        workload=made.workload,
+        cost=made.constants,
+        engine=None,
+        engine_version=None,
+        rules=FREE,
+        traces=(),
+        traced_layer_ids=made.traced_layer_ids if made.windows is not None else (),
+        windows="made by a test",
+    )
+
+
+def engine_names() -> list[str]:
+    """Engines that can be named in a deployment."""
+    from planner.inputs import profiles
+
+    return [name for name in profiles.names("engines") if load_engine(name)]

@@ -1,0 +1,70 @@
+"""Random small instances: the solver's optimum equals that of an enumerator that shares no code."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from planner.cost.instance import Instance
+from planner.solve.candidates import SearchSpace, all_splits, redundancies, ruled
+from planner.solve.master import NoWatch, Options
+from planner.solve.solver import solve
+from planner.solve.workers import Workers
+from tests import building
+from tests.oracle.plain_cost import best_step
+
+INSTANCES = 300
+PER_TEST = 10
+
+
+def small_instance(seed: int) -> tuple[Instance, SearchSpace]:
+    """A random machine of 2-4 GPUs, a random model of 1-3 layers, random routing."""
+    rng = np.random.default_rng(seed)
+    nodes, per_node = ((1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1))[rng.integers(6)]
+    experts = int(rng.integers(2, 6))
+    made = building.model(
+        experts=experts,
+        top_k=int(rng.integers(1, min(3, experts) + 1)),
+        layers=int(rng.integers(1, 3)),
+        dense_layers=int(rng.integers(0, 2)),
+        hidden=int(64 * rng.integers(1, 4)),
+        width=int(48 * rng.integers(1, 5)),
+        shared=int(rng.choice([0, 96])),
+    )
+    machine = building.topology(
+        nodes, per_node, inner=f"{rng.integers(1, 40)} GB/s", outer=f"{rng.integers(1, 10)} GB/s"
+    )
+    windows = building.random_windows(rng, made, int(rng.integers(1, 4)), int(rng.integers(5, 400)))
+    using = building.constants(overlap=str(rng.choice(["0%", "50%", "70%"])))
+    phase = "decode" if rng.random() < 0.5 else "prefill"
+    tokens = int(rng.integers(1, 3000))
+    whole = building.instance(made, machine, phase=phase, tokens=tokens, windows=windows, using=using)  # type: ignore[arg-type]
+    # So small a model would be copied whole to every GPU; pins make experts spread.
+    gpus = machine.num_gpus
+    degrees = [d for d in range(2, gpus + 1) if gpus % d == 0]
+    pins: dict[str, int] = {"ep": int(rng.choice(degrees))}
+    if rng.random() < 0.3 and gpus // pins["ep"] > 1:
+        pins["pp"] = gpus // pins["ep"]
+    elif rng.random() < 0.2:
+        pins = {"etp": int(rng.choice(degrees))}
+    return whole, building.space(int(rng.integers(0, 3)), **pins)
+
+
+@pytest.mark.parametrize("first", range(0, INSTANCES, PER_TEST))
+def test_optimum_equals_enumeration(first: int) -> None:
+    for seed in range(first, first + PER_TEST):
+        whole, space = small_instance(seed)
+        legal = [
+            (split, redundant)
+            for split in all_splits(whole, space.pins)
+            for redundant in redundancies(whole, split, space)
+            if ruled(whole, split, redundant, space.limits).is_feasible
+        ]
+        expected = min(best_step(whole, split, redundant) for split, redundant in legal)
+        with Workers(cores=1) as workers:
+            options = Options(gap=0.0, effort=1e6)
+            solved = solve(whole, space, options, building.inputs_of(whole), workers, NoWatch())
+        assert solved.plan is not None
+        assert solved.plan.solver.status == "optimal", (seed, solved.plan.solver)
+        assert solved.plan.predicted.step_s == pytest.approx(expected, rel=1e-6), seed
+        assert solved.plan.solver.bound_s <= expected * (1 + 1e-9), seed
