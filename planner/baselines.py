@@ -82,15 +82,16 @@ def eplb_layer(weight_E: Floats, num_slots: int, num_groups: int, num_nodes: int
 
 
 def round_robin(num_experts: int, slots_R: Ints) -> Ints:
-    """Expert i on rank i mod R; later copies one rank further on, so that none meets itself."""
+    """Experts dealt to the ranks like cards, the copies of one expert in a row, so that none meets itself.
+
+    Without redundant experts that is expert i on rank i mod R, as in vLLM's `round_robin`.
+    """
+    total = int(slots_R.sum())
+    copies_E = np.full(num_experts, total // num_experts)
+    copies_E[: total % num_experts] += 1
+    dealt = np.repeat(np.arange(num_experts), copies_E)
     ranks = len(slots_R)
-    held: list[list[int]] = [[] for _ in range(ranks)]
-    for item in range(int(slots_R.sum())):
-        rank = (item + item // num_experts) % ranks
-        while len(held[rank]) >= slots_R[rank] or item % num_experts in held[rank]:
-            rank = (rank + 1) % ranks
-        held[rank].append(item % num_experts)
-    return from_ranks(held, int(slots_R.max()))
+    return from_ranks([dealt[rank::ranks].tolist() for rank in range(ranks)], int(slots_R.max()))
 
 
 def place(name: str, weight_LE: Floats, slots_R: Ints, *, num_groups: int, num_nodes: int) -> Ints | None:

@@ -91,9 +91,7 @@ def constants(dedup: Dedup = "expert", *, overlap: str = "0%", reserve: str = "1
     efficiency: Efficiency = load_default_efficiency().model_copy(
         update={"overlap": Sourced[Percentage](value=overlap)}  # type: ignore[arg-type]
     )
-    plain = Precision(
-        experts="bf16", dense="bf16", embedding="bf16", kv_cache="bf16", dispatch="bf16", combine="bf16"
-    )
+    plain = Precision(experts="bf16", dense="bf16", embedding="bf16", kv_cache="bf16", dispatch="bf16", combine="bf16")
     return Constants(
         precision=plain,
         communication=Communication(kernel="all-to-all", dedup=dedup),

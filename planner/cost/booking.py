@@ -50,7 +50,7 @@ def rank_tokens(counts_SE: Ints, expert_P: Ints, slots_per_rank: int) -> Ints:
 def filled_slots_R(cost: SplitCost, layers: range, placement: Placement) -> Ints:
     """Expert slots that each EP rank fills over the MoE layers among these hidden layers."""
     rows = [row for row, layer in enumerate(placement.layer_ids) if layer in layers]
-    filled = placement.expert_LP[rows].reshape(len(rows), cost.split.ep, -1) >= 0
+    filled = placement.expert_LP[rows].reshape(len(rows), cost.split.ep, placement.slots_per_rank) >= 0
     total: Ints = filled.sum(axis=(0, 2))
     return total
 

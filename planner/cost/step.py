@@ -245,9 +245,7 @@ def _moe_terms(
         Term("combine", combine, light[2] + untraced * light[5], travel.basis, travel.source),
     ]
     if hidden.value:
-        terms.append(
-            Term("hidden by overlap", total - expert - dispatch - combine, 0.0, hidden.basis, hidden.source)
-        )
+        terms.append(Term("hidden by overlap", total - expert - dispatch - combine, 0.0, hidden.basis, hidden.source))
     return [term for term in terms if term.seconds]
 
 

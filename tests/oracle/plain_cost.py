@@ -118,9 +118,7 @@ class PlainCost:
         tokens = self.b / (s.micro_batches * s.edp)
         copies = [sum(e in held for held in placement) for e in range(ffn.num_experts)]
         rows = [sum(share[e] * choices * tokens / copies[e] for e in held) for held in placement]
-        hit = [
-            sum(1 - (1 - share[e] / copies[e]) ** (choices * tokens) for e in held) for held in placement
-        ]
+        hit = [sum(1 - (1 - share[e] / copies[e]) ** (choices * tokens) for e in held) for held in placement]
         expert = max(self.expert_s(rows[r], hit[r], len(placement[r]), width) for r in range(s.ep))
         volume = self.volume(k, rows, [len(placement)], placement, share, choices, tokens)
         gather, constant = 0.0, 0.0

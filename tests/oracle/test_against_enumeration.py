@@ -25,7 +25,7 @@ def small_instance(seed: int) -> tuple[Instance, SearchSpace]:
     made = building.model(
         experts=experts,
         top_k=int(rng.integers(1, min(3, experts) + 1)),
-        layers=int(rng.integers(1, 3)),
+        layers=int(rng.integers(1, 4)),
         dense_layers=int(rng.integers(0, 2)),
         hidden=int(64 * rng.integers(1, 4)),
         width=int(48 * rng.integers(1, 5)),
@@ -39,15 +39,23 @@ def small_instance(seed: int) -> tuple[Instance, SearchSpace]:
     phase = "decode" if rng.random() < 0.5 else "prefill"
     tokens = int(rng.integers(1, 3000))
     whole = building.instance(made, machine, phase=phase, tokens=tokens, windows=windows, using=using)  # type: ignore[arg-type]
-    # So small a model would be copied whole to every GPU; pins make experts spread.
-    gpus = machine.num_gpus
-    degrees = [d for d in range(2, gpus + 1) if gpus % d == 0]
-    pins: dict[str, int] = {"ep": int(rng.choice(degrees))}
-    if rng.random() < 0.3 and gpus // pins["ep"] > 1:
-        pins["pp"] = gpus // pins["ep"]
-    elif rng.random() < 0.2:
-        pins = {"etp": int(rng.choice(degrees))}
-    return whole, building.space(int(rng.integers(0, 3)), **pins)
+    # So small a model would be copied whole to every GPU; pins spread it.
+    return whole, building.space(int(rng.integers(0, 3)), **_pins(rng, machine.num_gpus, experts, made.num_layers))
+
+
+def _pins(rng: np.random.Generator, gpus: int, experts: int, layers: int) -> dict[str, int]:
+    """Degrees that some legal split has."""
+
+    def pick(least: int, total: int, most: int) -> int:
+        return int(rng.choice([d for d in range(least, total + 1) if total % d == 0 and d <= most] or [1]))
+
+    pp = pick(2, gpus, layers) if rng.random() < 0.25 else 1
+    kind = rng.random()
+    if kind < 0.15:
+        return {"pp": pp, "etp": pick(2, gpus // pp, 4)}
+    if kind < 0.3 and gpus // pp % 2 == 0:
+        return {"pp": pp, "tp": 2}
+    return {"pp": pp, "ep": pick(2, gpus // pp, experts)}
 
 
 @pytest.mark.parametrize("first", range(0, INSTANCES, PER_TEST))
