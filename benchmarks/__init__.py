@@ -1,0 +1,1 @@
+"""Measurements of the planner; every figure is printed with its conditions."""

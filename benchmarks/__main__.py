@@ -1,0 +1,36 @@
+"""`python -m benchmarks [NAME...] [--data FOLDER]`: runs the benchmarks and prints their tables."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from benchmarks import generalisation, held_out, speed
+
+_ALL = {"speed": speed.run, "held-out": held_out.run, "generalisation": generalisation.run}
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice(list(_ALL)))
+@click.option(
+    "--data",
+    envvar="EP_PLAN_DATA",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of recorded traces (benchmarks/README.md names the files).",
+)
+def main(names: tuple[str, ...], data: Path | None) -> None:
+    """Run the named benchmarks, or all."""
+    console = Console(width=140, highlight=False)
+    versions = f"Python {platform.python_version()}, numpy {version('numpy')}, ortools {version('ortools')}"
+    console.print(f"{os.cpu_count()} cores, {platform.machine()}, {versions}\n")
+    for name in names or _ALL:
+        _ALL[name](data, console)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Deployments and recorded traces that the benchmarks use, and parts of traces written as files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+_FOUR_BY_H100 = """\
+schema: ep-plan/topology/1
+gpu: h100-sxm
+nodes: 2
+gpus_per_node: 4
+links:
+  - {level: node, bandwidth: 450 GB/s, latency: 3 us}
+  - {level: cluster, bandwidth: 50 GB/s, latency: 10 us}
+"""
+
+_DEPLOYMENT = """\
+schema: ep-plan/deployment/1
+model: %(model)s
+topology: %(topology)s
+traces: [%(trace)s]
+workload: {phase: prefill, tokens_per_gpu: 4096, context_length: 4096}
+solve: {redundant_experts: %(redundant)d, split: {ep: %(ep)d}}
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model on a machine with a recorded trace."""
+
+    name: str
+    model: str
+    trace: str
+    """File name in the data folder."""
+    topology: str
+    redundant: int
+    ep: int
+
+    def write(self, folder: Path, trace: Path) -> Path:
+        """A deployment file for a trace; its path."""
+        topology = self.topology
+        if "\n" in topology:
+            (folder / "topology.yaml").write_text(topology, encoding="utf-8")
+            topology = "topology.yaml"
+        values = {"model": self.model, "topology": topology, "trace": trace, "redundant": self.redundant, "ep": self.ep}
+        path = folder / "deployment.yaml"
+        path.write_text(_DEPLOYMENT % values, encoding="utf-8")
+        return path
+
+
+DEEPSEEK = Case("DeepSeek-V3", "deepseek-v3", "deepseek_v3_sglang_loads_6.npz", "4 x hgx-h100", 32, 32)
+GPT_OSS = Case("gpt-oss-20b", "gpt-oss-20b", "gpt_oss_20b_decode_even_layers.npz", _FOUR_BY_H100, 8, 8)
+
+
+def arrays_of(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of a trace file."""
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def write_windows(trace: dict[str, NDArray[Any]], windows: Sequence[int], path: Path) -> Path:
+    """A counts trace of some windows only."""
+    part = dict(trace)
+    part["counts"] = trace["counts"][list(windows)]
+    part["scenario_names"] = trace["scenario_names"][list(windows)]
+    np.savez_compressed(path, allow_pickle=False, **part)
+    return path
+
+
+def write_sequences(trace: dict[str, NDArray[Any]], keep_T: NDArray[np.bool_], path: Path) -> Path:
+    """A token trace of some tokens only."""
+    tokens = len(trace["expert_ids"])
+    part = {name: array[keep_T] if array.ndim and len(array) == tokens else array for name, array in trace.items()}
+    np.savez_compressed(path, allow_pickle=False, **part)
+    return path
