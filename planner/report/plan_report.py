@@ -16,6 +16,8 @@ from planner.inputs.units import format_bytes, format_count, format_percent, for
 from planner.plan.plan import BaselineRecord, CandidateRecord, Plan, SplitRecord
 from planner.report.style import bar, heat, plain_table, shortened
 
+_IMBALANCE_STEPS = (1.02, 1.05, 1.1, 1.2, 1.35, 1.6, 2.0)
+_RANK_STEPS = (0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2)
 _BEST_SHOWN = 10
 
 
@@ -198,21 +200,21 @@ def _rejected(rejected: Sequence[CandidateRecord], console: Console, verbose: bo
 def _layers(plan: Plan, console: Console, verbose: bool) -> None:
     """Max/mean per layer, before and after."""
     before, after = plan.baselines["linear"].layer_imbalance, plan.predicted.layer_imbalance
-    high = max(*before, *after)
     first, last = plan.inputs.traced_layer_ids[0], plan.inputs.traced_layer_ids[-1]
-    console.print(f"[dim]max/mean of each traced layer ({first}..{last}), scale 1 to {high:.2f}[/dim]")
+    legend = heat(_IMBALANCE_STEPS, _IMBALANCE_STEPS) + Text(" = " + " ".join(f"{step:g}" for step in _IMBALANCE_STEPS))
+    console.print(Text(f"max/mean rows of the ranks, layers {first}..{last}: ", "dim") + legend)
     rows = [("linear", before)]
     if "eplb" in plan.baselines:
         rows.append(("eplb", plan.baselines["eplb"].layer_imbalance))
     for name, values in [*rows, ("plan", after)]:
-        console.print(Text(f"  {name:<7}") + heat(values, 1.0, high) + Text(f"  {_mean(values):.3f}"))
+        console.print(Text(f"  {name:<7}") + heat(values, _IMBALANCE_STEPS) + Text(f"  {_mean(values):.3f}"))
     if verbose:
         table = plain_table("layer", "linear", "plan", "rows per rank, plan", right=(0, 1, 2))
         traced = dict(zip(plan.inputs.traced_layer_ids, zip(before, after, strict=True), strict=True))
         for layer, tokens in zip(plan.placement.layer_ids, plan.predicted.rank_tokens, strict=True):
             if layer in traced and any(tokens):
                 mean = sum(tokens) / len(tokens)
-                cells = heat([count / mean for count in tokens], 0.8, 1.2)
+                cells = heat([count / mean for count in tokens], _RANK_STEPS)
                 table.add_row(str(layer), f"{traced[layer][0]:.3f}", f"{traced[layer][1]:.3f}", cells)
         console.print(table)
 

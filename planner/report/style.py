@@ -6,7 +6,7 @@ a height or a number, so nothing is said by colour alone.
 
 from __future__ import annotations
 
-import sys
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -40,26 +40,15 @@ def bar(part: float, width: int = 20) -> str:
     return "█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")
 
 
-def heat(values: Sequence[float], low: float, high: float) -> Text:
-    """One cell per value; height and colour grow from `low` to `high`."""
+def heat(values: Sequence[float], steps: Sequence[float]) -> Text:
+    """One cell per value, as high and as warm as the steps it reaches; at most 7 steps, ascending."""
     text = Text()
     for value in values:
-        part = 0.0 if high <= low else max(0.0, min(1.0, (value - low) / (high - low)))
-        text.append(
-            _BLOCKS[min(len(_BLOCKS) - 1, int(part * len(_BLOCKS)))], _RAMP[min(len(_RAMP) - 1, int(part * len(_RAMP)))]
-        )
+        level = bisect_right(steps, value)
+        text.append(_BLOCKS[level], _RAMP[max(0, level - 1)])
     return text
 
 
 def shortened(text: str, length: int) -> str:
     """Text cut to a length, the cut shown."""
     return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def can_show_blocks() -> bool:
-    """Whether standard output can encode block characters."""
-    try:
-        _BLOCKS.encode(sys.stdout.encoding or "ascii")
-    except (UnicodeEncodeError, LookupError):
-        return False
-    return True
