@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from planner.cost.grid import stages_of
 from planner.cost.instance import Instance
 from planner.inputs.engines import EngineRules
-from planner.inputs.model import DenseFfn, GroupedAttention
+from planner.inputs.model import DenseFfn, GroupedAttention, NoAttention
 from planner.inputs.precision import WEIGHTS
 from planner.plan.placement import slots_of_ranks
 from planner.plan.split import Split
@@ -62,7 +62,7 @@ def _attention(instance: Instance, split: Split) -> Iterator[Broken]:
     seen = set()
     for run in instance.model.layers:
         attention = run.attention
-        if attention in seen:
+        if attention in seen or isinstance(attention, NoAttention):
             continue
         seen.add(attention)
         yield from _modulo("attention heads", attention.num_heads, "tp", split.tp)

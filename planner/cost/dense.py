@@ -19,16 +19,33 @@ from numpy.typing import NDArray
 
 from planner.cost.grid import Grid
 from planner.cost.instance import Instance
-from planner.cost.kv_cache import kept_tokens, kv_bytes_per_token
+from planner.cost.kv_cache import (
+    attended_entries,
+    kept_tokens,
+    kv_bytes_per_token,
+    state_bytes_per_sequence,
+)
 from planner.cost.moe import collective_launch_s, collective_seconds_per_byte
 from planner.cost.roofline import Kernel, all_reduce_factor, kernel
-from planner.inputs.model import Attention, DenseFfn, LatentAttention, LayerRun
+from planner.inputs.model import (
+    Attention,
+    CompressedAttention,
+    DenseFfn,
+    GroupedAttention,
+    LatentAttention,
+    LayerRun,
+    NoAttention,
+    StateAttention,
+)
 from planner.inputs.parameters import attention_parameters, dense_parameters, router_parameters, shared_parameters
-from planner.inputs.precision import WEIGHTS, WeightName
+from planner.inputs.precision import CACHE_BITS, WEIGHTS, WeightName
 from planner.inputs.sourced import Basis, Sourced
 from planner.inputs.topology import Roofline
 
 _BF16_BYTES = 2
+# A recurrent state decays, takes in the new token and is read out: three multiply-adds per number.
+_STATE_FLOP = 6.0
+_STATE_CHUNK = 64  # tokens that one pass of a chunked prefill kernel works on
 
 
 @dataclass(frozen=True)
@@ -91,16 +108,21 @@ class DenseCost:
 
     def layer_terms(self, run: LayerRun) -> list[Term]:
         """One layer, experts and their exchange left out."""
-        terms = [*self._attention(run.attention), self._collective("attention all-reduce"), self._norms()]
+        terms = [self._norms(run.norms)]
+        if not isinstance(run.attention, NoAttention):
+            terms = [*self._attention(run.attention), self._collective("attention all-reduce"), *terms]
         hidden, tp = self.instance.model.hidden_size, self.grid.split.tp
         if isinstance(run.ffn, DenseFfn):
+            if not run.ffn.intermediate_size:
+                return [term for term in terms if term.seconds]
             parameters = dense_parameters(run.ffn, hidden, tp)
             terms += [self._gemm("dense feed-forward", parameters, 2), self._collective("dense all-reduce")]
             return [term for term in terms if term.seconds]
         router = router_parameters(run.ffn, hidden)
         terms.append(self._gemm("router", router, 1, tokens=self.tokens / tp, weights="bf16"))
-        if run.ffn.shared_intermediate_size:
-            terms.append(self._gemm("shared experts", shared_parameters(run.ffn, hidden, tp), 2))
+        shared = shared_parameters(run.ffn, hidden, tp)
+        if shared:
+            terms.append(self._gemm("shared experts", shared, 2))
         return [term for term in terms if term.seconds]
 
     def head_terms(self) -> list[Term]:
@@ -141,39 +163,83 @@ class DenseCost:
 
     def _attention(self, attention: Attention) -> list[Term]:
         model, tp = self.instance.model, self.grid.split.tp
-        latent = isinstance(attention, LatentAttention)
+        few = isinstance(attention, GroupedAttention | StateAttention)
         parameters = attention_parameters(attention, model.hidden_size, tp)
-        projections = self._gemm("attention projections", parameters, 4 if latent else 2)
-        return [projections, self._attention_core(attention)]
+        projections = self._gemm("attention projections", parameters, 2 if few else 4)
+        if isinstance(attention, StateAttention):
+            return [projections, self._state_core(attention)]
+        return [projections, self._attention_core(attention), *self._indexing(attention)]
 
     def _attention_core(self, attention: Attention) -> Term:
         instance = self.instance
         work, precision = instance.workload, instance.constants.precision
         tp = self.grid.split.tp
-        heads = attention.num_heads / tp
-        seen: float = kept_tokens(attention, work.context_length)
+        heads = _num_heads(attention) / tp
+        seen = float(attended_entries(attention, work.context_length))
         if work.phase == "prefill" and seen == work.context_length:
             seen = (seen + 1) / 2  # causal: on average half of the prompt
         flop = 2.0 * self.tokens * heads * seen * _dims_per_pair(attention, work.phase)
-        cache = kv_bytes_per_token(attention, tp, precision.kv_cache)
         if work.phase == "decode":
-            num_bytes = self.tokens * seen * cache
+            num_bytes = self.tokens * seen * self._entry_bytes(attention)
             roofline = instance.constants.efficiency.attention_decode
         else:
+            cache = kv_bytes_per_token(attention, tp, precision.kv_cache)
             num_bytes = self.tokens * (cache + 2 * _BF16_BYTES * heads * _value_dim(attention))
             roofline = instance.constants.efficiency.attention_prefill
+        return self._core_term("attention", roofline, flop, num_bytes)
+
+    def _entry_bytes(self, attention: Attention) -> float:
+        """Bytes that decode reads per entry it attends to (an indexer's own keys left out)."""
+        cache = self.instance.constants.precision.kv_cache
+        if isinstance(attention, CompressedAttention):
+            return float(attention.head_dim * CACHE_BITS[cache] / 8)
+        if isinstance(attention, LatentAttention) and attention.indexer is not None:
+            attention = attention.model_copy(update={"indexer": None})
+        return kv_bytes_per_token(attention, self.grid.split.tp, cache)
+
+    def _indexing(self, attention: Attention) -> list[Term]:
+        """Scores of an indexer over everything it may pick from, whole on every GPU."""
+        if not isinstance(attention, LatentAttention | CompressedAttention):
+            return []
+        indexer, work = attention.indexer, self.instance.workload
+        if indexer is None or not indexer.own:
+            return []
+        rate = attention.compress_rate if isinstance(attention, CompressedAttention) else 1
+        entries = kept_tokens(attention, work.context_length) / (rate or 1)
+        cache = float(CACHE_BITS[self.instance.constants.precision.kv_cache] / 8)
+        efficiency = self.instance.constants.efficiency
+        if work.phase == "decode":
+            num_bytes, roofline = self.tokens * entries * indexer.head_dim * cache, efficiency.attention_decode
+        else:
+            entries /= 2
+            num_bytes, roofline = self.tokens * indexer.head_dim * cache, efficiency.attention_prefill
+        flop = 2.0 * self.tokens * indexer.num_heads * entries * indexer.head_dim
+        return [self._core_term("attention indexer", roofline, flop, num_bytes)]
+
+    def _state_core(self, attention: StateAttention) -> Term:
+        """Update of a recurrent state: in decode read and written once per token, in prefill once per chunk."""
+        tp, work = self.grid.split.tp, self.instance.workload
+        efficiency = self.instance.constants.efficiency
+        kept = 2.0 * state_bytes_per_sequence(attention, tp)
+        flop = _STATE_FLOP * self.tokens * attention.state_elements / tp
+        if work.phase == "decode":
+            return self._core_term("recurrent state", efficiency.attention_decode, flop, self.tokens * kept)
+        num_bytes = self.tokens * kept / min(_STATE_CHUNK, work.context_length)
+        return self._core_term("recurrent state", efficiency.attention_prefill, flop, num_bytes)
+
+    def _core_term(self, name: str, roofline: Sourced[Roofline], flop: float, num_bytes: float) -> Term:
         bound = self._kernel(roofline, "bf16")
         seconds = bound.seconds(flop, num_bytes)
-        return Term("attention", seconds, bound.light_s(flop, num_bytes), bound.basis, bound.source)
+        return Term(name, seconds, bound.light_s(flop, num_bytes), bound.basis, bound.source)
 
-    def _norms(self) -> Term:
-        # Two norms with their residuals read and write the stream about eight times.
+    def _norms(self, norms: int) -> Term:
+        # A norm with its residual reads and writes the stream about four times.
         hbm = self.instance.topology.gpu.hbm_bandwidth
         efficiency = self.instance.constants.efficiency.gemm
-        num_bytes = 8.0 * _BF16_BYTES * self.tokens / self.grid.split.tp * self.instance.model.hidden_size
+        num_bytes = 4.0 * norms * _BF16_BYTES * self.tokens / self.grid.split.tp * self.instance.model.hidden_size
         light = num_bytes / hbm.value
         seconds = light / efficiency.value.memory
-        return Term("norms and residuals", seconds, light, "assumed", "eight passes over the activations")
+        return Term("norms and residuals", seconds, light, "assumed", f"{4 * norms} passes over the activations")
 
     def _collective(self, name: str) -> Term:
         """An all-reduce over the tensor-parallel group; nothing for tp = 1."""
@@ -192,6 +258,13 @@ class DenseCost:
         )
 
 
+def _num_heads(attention: Attention) -> int:
+    """Query heads of a layer, of all its attention blocks together."""
+    if isinstance(attention, NoAttention):
+        return 0
+    return attention.num_heads * (attention.blocks if isinstance(attention, LatentAttention) else 1)
+
+
 def _dims_per_pair(attention: Attention, phase: str) -> float:
     """Multiply-adds per head for one query and one key: scores and values.
 
@@ -201,11 +274,13 @@ def _dims_per_pair(attention: Attention, phase: str) -> float:
         if phase == "decode":
             return 2.0 * attention.kv_lora_rank + attention.qk_rope_head_dim
         return float(attention.qk_nope_head_dim + attention.qk_rope_head_dim + attention.v_head_dim)
-    return 2.0 * attention.head_dim
+    return 2.0 * _value_dim(attention)
 
 
 def _value_dim(attention: Attention) -> int:
-    return attention.v_head_dim if isinstance(attention, LatentAttention) else attention.head_dim
+    if isinstance(attention, LatentAttention):
+        return attention.v_head_dim
+    return attention.head_dim if isinstance(attention, GroupedAttention | CompressedAttention) else 0
 
 
 def _joined_source(first: Sourced[float], second: Sourced[float]) -> str:

@@ -73,7 +73,7 @@ class Instance:
         moe = self.model.moe
         if self.windows is None:
             share = np.full((1, moe.num_experts), 1.0 / moe.num_experts)
-            load = LayerLoad(share, np.array([float(moe.top_k)]), None)
+            load = LayerLoad(share, np.array([moe.mean_choices]), None)
             return (load,) * len(self.traced_layer_ids)
         counts_SLE = self.windows.counts_SLE
         share_SLE = counts_SLE / np.maximum(counts_SLE.sum(axis=2, keepdims=True), 1)

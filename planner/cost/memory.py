@@ -13,7 +13,7 @@ from functools import cached_property
 
 from planner.cost.grid import Grid
 from planner.cost.instance import Instance
-from planner.cost.kv_cache import kv_bytes_per_sequence, kv_bytes_per_token
+from planner.cost.kv_cache import kv_bytes_per_sequence, kv_bytes_per_token, state_bytes_per_sequence
 from planner.inputs.model import DenseFfn, LayerRun, MoeFfn
 from planner.inputs.parameters import (
     attention_parameters,
@@ -119,7 +119,8 @@ class StageMemory:
         hidden, tp = self.instance.model.hidden_size, self.grid.split.tp
         precision = self.instance.constants.precision
         attention = stored_bytes(attention_parameters(run.attention, hidden, tp), precision.dense)
-        small, lines = 2 * hidden, [MemoryLine("attention weights", attention, "given", _COUNTED)]
+        small = run.norms * hidden + run.extra_parameters
+        lines = [MemoryLine("attention weights", attention, "given", _COUNTED)]
         if isinstance(run.ffn, DenseFfn):
             dense = stored_bytes(dense_parameters(run.ffn, hidden, tp), precision.dense)
             lines.append(MemoryLine("dense feed-forward weights", dense, "given", _COUNTED))
@@ -130,9 +131,9 @@ class StageMemory:
         return [*lines, MemoryLine("routers and norms", small_bytes, "given", _COUNTED), self._cache(run)]
 
     def _shared(self, moe: MoeFfn) -> list[MemoryLine]:
-        if not moe.shared_intermediate_size:
-            return []
         parameters = shared_parameters(moe, self.instance.model.hidden_size, self.grid.split.tp)
+        if not parameters:
+            return []
         num_bytes = stored_bytes(parameters, self.instance.constants.precision.dense)
         return [MemoryLine("shared expert weights", num_bytes, "given", _COUNTED)]
 
@@ -145,7 +146,8 @@ class StageMemory:
             num_bytes = count * kv_bytes_per_sequence(run.attention, tp, cache, work.context_length)
             source = f"{count:,} sequences of {work.context_length:,} tokens per data-parallel rank, in {cache}"
         else:
-            num_bytes = math.ceil(count * kv_bytes_per_token(run.attention, tp, cache))
+            states = math.ceil(count / work.context_length) * state_bytes_per_sequence(run.attention, tp)
+            num_bytes = math.ceil(count * kv_bytes_per_token(run.attention, tp, cache)) + states
             source = f"{count:,} tokens per data-parallel rank, in {cache}"
         return MemoryLine("KV cache", num_bytes, "given", source)
 
@@ -157,7 +159,7 @@ class StageMemory:
         lines = [MemoryLine("embedding", num_bytes if self.first else 0, "given", source)]
         if self.last:
             tied_here = model.tie_word_embeddings and self.first
-            norm = stored_bytes(model.hidden_size, precision.embedding)
+            norm = stored_bytes(model.hidden_size + model.extra_parameters, precision.embedding)
             lines.append(MemoryLine("LM head and last norm", norm + (0 if tied_here else num_bytes), "given", source))
         return lines
 
@@ -173,7 +175,7 @@ class StageMemory:
         dense = (run.ffn.intermediate_size for run in model.layers if isinstance(run.ffn, DenseFfn))
         widest = max(dense, default=0) // split.tp
         rows = 2 * math.ceil(step_tokens * model.moe.top_k / (split.micro_batches * split.edp * split.ep))
-        per_row = 2 * model.hidden_size + 3 * (model.moe.intermediate_size // split.etp)
+        per_row = 2 * model.moe.expert_hidden_size(model.hidden_size) + 3 * (model.moe.intermediate_size // split.etp)
         num_bytes = _BF16_BYTES * (tokens * (8 * model.hidden_size + 3 * widest) + rows * per_row)
         if self.last:
             scored = tokens if work.phase == "decode" else math.ceil(tokens / work.context_length)

@@ -189,8 +189,8 @@ def moe_cost(instance: Instance, grid: Grid) -> MoeCost:
     model, constants, topology = instance.model, instance.constants, instance.topology
     split = grid.split
     precision = constants.precision
-    hidden, width = model.hidden_size, model.moe.intermediate_size // split.etp
-    parameters = expert_parameters(model.moe, hidden, split.etp)
+    hidden, width = model.moe.expert_hidden_size(model.hidden_size), model.moe.intermediate_size // split.etp
+    parameters = expert_parameters(model.moe, model.hidden_size, split.etp)
     matrices = 3 if model.moe.gated else 2
     efficiency = constants.efficiency.experts
     per_byte_V = link_seconds_per_byte(constants, topology)

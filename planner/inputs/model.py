@@ -35,6 +35,21 @@ class GroupedAttention(Frozen):
     qk_norm: Literal["none", "per_head", "full"] = "none"
     sinks: bool = False
     """One learned logit per head that soaks up attention (gpt-oss)."""
+    output_gate: bool = False
+    """A gate as wide as the queries, projected with them, scales the output (Qwen3-Next)."""
+    value_from_key: bool = False
+    """No value projection: values are made from the keys' projection (Gemma 4, global layers)."""
+
+
+class Indexer(Frozen):
+    """Small scorer that picks the tokens which sparse attention looks at (DeepSeek-V3.2)."""
+
+    num_heads: Count
+    head_dim: Count
+    top_k: Count
+    """Tokens (or compressed entries) that each query attends to."""
+    own: bool = True
+    """False: the layer reuses the choice of an earlier layer, and has no indexer weights."""
 
 
 class LatentAttention(Frozen):
@@ -47,16 +62,69 @@ class LatentAttention(Frozen):
     qk_nope_head_dim: Count
     qk_rope_head_dim: Count
     v_head_dim: Count
+    indexer: Indexer | None = None
+    """Sparse attention over the tokens it picks; None: over all."""
+    blocks: Count = 1
+    """Attention blocks of this shape in one layer (LongCat-Flash has two)."""
 
 
-Attention = Annotated[GroupedAttention | LatentAttention, Field(discriminator="kind")]
+class CompressedAttention(Frozen):
+    """Attention over a sliding window and, beyond it, over compressed entries (DeepSeek-V4).
+
+    One vector per entry is key and value of all heads. Every `compress_rate` tokens are merged into
+    one entry; a rate with an indexer attends to the entries picked, without one to all.
+    """
+
+    kind: Literal["compressed"] = "compressed"
+    num_heads: Count
+    head_dim: Count
+    q_lora_rank: Count
+    output_groups: Count
+    output_lora_rank: Count
+    window: Count
+    compress_rate: Count | None = None
+    """Tokens per compressed entry; None: only the window."""
+    indexer: Indexer | None = None
+
+
+class StateAttention(Frozen):
+    """A token mixer that keeps a state of constant size per sequence instead of a KV cache.
+
+    Mamba, gated delta rule, lightning attention, short convolution: planning needs their weights and
+    their state, not their inner shape. `planner.inputs.families.recurrent` derives both.
+    """
+
+    kind: Literal["state"] = "state"
+    mixer: Literal["mamba", "mamba2", "gated_delta", "kimi_delta", "lightning", "short_conv"]
+    num_heads: Count
+    """What a tensor-parallel group divides: heads, or channels where there are none."""
+    sharded_parameters: Count
+    """Weights of the layer that a tensor-parallel group divides."""
+    replicated_parameters: CountOrZero = 0
+    """Weights that every GPU of the group holds."""
+    state_elements: CountOrZero = 0
+    """Numbers of the recurrent state per sequence, all heads; kept in fp32."""
+    conv_elements: CountOrZero = 0
+    """Inputs that the short convolution remembers per sequence, all channels; kept in bf16."""
+
+
+class NoAttention(Frozen):
+    """No token mixer: the layer is a feed-forward part alone (Nemotron-H)."""
+
+    kind: Literal["none"] = "none"
+
+
+Attention = Annotated[
+    GroupedAttention | LatentAttention | CompressedAttention | StateAttention | NoAttention,
+    Field(discriminator="kind"),
+]
 
 
 class DenseFfn(Frozen):
-    """An ordinary feed-forward part."""
+    """An ordinary feed-forward part; of width 0 where a layer has none (Nemotron-H)."""
 
     kind: Literal["dense"] = "dense"
-    intermediate_size: Count
+    intermediate_size: CountOrZero
     gated: bool = True
 
 
@@ -70,8 +138,14 @@ class MoeFfn(Frozen):
     gated: bool = True
     """Gate, up and down projection; else only up and down."""
     expert_bias: bool = False
+    latent_size: Count | None = None
+    """Routed experts work, and are dispatched, in a space of this width between two shared
+    projections (Nemotron 3 Super); None: in the hidden size itself."""
+    zero_experts: CountOrZero = 0
+    """Further choices of the router that do nothing and hold no weights (LongCat-Flash)."""
     shared_intermediate_size: CountOrZero = 0
-    """Width of all shared experts together; every token passes them."""
+    """Width of all shared experts together; every token passes them. Dense feed-forward parts that
+    run beside the experts count here too."""
     shared_gate: bool = False
     num_groups: Count = 1
     """Routing groups: a token may only use experts of `groups_per_token` of them."""
@@ -81,13 +155,22 @@ class MoeFfn(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> MoeFfn:
-        if self.top_k > self.num_experts:
+        if self.top_k > self.num_experts + self.zero_experts:
             raise ValueError(f"top_k {self.top_k} is more than the {self.num_experts} experts")
         if self.num_experts % self.num_groups:
             raise ValueError(f"{self.num_experts} experts do not divide into {self.num_groups} groups")
         if self.groups_per_token > self.num_groups:
             raise ValueError(f"groups_per_token {self.groups_per_token} is more than num_groups {self.num_groups}")
         return self
+
+    def expert_hidden_size(self, hidden_size: int) -> int:
+        """Width of a token as the routed experts get it."""
+        return self.latent_size or hidden_size
+
+    @property
+    def mean_choices(self) -> float:
+        """Choices per token that reach an expert, if the router chooses evenly: top_k without zero experts."""
+        return self.top_k * self.num_experts / (self.num_experts + self.zero_experts)
 
 
 Ffn = Annotated[DenseFfn | MoeFfn, Field(discriminator="kind")]
@@ -99,6 +182,10 @@ class LayerRun(Frozen):
     count: Count
     attention: Attention
     ffn: Ffn
+    norms: CountOrZero = 2
+    """Vectors of hidden_size for norms in each layer."""
+    extra_parameters: CountOrZero = 0
+    """Further small weights of each layer, whole on every GPU."""
 
 
 class Model(Frozen):
@@ -111,6 +198,8 @@ class Model(Frozen):
     vocab_size: Count
     tie_word_embeddings: bool = False
     layers: Annotated[tuple[LayerRun, ...], Field(min_length=1)]
+    extra_parameters: CountOrZero = 0
+    """Small weights outside the layers beside embedding, LM head and the last norm."""
     expert_weights: WeightName = "bf16"
     dense_weights: WeightName = "bf16"
     source: str = ""
@@ -150,13 +239,13 @@ class Model(Frozen):
         return next(self._moe_parts())
 
 
-def repeated(layers: list[tuple[Attention, Ffn]]) -> tuple[LayerRun, ...]:
-    """Join equal neighbours of a per-layer list into runs."""
+def repeated(layers: list[tuple[Attention, Ffn]], *, norms: int = 2, extra_parameters: int = 0) -> tuple[LayerRun, ...]:
+    """Join equal neighbours of a per-layer list into runs; norms and extras as in `LayerRun`."""
     runs: list[LayerRun] = []
     for attention, ffn in layers:
         if runs and (runs[-1].attention, runs[-1].ffn) == (attention, ffn):
             last = runs.pop()
             runs.append(last.model_copy(update={"count": last.count + 1}))
         else:
-            runs.append(LayerRun(count=1, attention=attention, ffn=ffn))
+            runs.append(LayerRun(count=1, attention=attention, ffn=ffn, norms=norms, extra_parameters=extra_parameters))
     return tuple(runs)
