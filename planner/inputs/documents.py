@@ -179,13 +179,18 @@ def _hint_for_missing(record: type[BaseModel], key: Key) -> str:
     return ""
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file of others (a Hugging Face config) or a plan; NaN and duplicates refused."""
+def read_json(path: Path, *, infinity: bool = False) -> Any:
+    """Read a JSON file of others or a plan; duplicates and numbers that are not finite refused.
+
+    Args:
+        path: the file.
+        infinity: let Infinity pass, as Python writes it: configs of Mamba models hold it as a limit.
+    """
     text = read_text(path, limit_bytes=_JSON_LIMIT_BYTES)
-    return parse_json(text, str(path))
+    return parse_json(text, str(path), infinity=infinity)
 
 
-def parse_json(text: str, file: str) -> Any:
+def parse_json(text: str, file: str, *, infinity: bool = False) -> Any:
     """Parse JSON strictly; raises `InputError` with line and column."""
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -197,6 +202,8 @@ def parse_json(text: str, file: str) -> Any:
         return made
 
     def constant(name: str) -> Any:
+        if infinity and name != "NaN":
+            return float(name)
         raise InputError(Problem(f"{name} is not a JSON number", Place(file)))
 
     try:

@@ -3,7 +3,12 @@
 Bits of a weight include its share of the scales, because scales are loaded and stored with it.
 Sources: OCP Microscaling Formats v1.0 (mxfp4: 32 weights share one 8-bit scale); NVIDIA Blackwell
 documentation (nvfp4: 16 weights share one fp8 scale); DeepSeek-V3 config.json (fp8 with one fp32
-scale per 128 x 128 block); common int4 checkpoints (128 weights share one 16-bit scale).
+scale per 128 x 128 block); common int4 checkpoints (128 weights share one 16-bit scale; 32 in
+Kimi-K2-Thinking and K2.5).
+
+DeepSeek-V3, 44,040,192 parameters per expert, 58 MoE layers: one more slot per rank takes 58 x
+44,040,192 = 2,554,331,136 weights, 2.379 GiB at one byte each; the block scales add 4 bytes per 16,384
+weights, 0.02 %, which makes 2.3795 GiB and does not show in the third decimal.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ from typing import Final, Literal
 
 from planner.inputs.documents import Frozen
 
-WeightName = Literal["fp32", "bf16", "fp8", "fp8_block", "int8", "int4", "mxfp4", "nvfp4"]
+WeightName = Literal["fp32", "bf16", "fp8", "fp8_block", "mxfp8", "int8", "int4", "int4_group32", "mxfp4", "nvfp4"]
 ActivationName = Literal["fp32", "bf16", "fp8", "nvfp4", "mxfp8"]
 ComputeName = Literal["fp32", "bf16", "fp8", "fp4"]
 
@@ -38,8 +43,10 @@ WEIGHTS: Final[dict[WeightName, WeightFormat]] = {
     "bf16": WeightFormat(Fraction(16), "bf16"),
     "fp8": WeightFormat(Fraction(8), "fp8"),
     "fp8_block": WeightFormat(Fraction(8) + Fraction(32, 128 * 128), "fp8", 128),
+    "mxfp8": WeightFormat(Fraction(8) + Fraction(8, 32), "fp8", 32),
     "int8": WeightFormat(Fraction(8), "bf16"),
     "int4": WeightFormat(Fraction(4) + Fraction(16, 128), "bf16", 128),
+    "int4_group32": WeightFormat(Fraction(4) + Fraction(16, 32), "bf16", 32),
     "mxfp4": WeightFormat(Fraction(4) + Fraction(8, 32), "fp4", 32),
     "nvfp4": WeightFormat(Fraction(4) + Fraction(8, 16), "fp4", 16),
 }
