@@ -22,6 +22,7 @@ TOP_K: Final = (
     "moe_k",
     "top_k",
 )
+SHARED: Final = ("n_shared_experts", "moe_num_shared_experts", "num_shared_experts", "num_shared_expert")
 
 _LIMIT: Final = 10**9
 
@@ -29,15 +30,28 @@ _LIMIT: Final = 10**9
 class ConfigReader:
     """Typed access to a configuration, `text_config` merged over the outer keys."""
 
-    def __init__(self, data: dict[str, Any], file: str, log: ProblemLog) -> None:
+    def __init__(self, data: dict[str, Any], file: str, log: ProblemLog, prefix: str = "") -> None:
         inner = data.get("text_config")
         self.values: dict[str, Any] = {**data, **inner} if isinstance(inner, dict) else data
         self.file = file
         self.log = log
+        self.prefix = prefix
 
     def place(self, key: str = "") -> Place:
         """Where a key stands, as far as error messages say it."""
-        return Place(self.file, key=key)
+        return Place(self.file, key=f"{self.prefix}{key}" if key else self.prefix.rstrip("."))
+
+    def inside(self, name: str) -> ConfigReader:
+        """A reader of the mapping under a key; keys missing there are noted under that name."""
+        value = self.values.get(name)
+        if value is not None and not isinstance(value, dict):
+            self.log.add(f"{_shown(value)} is not allowed", where=self.place(name), hint="expected a mapping")
+        return ConfigReader(value if isinstance(value, dict) else {}, self.file, self.log, f"{self.prefix}{name}.")
+
+    def only(self, *names: str) -> ConfigReader:
+        """A reader that sees nothing but these keys."""
+        seen = {name: self.values[name] for name in names if name in self.values}
+        return ConfigReader(seen, self.file, self.log, self.prefix)
 
     def find(self, *names: str) -> tuple[str, Any]:
         """The first of the names that is set to something, and its value; else ("", None)."""
@@ -60,6 +74,29 @@ class ConfigReader:
             self.log.add(f"{_shown(value)} is not allowed", where=self.place(name), hint=rule)
             return minimum
         return value
+
+    def uniform(self, *names: str, default: int | None = None, minimum: int = 1) -> int:
+        """A whole number, or a list of one per layer that are all equal (Hunyuan writes such lists)."""
+        name, value = self.find(*names)
+        if not name or not isinstance(value, list):
+            return self.integer(*names, default=default, minimum=minimum)
+        if value and all(type(item) is int and minimum <= item <= _LIMIT for item in value) and len(set(value)) == 1:
+            return int(value[0])
+        rule = f"expected one whole number, {minimum} or more, the same for all layers"
+        self.log.add(f"{_shown(value)} is not allowed", where=self.place(name), hint=rule)
+        return minimum
+
+    def kinds(self, name: str, layers: int, known: dict[str, str]) -> list[str] | None:
+        """What each layer is, by a list of names; `known` maps all spellings to the one returned."""
+        listed = self.listing(name, layers)
+        if listed is None:
+            return None
+        strange = sorted({_shown(kind) for kind in listed if not isinstance(kind, str) or kind not in known})
+        if strange:
+            hint = f"known: {', '.join(sorted(known))}"
+            self.log.add(f"{', '.join(strange)} is not a known kind of layer", where=self.place(name), hint=hint)
+            return None
+        return [known[kind] for kind in listed]
 
     def optional_integer(self, *names: str) -> int | None:
         """A whole number, or None where the key is absent or null."""

@@ -241,7 +241,7 @@ class ConfigFile(Frozen):
 def read_model(path: Path) -> Model:
     """Read a model.yaml, a shipped model, or a Hugging Face config.json."""
     if path.suffix not in (".yaml", ".yml"):
-        return model_from_config(documents.read_json(path), str(path))
+        return model_from_config(documents.read_json(path, infinity=True), str(path))
     document = read_yaml(path)
     if isinstance(document.data, dict) and document.data.get("schema") == "ep-plan/config/1":
         shipped = documents.validate(document, ConfigFile, "config")

@@ -11,13 +11,9 @@ from planner.errors import InputError, Place, Problem, ProblemLog
 from planner.inputs.config_reader import ConfigReader
 from planner.inputs.families import FAMILIES, read_layers
 from planner.inputs.model import Model, repeated
-from planner.inputs.precision import WeightName
+from planner.inputs.quantisation import weight_formats
 
-_DTYPES: Final[dict[str, WeightName]] = {
-    "bfloat16": "bf16",
-    "float16": "bf16",  # the same two bytes
-    "float32": "fp32",
-}
+_MOST_LAYERS: Final = 10_000
 
 
 def model_from_config(data: Any, file: str) -> Model:
@@ -38,18 +34,24 @@ def model_from_config(data: Any, file: str) -> Model:
     family = FAMILIES.get(family_name)
     if family is None:
         raise InputError(_unknown_family(family_name, file))
-    layers = config.integer("num_hidden_layers", "n_layer", "num_layers")
     try:
-        parts = read_layers(family, config, min(layers, 10_000))
-        expert_weights, dense_weights = _weights(config)
+        layers = family.layers(config)
+        if layers > _MOST_LAYERS:
+            log.add(f"{layers} layers", where=config.place(), hint=f"at most {_MOST_LAYERS} are read")
+        parts = read_layers(family, config, min(layers, _MOST_LAYERS))
+        hidden_size, vocab_size = config.integer("hidden_size", "d_model"), config.integer("vocab_size")
+        tied = config.flag("tie_word_embeddings", "tie_embedding", default=family.tied_by_default)
+        expert_weights, dense_weights = weight_formats(config)
+        runs = repeated(parts, norms=family.norms, extra_parameters=family.layer_extra(config))
         log.raise_if_any()
         return Model(
             name=_name(data, file),
             family=family_name,
-            hidden_size=config.integer("hidden_size"),
-            vocab_size=config.integer("vocab_size"),
-            tie_word_embeddings=config.flag("tie_word_embeddings", default=family.tied_by_default),
-            layers=repeated(parts),
+            hidden_size=hidden_size,
+            vocab_size=vocab_size,
+            tie_word_embeddings=tied,
+            layers=runs,
+            extra_parameters=family.model_extra(config),
             expert_weights=expert_weights,
             dense_weights=dense_weights,
             source=file,
@@ -83,26 +85,3 @@ def _name(data: dict[str, Any], file: str) -> str:
         return given.rstrip("/").rsplit("/", 1)[-1]
     path = Path(file)
     return path.parent.resolve().name if path.name == "config.json" else path.stem
-
-
-def _weights(config: ConfigReader) -> tuple[WeightName, WeightName]:
-    """Formats of expert and of dense weights, from `dtype` and `quantization_config`."""
-    name, dtype = config.find("dtype", "torch_dtype")
-    plain = _DTYPES.get(str(dtype), "bf16")
-    if name and str(dtype) not in _DTYPES:
-        config.log.add(f"{dtype!r} is not a known number format", where=config.place(name))
-    quantisation = config.values.get("quantization_config")
-    if not isinstance(quantisation, dict):
-        return plain, plain
-    method = str(quantisation.get("quant_method", ""))
-    if method == "fp8":
-        block = quantisation.get("weight_block_size")
-        return ("fp8_block", "fp8_block") if block else ("fp8", "fp8")
-    if method == "mxfp4":
-        return "mxfp4", plain
-    config.log.add(
-        f"quantisation method {method!r} is not known",
-        where=config.place("quantization_config.quant_method"),
-        hint="known: fp8, mxfp4; or remove the section and give precision.weights in the deployment",
-    )
-    return plain, plain

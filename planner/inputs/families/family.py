@@ -1,0 +1,74 @@
+"""What a family of Hugging Face models is, to the reader of its config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from planner.inputs.config_reader import ConfigReader
+from planner.inputs.model import Attention, DenseFfn, Ffn, MoeFfn
+
+AttentionReader = Callable[[ConfigReader, int], list[Attention]]
+MoeReader = Callable[[ConfigReader], MoeFfn]
+LayerRule = Callable[[ConfigReader, int], list[bool]]
+DenseReader = Callable[[ConfigReader, int], list[DenseFfn]]
+
+
+def _nothing(_config: ConfigReader) -> int:
+    return 0
+
+
+def hidden_layers(config: ConfigReader) -> int:
+    """How many layers the config states, under the name of the family or the time."""
+    return config.integer("num_hidden_layers", "n_layers", "n_layer", "num_layers")
+
+
+@dataclass(frozen=True)
+class Family:
+    """How to read one family; each function gets the config and, where needed, the layer count."""
+
+    attention: AttentionReader
+    moe: MoeReader
+    is_moe: LayerRule
+    dense_width: tuple[str, ...] = ("intermediate_size",)
+    dense: DenseReader | None = None
+    """Feed-forward parts of the layers that are not MoE, where `dense_width` does not say it."""
+    layers: Callable[[ConfigReader], int] = hidden_layers
+    norms: int = 2
+    """Vectors of hidden_size for norms in each layer."""
+    layer_extra: Callable[[ConfigReader], int] = _nothing
+    """Further small weights of each layer."""
+    model_extra: Callable[[ConfigReader], int] = _nothing
+    """Further small weights outside the layers."""
+    tied_by_default: bool = False
+    refused: tuple[str, ...] = ()
+    """Switches of the config that change the shape in ways that are not read here."""
+
+
+def is_gated(config: ConfigReader) -> bool:
+    """Squared-ReLU feed-forward parts (Nemotron style) have no gate projection; others have."""
+    return config.text("hidden_act", "mlp_hidden_act", "hidden_activation", default="silu") != "relu2"
+
+
+def read_layers(family: Family, config: ConfigReader, layers: int) -> list[tuple[Attention, Ffn]]:
+    """Attention and feed-forward part of every layer."""
+    for name in family.refused:
+        if config.values.get(name):
+            hint = "describe such a model in a model.yaml (schema: ep-plan/model/1)"
+            shown = config.values[name]
+            config.log.add(f"{shown!r}: this variant of the family is not read", where=config.place(name), hint=hint)
+    attention = family.attention(config, layers)
+    flags = family.is_moe(config, layers)
+    moe = family.moe(config)
+    dense: list[DenseFfn] | None = None
+    if not all(flags):
+        dense = family.dense(config, layers) if family.dense else _equal_dense(family, config, layers)
+    return [
+        (part, moe if flag or dense is None else dense[index])
+        for index, (part, flag) in enumerate(zip(attention, flags, strict=True))
+    ]
+
+
+def _equal_dense(family: Family, config: ConfigReader, layers: int) -> list[DenseFfn]:
+    width = config.integer(*family.dense_width)
+    return [DenseFfn(intermediate_size=width, gated=is_gated(config))] * layers
