@@ -230,10 +230,24 @@ def _model(text: str, base: Path, document: Document, from_command_line: bool) -
     return read_model(_existing(text, base, where, from_command_line))
 
 
+class PublishedSize(Frozen):
+    """How large its authors say a model is, in 1e9 parameters: what the count is compared with."""
+
+    total_billion: Annotated[float, Field(gt=0)]
+    active_billion: Annotated[float, Field(gt=0)]
+    """Per token; some authors count embedding and LM head, others do not."""
+    other_billion: Annotated[float, Field(ge=0)] = 0.0
+    """Part of the total that is not in the language model: a vision tower."""
+    source: str
+    differs: str = ""
+    """Why the count is more than 1 % away from the total, where it is."""
+
+
 class ConfigFile(Frozen):
     """A shipped model: the values of its public config.json that matter here, and their source."""
 
     source: str
+    published: PublishedSize | None = None
     config: dict[str, Any]
     note: str = ""
 
