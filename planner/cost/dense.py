@@ -110,7 +110,8 @@ class DenseCost:
         """One layer, experts and their exchange left out."""
         terms = [self._norms(run.norms)]
         if not isinstance(run.attention, NoAttention):
-            terms = [*self._attention(run.attention), self._collective("attention all-reduce"), *terms]
+            reduce = self._collective("attention all-reduce").times(_blocks(run.attention))
+            terms = [*self._attention(run.attention), reduce, *terms]
         hidden, tp = self.instance.model.hidden_size, self.grid.split.tp
         if isinstance(run.ffn, DenseFfn):
             if not run.ffn.intermediate_size:
@@ -262,7 +263,11 @@ def _num_heads(attention: Attention) -> int:
     """Query heads of a layer, of all its attention blocks together."""
     if isinstance(attention, NoAttention):
         return 0
-    return attention.num_heads * (attention.blocks if isinstance(attention, LatentAttention) else 1)
+    return attention.num_heads * _blocks(attention)
+
+
+def _blocks(attention: Attention) -> int:
+    return attention.blocks if isinstance(attention, LatentAttention) else 1
 
 
 def _dims_per_pair(attention: Attention, phase: str) -> float:
