@@ -45,7 +45,7 @@ def from_deployment(deployment: Deployment) -> Prepared:
     windows, warnings = read_windows(deployment.trace_paths, deployment.model, deployment.workload, step_tokens)
     hashes = tuple(sha256_of(path) for path in deployment.trace_paths)
     instance = Instance(deployment.model, deployment.topology, deployment.workload, constants, windows)
-    return Prepared(instance, hashes, warnings)
+    return Prepared(instance, hashes, (*deployment.warnings, *warnings))
 
 
 def read_windows(

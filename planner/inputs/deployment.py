@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from planner.errors import InputError, Place, Problem, ProblemLog
 from planner.inputs import documents, profiles
+from planner.inputs.checkpoint import INDEX_NAME, read_config, weight_warnings
 from planner.inputs.documents import Frozen
 from planner.inputs.engines import EngineFile, load_engine
 from planner.inputs.huggingface import model_from_config
@@ -134,6 +135,7 @@ class Deployment:
     default_efficiency: Efficiency
     workload: Workload
     trace_paths: tuple[Path, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def load_deployment(path: Path, overrides: Overrides | None = None) -> Deployment:
@@ -148,7 +150,7 @@ def load_deployment(path: Path, overrides: Overrides | None = None) -> Deploymen
     file = _overridden(file, given)
     log = ProblemLog()
     base = path.parent
-    model = _tried(log, lambda: _model(file.model, base, document, given.model is not None))
+    found = _tried(log, lambda: _model(file.model, base, document, given.model is not None))
     topology = _tried(log, lambda: _topology(file.topology, base, document, given))
     engine = _tried(log, lambda: load_engine(file.engine, document.place(("engine",))))
     kernel_name = file.communication.kernel or (engine.kernel[file.workload.phase] if engine else "all-to-all")
@@ -156,7 +158,8 @@ def load_deployment(path: Path, overrides: Overrides | None = None) -> Deploymen
     kernel = _tried(log, lambda: load_kernel(kernel_name, where))
     traces = _trace_paths(file.traces, base, document, log, from_command_line=bool(given.traces))
     log.raise_if_any()
-    assert None not in (model, topology, engine, kernel), "a missing part was noted as a problem"
+    assert None not in (found, topology, engine, kernel), "a missing part was noted as a problem"
+    model, warnings = found
     return Deployment(
         path=path,
         file=file,
@@ -174,6 +177,7 @@ def load_deployment(path: Path, overrides: Overrides | None = None) -> Deploymen
         default_efficiency=load_default_efficiency(),
         workload=file.workload,
         trace_paths=traces,
+        warnings=warnings,
     )
 
 
@@ -221,13 +225,16 @@ def _existing(text: str, base: Path, where: Place, from_command_line: bool) -> P
     return path
 
 
-def _model(text: str, base: Path, document: Document, from_command_line: bool) -> Model:
+def _model(text: str, base: Path, document: Document, from_command_line: bool) -> tuple[Model, tuple[str, ...]]:
+    """The model, and in what the weights beside its config.json disagree with it."""
     where = document.place(("model",))
     candidate = Path(text) if from_command_line else base / text
     if not _is_path(text) and not candidate.exists():
         inline = "a path to a config.json, or a model.yaml (schema: ep-plan/model/1)"
-        return read_model(profiles.path_of("models", text, where, inline))
-    return read_model(_existing(text, base, where, from_command_line))
+        return read_model(profiles.path_of("models", text, where, inline)), ()
+    path = _existing(text, base, where, from_command_line)
+    model = read_model(path)
+    return model, weight_warnings(path.parent, model) if path.name in ("config.json", INDEX_NAME) else ()
 
 
 class PublishedSize(Frozen):
@@ -253,9 +260,10 @@ class ConfigFile(Frozen):
 
 
 def read_model(path: Path) -> Model:
-    """Read a model.yaml, a shipped model, or a Hugging Face config.json."""
+    """Read a model.yaml, a shipped model, or a Hugging Face config.json (or the one beside an index of weights)."""
     if path.suffix not in (".yaml", ".yml"):
-        return model_from_config(documents.read_json(path, infinity=True), str(path))
+        config = path.with_name("config.json") if path.name == INDEX_NAME else path
+        return model_from_config(read_config(config), str(config))
     document = read_yaml(path)
     if isinstance(document.data, dict) and document.data.get("schema") == "ep-plan/config/1":
         shipped = documents.validate(document, ConfigFile, "config")

@@ -32,7 +32,7 @@ _ALGORITHMS: Final[dict[str, WeightName]] = {
     "W8A16": "int8",
 }
 _UNQUANTISED: Final = ("modules_to_not_convert", "ignore", "exclude_modules", "ignored_layers")
-_PROJECTIONS: Final = ("attn", "attention", "mixer", "q_proj", "qkv_proj", "q_b_proj", "o_proj")
+_MIXERS: Final = ("attn", "attention", "mixer")
 _HINT: Final = "give precision.weights (or .experts and .dense) in the deployment, and remove the section"
 
 
@@ -154,7 +154,15 @@ def _group_format(section: ConfigReader, name: str, weights: dict[str, Any]) -> 
 
 def _attention_is_plain(section: ConfigReader) -> bool:
     """Whether the modules left in the plain format are those of attention."""
-    return any(entry.rstrip(".*$").endswith(_PROJECTIONS) for entry in _left_out(section))
+    return any(_is_projection(entry.rstrip(".*$")) for entry in _left_out(section))
+
+
+def _is_projection(module: str) -> bool:
+    """A whole token mixer or one of its matrices; norms, biases and indexers do not count."""
+    if module.endswith(_MIXERS):
+        return True
+    inside = any(name in module for name in _MIXERS)
+    return inside and module.endswith("_proj") and "index" not in module
 
 
 def _left_out(section: ConfigReader) -> Iterator[str]:

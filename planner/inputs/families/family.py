@@ -59,6 +59,9 @@ def read_layers(family: Family, config: ConfigReader, layers: int) -> list[tuple
             config.log.add(f"{shown!r}: this variant of the family is not read", where=config.place(name), hint=hint)
     attention = family.attention(config, layers)
     flags = family.is_moe(config, layers)
+    if not any(flags):
+        config.log.add("the model has no MoE layer: there is nothing to place", where=config.place())
+        return []
     moe = family.moe(config)
     dense: list[DenseFfn] | None = None
     if not all(flags):

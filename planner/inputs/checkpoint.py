@@ -1,0 +1,138 @@
+"""A downloaded checkpoint: its config.json, and what its safetensors files say that they hold.
+
+Only headers are read. Format: https://github.com/huggingface/safetensors, "Format": eight bytes with
+the length of the header, little endian, then a JSON object of tensors with type, shape and offsets.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any, Final
+
+from planner.errors import InputError, Place, Problem
+from planner.inputs import documents
+from planner.inputs.model import Model
+from planner.inputs.parameters import count_parameters
+from planner.inputs.precision import stored_bytes
+
+INDEX_NAME: Final = "model.safetensors.index.json"
+_QUANTISATION_NAME: Final = "hf_quant_config.json"  # of NVIDIA ModelOpt
+_HEADER_LIMIT_BYTES: Final = 100_000_000  # the format's own limit
+_MOST_FILES: Final = 10_000
+# Next-token modules and vision towers are in a checkpoint, not in the plan: 2 % in DeepSeek-V3.
+_TOLERANCE: Final = 0.05
+
+
+def read_config(path: Path) -> Any:
+    """A config.json, completed by the quantisation that ModelOpt keeps in a file beside it."""
+    data = documents.read_json(path, infinity=True)
+    beside = path.parent / _QUANTISATION_NAME
+    if path.name != "config.json" or not isinstance(data, dict) or not beside.is_file():
+        return data
+    inner = data.get("text_config")
+    if data.get("quantization_config") or (isinstance(inner, dict) and inner.get("quantization_config")):
+        return data
+    section = documents.read_json(beside)
+    found = section.get("quantization") if isinstance(section, dict) else None
+    if not isinstance(found, dict):
+        raise InputError(Problem("quantization is missing", Place(str(beside)), "expected a mapping under that key"))
+    return {**data, "quantization_config": {"quant_method": "modelopt", **found}}
+
+
+def weight_warnings(folder: Path, model: Model) -> tuple[str, ...]:
+    """Where weights lie beside the config: in what their size disagrees with it.
+
+    Raises:
+        InputError: an index or a header that is damaged.
+    """
+    found = checkpoint_bytes(folder)
+    if found is None:
+        return ()
+    expected = expected_bytes(model)
+    if abs(found - expected) <= _TOLERANCE * expected:
+        return ()
+    formats = f"experts in {model.expert_weights}, the rest in {model.dense_weights}"
+    sizes = f"the weights take {found / 1e9:.1f} GB, but {model.name} should take {expected / 1e9:.1f} GB"
+    return (f"{folder}: {sizes} by its config.json ({formats}); the plan follows the config.json",)
+
+
+def expected_bytes(model: Model) -> int:
+    """Bytes of all weights in the formats of the config; embedding, head, norms and routers unquantised."""
+    count = count_parameters(model)
+    plain = count.embedding + count.lm_head + count.norms + count.routers
+    dense = stored_bytes(count.attention + count.dense + count.shared, model.dense_weights)
+    unquantised = stored_bytes(plain, "fp32" if model.dense_weights == "fp32" else "bf16")
+    return stored_bytes(count.experts, model.expert_weights) + dense + unquantised
+
+
+def checkpoint_bytes(folder: Path) -> int | None:
+    """Bytes of the tensors in a folder: of the files that its index names, else of all; None without any."""
+    index = folder / INDEX_NAME
+    if index.is_file():
+        names, total = _index(index)
+        files = [folder / name for name in names]
+        if total is not None and not all(file.is_file() for file in files):
+            return total  # only the index was downloaded
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    present = [file for file in files if file.is_file()]
+    if len(present) < len(files):
+        missing = [file.name for file in files if not file.is_file()]
+        message = f"{missing[0]} is named here, but missing ({len(missing)} of {len(files)} files)"
+        raise InputError(Problem(message, Place(str(index), key="weight_map"), "download them all, or none"))
+    return sum(tensor_bytes(file) for file in present) if present else None
+
+
+def _index(path: Path) -> tuple[list[str], int | None]:
+    """File names of an index, and the total size if it states one."""
+    data = documents.read_json(path)
+    weight_map = data.get("weight_map") if isinstance(data, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(Problem("weight_map is missing", Place(str(path)), "expected a mapping of tensors to files"))
+    names = sorted({str(name) for name in weight_map.values()})
+    outside = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
+    if outside:
+        hint = "expected names of .safetensors files in the same folder"
+        raise InputError(Problem(f"{outside[0]!r} is not allowed", Place(str(path), key="weight_map"), hint))
+    if len(names) > _MOST_FILES:
+        raise InputError(Problem(f"{len(names)} files: at most {_MOST_FILES} are read", Place(str(path))))
+    metadata = data.get("metadata")
+    total = metadata.get("total_size") if isinstance(metadata, dict) else None
+    return names, int(total) if isinstance(total, int | float) and total > 0 else None
+
+
+def tensor_bytes(path: Path) -> int:
+    """Bytes of the tensors in one safetensors file, by its header alone.
+
+    Raises:
+        InputError: a header that is too long, not JSON, or claims bytes that the file does not have.
+    """
+    where = Place(str(path))
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        first = file.read(8)
+        length = struct.unpack("<Q", first)[0] if len(first) == 8 else -1
+        if not 2 <= length <= min(_HEADER_LIMIT_BYTES, size - 8):
+            message = f"not a safetensors file: a header of {length} bytes in a file of {size}"
+            raise InputError(Problem(message, where, "download it again"))
+        raw = file.read(length)
+    try:
+        header = documents.parse_json(raw.decode("utf-8"), str(path))
+    except UnicodeDecodeError:
+        raise InputError(Problem("the header is not UTF-8 text", where, "download it again")) from None
+    if not isinstance(header, dict):
+        raise InputError(Problem("the header is not a JSON object", where, "download it again"))
+    room = size - 8 - length
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    return sum(_span(name, entry, room, path) for name, entry in tensors.items())
+
+
+def _span(name: str, entry: Any, room: int, path: Path) -> int:
+    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    if isinstance(offsets, list) and len(offsets) == 2 and all(type(item) is int for item in offsets):
+        begin, end = offsets
+        if 0 <= begin <= end <= room:
+            return int(end - begin)
+    message = f"data_offsets {offsets} are not allowed"
+    raise InputError(Problem(message, Place(str(path), key=name), f"expected two numbers from 0 to {room}"))
