@@ -138,7 +138,7 @@ def _by_group(section: ConfigReader, groups: dict[str, Any], plain: WeightName) 
 
 
 def _group_format(section: ConfigReader, name: str, weights: dict[str, Any]) -> WeightName:
-    bits, size = weights.get("num_bits"), weights.get("group_size")
+    bits, size = _number(weights.get("num_bits")), _number(weights.get("group_size"))
     if weights.get("type") == "float":
         known: dict[Any, WeightName] = {(4, 16): "nvfp4", (4, 32): "mxfp4", (8, 32): "mxfp8"}
         if (bits, size) in known:
@@ -150,6 +150,10 @@ def _group_format(section: ConfigReader, name: str, weights: dict[str, Any]) -> 
         section.log.add(f"{bits}-bit floats in groups of {size}", where=where, hint=hint)
         return "fp8"
     return _integer_format(section, bits, size)
+
+
+def _number(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 def _attention_is_plain(section: ConfigReader) -> bool:

@@ -7,6 +7,7 @@ Where transformers is installed the counts are taken anew.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -311,6 +312,23 @@ def test_pattern_and_layer_count_must_agree() -> None:
     assert "['X']" in messages(pattern | {"hybrid_override_pattern": "MEX"})
 
 
+def test_unknown_compression() -> None:
+    row = {key: value for key, value in DATA["deepseek_v4"]["config"].items() if key != "layer_types"}
+    assert "7, [4] is not a known compression" in messages(row | {"compress_ratios": [0, 7, [4], 128]})
+
+
+ODD: tuple[Any, ...] = (None, True, -1, 0, 10**12, 1.5, "x", [], [[]], [1, "a"], {}, {"a": 1}, {"0": {"head_dim": []}})
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_whatever_a_key_holds_there_is_a_model_or_an_input_error(name: str) -> None:
+    config = DATA[name]["config"]
+    for key in [*config, "quantization_config", "dtype", "text_config", "sliding_window_pattern"]:
+        for value in ODD:
+            with contextlib.suppress(InputError):
+                read(config | {key: value})
+
+
 def test_a_dense_member_of_the_family() -> None:
     assert "no MoE layer" in messages(QWEN3 | {"mlp_only_layers": [0, 1, 2, 3]})
 
@@ -382,6 +400,7 @@ def test_algorithms_by_name_and_by_layer() -> None:
         ({"quant_method": "modelopt", "quant_algo": "W3A3"}, "'W3A3' is not known"),
         ({"quant_method": "gptq", "bits": 3}, "3 bits in groups of 128"),
         ({"quant_method": "compressed-tensors", "config_groups": {"g": group(4, 64, "float")}}, "4-bit floats"),
+        ({"quant_method": "modelopt", "config_groups": {"g": {"weights": {"num_bits": []}}}}, "None bits"),
         ("fp8", "expected a mapping"),
     ],
 )

@@ -193,7 +193,7 @@ def compressed(config: ConfigReader, layers: int) -> list[Attention]:
     if kinds is None:
         by_ratio = {0: WINDOWED, 4: "sparse", 128: "heavy"}
         ratios = config.listing("compress_ratios", layers)
-        strange = sorted({str(ratio) for ratio in ratios or [] if ratio not in by_ratio})
+        strange = sorted({str(ratio) for ratio in ratios or [] if not isinstance(ratio, int) or ratio not in by_ratio})
         if ratios is None or strange:
             message = f"{', '.join(strange)} is not a known compression" if strange else "compress_ratios is missing"
             config.log.add(message, where=config.place("compress_ratios"), hint="known: 0, 4 and 128, one per layer")
