@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from planner.errors import InputError, Place, Problem, ProblemLog
 from planner.inputs.config_reader import ConfigReader
-from planner.inputs.families import FAMILIES, read_layers
+from planner.inputs.families import FAMILIES, Family, read_layers
 from planner.inputs.model import Model, repeated
 from planner.inputs.quantisation import weight_formats
 
@@ -35,33 +35,39 @@ def model_from_config(data: Any, file: str) -> Model:
     if family is None:
         raise InputError(_unknown_family(family_name, file))
     try:
-        layers = family.layers(config)
-        if layers > _MOST_LAYERS:
-            log.add(f"{layers} layers", where=config.place(), hint=f"at most {_MOST_LAYERS} are read")
-        parts = read_layers(family, config, min(layers, _MOST_LAYERS))
-        hidden_size, vocab_size = config.integer("hidden_size", "d_model"), config.integer("vocab_size")
-        tied = config.flag("tie_word_embeddings", "tie_embedding", default=family.tied_by_default)
-        expert_weights, dense_weights = weight_formats(config)
-        runs = repeated(parts, norms=family.norms, extra_parameters=family.layer_extra(config))
-        log.raise_if_any()
-        return Model(
-            name=_name(data, file),
-            family=family_name,
-            hidden_size=hidden_size,
-            vocab_size=vocab_size,
-            tie_word_embeddings=tied,
-            layers=runs,
-            extra_parameters=family.model_extra(config),
-            expert_weights=expert_weights,
-            dense_weights=dense_weights,
-            source=file,
-        )
+        return _model(config, family, family_name, _name(data, file))
     except ValidationError as error:
         # A number that was already noted as wrong breaks the records built from it; do not repeat.
         if not log.problems:
             for details in error.errors():
                 log.add(details["msg"].removeprefix("Value error, "), where=Place(file))
         raise InputError(log.problems) from None
+
+
+def _model(config: ConfigReader, family: Family, family_name: str, name: str) -> Model:
+    log = config.log
+    layers = family.layers(config)
+    if layers > _MOST_LAYERS:
+        log.add(f"{layers} layers", where=config.place(), hint=f"at most {_MOST_LAYERS} are read")
+    parts = read_layers(family, config, min(layers, _MOST_LAYERS))
+    hidden_size, vocab_size = config.integer("hidden_size", "d_model"), config.integer("vocab_size")
+    tied = config.flag("tie_word_embeddings", "tie_embedding", default=family.tied_by_default)
+    expert_weights, dense_weights = weight_formats(config)
+    runs = repeated(parts, norms=family.norms, extra_parameters=family.layer_extra(config))
+    extra_parameters = family.model_extra(config)
+    log.raise_if_any()
+    return Model(
+        name=name,
+        family=family_name,
+        hidden_size=hidden_size,
+        vocab_size=vocab_size,
+        tie_word_embeddings=tied,
+        layers=runs,
+        extra_parameters=extra_parameters,
+        expert_weights=expert_weights,
+        dense_weights=dense_weights,
+        source=config.file,
+    )
 
 
 def _family_name(data: dict[str, Any]) -> str:
