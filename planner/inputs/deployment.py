@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from planner.errors import InputError, Place, Problem, ProblemLog
+from planner.errors import InputError, Place, Problem, ProblemLog, UsageError
 from planner.inputs import documents, profiles
 from planner.inputs.documents import Frozen
 from planner.inputs.engines import EngineFile, load_engine
@@ -214,8 +214,6 @@ def _existing(text: str, base: Path, where: Place, from_command_line: bool) -> P
         path = path / "config.json"
     if not path.is_file():
         if from_command_line:
-            from planner.errors import UsageError  # noqa: PLC0415
-
             raise UsageError(f"{path}: no such file")
         raise InputError(Problem(f"{text}: no such file", where, f"looked for {path}"))
     return path

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
 from planner.inputs.documents import Frozen
 from planner.inputs.precision import WeightName
 
+LIMIT_LAYERS: Final = 10_000
 Count = Annotated[int, Field(ge=1, le=10**9)]
 CountOrZero = Annotated[int, Field(ge=0, le=10**9)]
 
@@ -35,6 +36,12 @@ class GroupedAttention(Frozen):
     qk_norm: Literal["none", "per_head", "full"] = "none"
     sinks: bool = False
     """One learned logit per head that soaks up attention (gpt-oss)."""
+
+    @model_validator(mode="after")
+    def _heads_share_evenly(self) -> GroupedAttention:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"{self.num_heads} attention heads do not share {self.num_kv_heads} KV heads evenly")
+        return self
 
 
 class LatentAttention(Frozen):
@@ -122,8 +129,8 @@ class Model(Frozen):
             raise ValueError("the model has no MoE layer: there is nothing to place")
         if len(kinds) > 1:
             raise ValueError(f"MoE layers differ in experts, top_k or width: {sorted(kinds)}")
-        if self.num_layers > 10_000:
-            raise ValueError(f"{self.num_layers} layers: at most 10000 are read")
+        if self.num_layers > LIMIT_LAYERS:
+            raise ValueError(f"{self.num_layers:,} layers: at most {LIMIT_LAYERS:,} are read")
         return self
 
     def _moe_parts(self) -> Iterator[MoeFfn]:

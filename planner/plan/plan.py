@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from planner.errors import InputError, Place, Problem
 from planner.inputs import documents
@@ -19,12 +19,13 @@ from planner.inputs.documents import Frozen
 from planner.inputs.engines import EngineRules
 from planner.inputs.model import Model
 from planner.inputs.sourced import Basis
-from planner.inputs.topology import TopologyFile
+from planner.inputs.topology import Gpu, TopologyFile
 from planner.inputs.workload import Workload
 
 Number = Annotated[float, Field(ge=0)]
 Whole = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
+Slot = Annotated[int, Field(ge=-1, lt=1 << 31)]
 
 
 class SplitRecord(Frozen):
@@ -53,7 +54,7 @@ class PlacementRecord(Frozen):
     slots_per_rank: Positive
     redundant_experts: Whole = 0
     copy_rule: Literal["even"] = "even"
-    physical_to_logical: tuple[tuple[int, ...], ...]
+    physical_to_logical: tuple[tuple[Slot, ...], ...]
 
 
 class TermRecord(Frozen):
@@ -188,6 +189,26 @@ class Plan(Frozen):
     notes: tuple[str, ...]
     candidates: tuple[CandidateRecord, ...]
     inputs: PlanInputs
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Plan:
+        """What every reader of a plan relies on; whether the figures are right is for `ep-plan check`."""
+        traced, predicted = len(self.inputs.traced_layer_ids), self.predicted
+        curves = [predicted.layer_imbalance, *(record.layer_imbalance for record in self.baselines.values())]
+        wrong = {
+            "inputs.topology.gpu: a plan holds its GPU in full": not isinstance(self.inputs.topology.gpu, Gpu),
+            "baselines: linear is missing": "linear" not in self.baselines,
+            f"layer_imbalance: expected one figure for each of {traced} traced layers": any(
+                len(curve) != traced for curve in curves
+            ),
+            "predicted.rank_tokens: expected one row for each layer of the placement": len(predicted.rank_tokens)
+            != len(self.placement.layer_ids),
+            "predicted.memory_bytes: expected one figure for each GPU": len(predicted.memory_bytes) != self.inputs.gpus,
+        }
+        for message, is_wrong in wrong.items():
+            if is_wrong:
+                raise ValueError(message)
+        return self
 
 
 _SCHEMA = "ep-plan/plan/1"

@@ -38,7 +38,7 @@ def stretch_factor(num_windows: int) -> float:
     """How far windows are pushed from their mean in the smooth objective (1: not at all).
 
     Measured on recorded routing, held-out windows: with a handful of windows a factor of 2 helps,
-    from 16 on it no longer does (benchmarks/generalisation).
+    from 16 on it no longer does (benchmarks/generalisation.py).
     """
     if num_windows == 1 or num_windows >= _MANY_WINDOWS:
         return 1.0
@@ -293,11 +293,17 @@ def _traffic_s_per_row(problem: LayerProblem) -> float:
     return worst / moe.etp + moe.gather_s_per_row_byte
 
 
-def smooth_table(weight_kSE: Floats, ranks: int) -> Floats:
-    """The table in units of the mean rank load, with windows stretched away from their mean."""
+def smooth_table(weight_kSE: Floats, ranks: int, factor: float | None = None) -> Floats:
+    """The table in units of the mean rank load, with windows stretched away from their mean.
+
+    Args:
+        weight_kSE: as from `weight_table`.
+        ranks: EP ranks.
+        factor: of the stretch; default: `stretch_factor` of the number of windows.
+    """
     mean_S = weight_kSE[0].sum(axis=1) / ranks
     relative = weight_kSE / mean_S[None, :, None]
-    factor = stretch_factor(relative.shape[1])
+    factor = stretch_factor(relative.shape[1]) if factor is None else factor
     if factor == 1.0:
         return np.asarray(relative)
     middle = relative.mean(axis=1, keepdims=True)
