@@ -27,7 +27,9 @@ _RULE = "input should be "
 class Frozen(BaseModel):
     """A record that refuses unknown keys and never changes; numbers must not come as text."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 Record = TypeVar("Record", bound=BaseModel)

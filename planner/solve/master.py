@@ -11,6 +11,7 @@ Legend: K stages, L hidden layers, M traced MoE layers, P slots.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -242,12 +243,16 @@ class Master:
             for same in unique.values()
         ]
         self.watch.begin(f"placing experts: {work.candidate.split}", len(jobs))
-        for index, result in self.workers.place(jobs):
-            for key in list(unique.values())[index]:
-                before = work.results.get(key)
-                work.results[key] = result if before is None else result.merged(before)
-            self.effort += result.effort
-            self.watch.advance()
+        efforts: list[float] = []
+        try:
+            for index, result in self.workers.place(jobs):
+                for key in list(unique.values())[index]:
+                    before = work.results.get(key)
+                    work.results[key] = result if before is None else result.merged(before)
+                efforts.append(result.effort)
+                self.watch.advance()
+        finally:
+            self.effort += math.fsum(efforts)  # exact: the order in which workers finish does not show
 
     def _sampled(self, work: _Work) -> float:
         """Step time that a few placed layers let expect."""
@@ -328,11 +333,14 @@ class Master:
 
 
 def _better(prediction: Prediction, candidate: Candidate, best: Best) -> bool:
-    """Faster; where time does not tell plans apart, better balanced, then the simpler split."""
+    """Faster; where time does not tell plans apart, better balanced, less traffic, the simpler split."""
     faster = prediction.step_s - best.prediction.step_s
     if abs(faster) > CLOSED * best.prediction.step_s:
         return faster < 0
     mine, theirs = prediction.balancedness or 0.0, best.prediction.balancedness or 0.0
     if abs(mine - theirs) > CLOSED:
         return mine > theirs
+    traffic = prediction.traffic_s - best.prediction.traffic_s
+    if abs(traffic) > CLOSED * best.prediction.step_s:
+        return traffic < 0
     return faster < 0 or (faster == 0 and candidate.order < best.candidate.order)
