@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from planner.cost.instance import Instance
 from planner.cost.step import split_cost
 from planner.inputs.constants import Constants
-from planner.inputs.deployment import load_default_efficiency, load_engine, load_kernel
+from planner.inputs.deployment import load_default_efficiency, load_kernel
 from planner.inputs.engines import EngineRules
 from planner.inputs.model import Attention, DenseFfn, Ffn, GroupedAttention, LayerRun, Model, MoeFfn
 from planner.inputs.precision import Precision
@@ -156,9 +157,14 @@ def random_windows(rng: np.random.Generator, of: Model, count: int, tokens: int 
     return counted(counts.astype(np.int64), list(of.moe_layer_ids), of.moe.top_k)
 
 
-def space(redundant: int | None = 0, *, keep_groups: bool = False, **pins: int) -> SearchSpace:
+def space(redundant: int | None = 0, **pins: int) -> SearchSpace:
     """Everything allowed, except what is pinned."""
-    return SearchSpace(Limits(FREE, "engine", keep_groups), pins, redundant)
+    return SearchSpace(Limits(FREE, "engine", keep_groups=False), pins, redundant)
+
+
+def keeping_groups(of: SearchSpace) -> SearchSpace:
+    """The same with routing groups kept on nodes."""
+    return replace(of, limits=replace(of.limits, keep_groups=True))
 
 
 def inputs_of(made: Instance) -> PlanInputs:
@@ -177,13 +183,6 @@ def inputs_of(made: Instance) -> PlanInputs:
         traced_layer_ids=made.traced_layer_ids if made.windows is not None else (),
         windows="made by a test",
     )
-
-
-def engine_names() -> list[str]:
-    """Engines that can be named in a deployment."""
-    from planner.inputs import profiles
-
-    return [name for name in profiles.names("engines") if load_engine(name)]
 
 
 def random_placement(rng: np.random.Generator, experts: int, slots_R: NDArray[np.int64]) -> NDArray[np.int64]:

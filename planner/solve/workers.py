@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from types import TracebackType
 
 from planner.errors import MissingEnvironmentError
@@ -55,11 +55,15 @@ def _interrupt_deferred() -> Iterator[None]:
         yield
         return
     pressed: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
     try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # so will the server from which the workers are forked
         if _METHOD == "forkserver":
-            forkserver.ensure_running()
-        signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+            resource_tracker.ensure_running()  # or it would be started below, and lift the block
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by the server and the workers
+            try:
+                forkserver.ensure_running()
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ import pytest
 from planner.check import check
 from planner.cost.instance import Instance
 from planner.inputs.documents import validated
+from planner.inputs.workload import Dedup, Phase
 from planner.plan.plan import Plan, plan_text, read_plan
 from planner.solve.master import NoWatch, Options
 from planner.solve.solver import solve
@@ -22,38 +23,43 @@ from planner.solve.workers import Workers
 from tests import building
 
 Data = Any  # a plan as JSON holds it
-SEEDS = range(12)
+SEEDS = range(8)
 
 
 def random_instance(seed: int) -> tuple[Instance, dict[str, int]]:
     """A small machine, model and routing, and pins that spread the experts."""
     rng = np.random.default_rng(seed)
-    nodes, per_node = ((1, 4), (2, 2), (2, 4), (3, 2))[seed % 4]
+    nodes, per_node = ((1, 4), (2, 2), (1, 3), (3, 1))[seed % 4]
     model = building.model(
-        experts=int(rng.integers(5, 9)),
+        experts=int(rng.integers(4, 7)),
         top_k=int(rng.integers(1, 3)),
-        layers=int(rng.integers(2, 5)),
+        layers=int(rng.integers(2, 4)),
         dense_layers=int(rng.integers(0, 2)),
         shared=int(rng.choice([0, 96])),
     )
-    windows = building.random_windows(rng, model, int(rng.integers(2, 4)), 200)
-    using = building.constants(("expert", "gpu", "node")[seed % 3], overlap=str(rng.choice(["0%", "50%"])))  # type: ignore[arg-type]
-    phase = ("decode", "prefill")[seed % 2]
-    tokens = int(rng.integers(16, 500))
+    windows = building.random_windows(rng, model, 2, 200)
+    dedup: Dedup = get_args(Dedup)[seed % 3]
     made = building.instance(
-        model, building.topology(nodes, per_node), phase=phase, tokens=tokens, windows=windows, using=using
-    )  # type: ignore[arg-type]
+        model,
+        building.topology(nodes, per_node),
+        phase=get_args(Phase)[seed % 2],
+        tokens=int(rng.integers(16, 500)),
+        windows=windows,
+        using=building.constants(dedup, overlap=str(rng.choice(["0%", "50%"]))),
+    )
     gpus = nodes * per_node
-    return made, ({"pp": 2, "ep": gpus // 2} if seed % 5 == 0 else {"pp": 1, "ep": gpus if seed % 2 else gpus // 2})
+    if gpus % 2:
+        return made, {"ep": 3}
+    return made, {"pp": 2, "ep": gpus // 2} if seed % 5 == 0 else {"pp": 1, "ep": gpus // 2 if seed % 3 else gpus}
 
 
 @cache
 def solved(seed: int) -> tuple[Instance, str]:
     """An instance and the text of its plan."""
     instance, pins = random_instance(seed)
-    space = building.space(seed % 4, **pins)
+    space = building.space(seed % 3, **pins)
     with Workers(cores=1) as workers:
-        found = solve(instance, space, Options(gap=0.05, effort=0.5), building.inputs_of(instance), workers, NoWatch())
+        found = solve(instance, space, Options(gap=0.01, effort=0.2), building.inputs_of(instance), workers, NoWatch())
     assert found.plan is not None
     return instance, plan_text(found.plan)
 
@@ -86,11 +92,6 @@ def test_plans_of_the_solver_are_accepted_as_read_back(seed: int, tmp_path: Path
 # --- mutations of the placement -----------------------------------------------------------------------
 
 
-def rank_of(data: Data, slot: int) -> int:
-    """EP rank of a slot."""
-    return slot // int(data["placement"]["slots_per_rank"])
-
-
 def sort_ranks(row: list[int], width: int) -> None:
     """Bring a layer's slots into canonical order."""
     for start in range(0, len(row), width):
@@ -104,7 +105,7 @@ def swaps(data: Data) -> Iterator[Data]:
         for first in range(len(row)):
             for second in range(first + width - first % width, len(row)):
                 ranks = [set(row[start : start + width]) for start in range(0, len(row), width)]
-                one, other = rank_of(data, first), rank_of(data, second)
+                one, other = first // width, second // width
                 twice = row[first] in ranks[other] or row[second] in ranks[one]
                 if min(row[first], row[second]) < 0 or twice or len(set(tokens[layer])) == 1:
                     continue
@@ -121,13 +122,12 @@ def test_swapped_experts_are_found(seed: int) -> None:
     assert instance.windows is not None
     total_LE = instance.windows.counts_SLE.sum(axis=0)
     assert len({tuple(row) for row in total_LE.tolist()}) == len(total_LE)
-    tried = 0
-    for changed in list(swaps(data_of(seed)))[::7]:
-        tried += 1
+    every = list(swaps(data_of(seed)))
+    assert every
+    for changed in every[:: 1 + len(every) // 12]:
         rules = broken(changed, seed)
         # Rank tokens change unless both experts were chosen equally often; then some time does.
         assert any(rule.startswith("predicted.") for rule in rules), rules
-    assert tried > 3
 
 
 def duplicate(data: Data) -> None:
@@ -191,7 +191,7 @@ MUTATIONS: list[tuple[str, Callable[[Data], None]]] = [
     ("solver.status", edit("solver", "status", to=lambda status: {"optimal": "feasible"}.get(status, "optimal"))),
     ("baselines.linear", edit("baselines", to=lambda records: {k: v for k, v in records.items() if k != "linear"})),
     ("baselines.mine", edit("baselines", to=lambda records: {**records, "mine": records["linear"]})),
-    ("candidates", edit("candidates", to=lambda records: [r for r in records if r["outcome"] != "chosen"])),
+    ("candidates", edit("candidates", to=lambda records: [])),
     ("engine copies", edit("inputs", "rules", "redundant_experts", to=False)),
     ("solver.bound_s", edit("candidates", 0, "bound_s", to=lambda seconds: seconds / 2)),
 ]
@@ -199,10 +199,8 @@ MUTATIONS: list[tuple[str, Callable[[Data], None]]] = [
 
 @pytest.mark.parametrize(("rule", "mutate"), MUTATIONS, ids=[f"{i}-{rule}" for i, (rule, _) in enumerate(MUTATIONS)])
 def test_every_mutation_is_rejected_with_its_rule(rule: str, mutate: Callable[[Data], None]) -> None:
-    for seed in (1, 3, 5, 10):
+    for seed in (1, 4, 5, 7):  # all with redundant experts
         data = data_of(seed)
-        if rule == "engine copies" and data["placement"]["redundant_experts"] == 0:
-            continue
         mutate(data)
         found = broken(data, seed)
         assert rule in found or found == ["not a plan"], (seed, found)
@@ -233,25 +231,5 @@ def test_no_booked_figure_can_be_changed(seed: int) -> None:
     for path in booked[::3]:
         changed = copy.deepcopy(data)
         edit(*path, to=lambda old: old + 1 if isinstance(old, int) else old * (1 + 1e-6) + 1e-12)(changed)
-        text = path[0] + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path[1:])
+        text = str(path[0]) + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path[1:])
         assert text in broken(changed, seed)
-
-
-def test_groups_moved_across_nodes_are_found() -> None:
-    model = building.model(experts=8, groups=4, layers=1)
-    windows = building.random_windows(np.random.default_rng(0), model, 2)
-    instance = building.instance(model, building.topology(2, 2), windows=windows)
-    inputs = building.inputs_of(instance).model_copy(update={"keep_groups": "node"})
-    with Workers(cores=1) as workers:
-        found = solve(
-            instance, building.space(0, keep_groups=True, ep=4), Options(effort=0.5), inputs, workers, NoWatch()
-        )
-    assert found.plan is not None
-    row = list(found.plan.placement.physical_to_logical[0])
-    nodes = [{slot // 4 for slot, expert in enumerate(row) if expert // 2 == group} for group in range(4)]
-    assert [len(used) for used in nodes] == [1, 1, 1, 1]
-    row[0], row[-1] = row[-1], row[0]
-    sort_ranks(row, 2)
-    placement = found.plan.placement.model_copy(update={"physical_to_logical": (tuple(row),)})
-    changed = found.plan.model_copy(update={"placement": placement})
-    assert "keep_groups" in [finding.rule for finding in check(changed, instance)]

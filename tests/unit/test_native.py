@@ -21,7 +21,8 @@ COUNTS = np.ones((3, 2, 8), dtype=np.int64)
 def write(tmp_path: Path, **arrays: Any) -> Path:
     """An .npz of those arrays that are not None."""
     path = tmp_path / "trace.npz"
-    np.savez(path, **{name: np.asarray(value) for name, value in arrays.items() if value is not None})
+    held: dict[str, Any] = {name: value for name, value in arrays.items() if value is not None}
+    np.savez(path, **held)
     return path
 
 

@@ -8,8 +8,8 @@ import pytest
 from planner.cost.instance import Instance
 from planner.inputs import profiles
 from planner.inputs.constants import Constants
-from planner.inputs.deployment import load_engine, read_model
-from planner.inputs.engines import EngineRules
+from planner.inputs.deployment import read_model
+from planner.inputs.engines import EngineRules, load_engine
 from planner.inputs.model import Model
 from planner.inputs.topology import topology_of_nodes
 from planner.plan.placement import slots_of_ranks
@@ -158,6 +158,8 @@ def test_uneven_experts_are_spread_as_evenly_as_possible(experts: int, ranks: in
         ([3] * 5, [0, 1, 2, 3, 4], False),  # five nodes, four groups: a node would stay empty
         ([6, 3, 3], [0, 1, 2], True),
         ([10, 2], [0, 1], False),  # no group fits into the second node
+        ([4, 5, 5], [0, 1, 1], False),  # one group on the first node, and a rank of four slots for its 3 experts
+        ([3, 5, 5], [0, 1, 1], True),  # one group there, three groups on the second
     ],
 )
 def test_whether_groups_can_stay_on_nodes(slots: list[int], nodes: list[int], fits: bool) -> None:

@@ -66,6 +66,13 @@ MACHINES = {
         [0, 1, 1],
         [0, 1, 2, 3],
     ),
+    "slow leaf switches": (  # all that leaves a node passes the leaf, also what goes further
+        machine(6, 1, NODE, link("rack", "1 GB/s", 3), link("cluster", "2 GB/s")),
+        [[0, 1, 2, 3, 4, 5], [0, 0, 0, 1, 1, 1], [0] * 6],
+        [10 * INNER, 1 * OUTER, 2 * OUTER],
+        [0, 1, 1],
+        [0, 1, 2, 3, 4, 5],
+    ),
     "trays": (
         machine(3, 2, link("tray", "10 GB/s"), link("domain", "8 GB/s", same_port=True)),
         [[0, 0, 1, 1, 2, 2], [0] * 6],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -104,7 +106,7 @@ def test_refusals_say_the_value_and_the_repair(value: object, dimension: str, me
         (Percentage, "-1%", "0 or more"),
     ],
 )
-def test_signs(kind: object, text: str, rule: str) -> None:
+def test_signs(kind: Any, text: str, rule: str) -> None:
     with pytest.raises(ValidationError, match=rule):
         TypeAdapter(kind).validate_python(text)
 

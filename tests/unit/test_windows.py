@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from planner.errors import InputError
+from planner.inputs.workload import Phase
 from planner.trace import npz
 from planner.trace.native import read_trace
 from planner.trace.trace import Trace
-from planner.trace.windows import MAX_WINDOWS, MIN_WINDOWS, Windows, cut, running_batch, subset
+from planner.trace.windows import MAX_WINDOWS, Windows, cut, running_batch, subset
 
 EXPERTS, TOP_K, LAYERS = 6, 2, 2
 ON_DISK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -46,7 +47,7 @@ def sets_counted(windows: Windows) -> list[list[list[int]]]:
     tokens=st.integers(1, 400), step=st.integers(1, 300), phase=st.sampled_from(["decode", "prefill"]), data=st.data()
 )
 def test_cutting_loses_nothing(tmp_path: Path, tokens: int, step: int, phase: Any, data: st.DataObject) -> None:
-    more = {}
+    more: dict[str, Any] = {}
     if data.draw(st.booleans(), "with sequences"):
         lengths = data.draw(st.lists(st.integers(1, 30), min_size=1, max_size=40))
         more["seq_id"] = np.resize(np.repeat(np.arange(len(lengths)), lengths), tokens)
@@ -124,8 +125,8 @@ def test_drift_along_the_trace_stays_visible(tmp_path: Path) -> None:
     # 80 sequences of 10 tokens: the first half chooses expert 0, the second half expert 1.
     seq_id = np.repeat(np.arange(80), 10)
     ids = (seq_id >= 40).astype(int)[:, None, None]
-    for phase in ("decode", "prefill"):
-        counts = cut([trace(tmp_path, 800, expert_ids=ids, seq_id=seq_id)], phase, 40).counts_SLE[:, 0]  # type: ignore[arg-type]
+    for phase in get_args(Phase):
+        counts = cut([trace(tmp_path, 800, expert_ids=ids, seq_id=seq_id)], phase, 40).counts_SLE[:, 0]
         assert (counts[: len(counts) // 2, 1] == 0).all()
         assert (counts[(len(counts) + 1) // 2 :, 0] == 0).all()
 
