@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from pydantic import ValidationError
 
 from planner.errors import InputError, Place, Problem, ProblemLog
 from planner.inputs.config_reader import ConfigReader
 from planner.inputs.families import FAMILIES, Family, read_layers
-from planner.inputs.model import Model, repeated
+from planner.inputs.model import LIMIT_LAYERS, Model, repeated
 from planner.inputs.quantisation import weight_formats
-
-_MOST_LAYERS: Final = 10_000
 
 
 def model_from_config(data: Any, file: str) -> Model:
@@ -47,9 +45,10 @@ def model_from_config(data: Any, file: str) -> Model:
 def _model(config: ConfigReader, family: Family, family_name: str, name: str) -> Model:
     log = config.log
     layers = family.layers(config)
-    if layers > _MOST_LAYERS:
-        log.add(f"{layers} layers", where=config.place(), hint=f"at most {_MOST_LAYERS} are read")
-    parts = read_layers(family, config, min(layers, _MOST_LAYERS))
+    if layers > LIMIT_LAYERS:
+        where = config.place("num_hidden_layers")
+        log.add(f"{layers:,} layers", where=where, hint=f"at most {LIMIT_LAYERS:,} are read")
+    parts = read_layers(family, config, min(layers, LIMIT_LAYERS))
     hidden_size, vocab_size = config.integer("hidden_size", "d_model"), config.integer("vocab_size")
     tied = config.flag("tie_word_embeddings", "tie_embedding", default=family.tied_by_default)
     expert_weights, dense_weights = weight_formats(config)
@@ -66,7 +65,7 @@ def _model(config: ConfigReader, family: Family, family_name: str, name: str) ->
         extra_parameters=extra_parameters,
         expert_weights=expert_weights,
         dense_weights=dense_weights,
-        source=config.file,
+        source=Path(config.file).name,  # not as typed: the same inputs give the same plan
     )
 
 

@@ -197,9 +197,10 @@ class _Program:
                 for rank in range(p.num_ranks):
                     row = self._row(self.x[:, rank], cost_SEk[s])
                     self.model.add(busy >= row + self._down(slot_s_R[rank]))
-                # Implied, but it lets the solver see that the ranks' rows add up.
-                every = self._row(self.x, cost_SEk[s][:, None, :])
-                self.model.add(p.num_ranks * busy >= every + sum(map(self._down, slot_s_R)))
+                # The mean over ranks: implied, but it lets the solver see that the ranks' rows add up. Over the
+                # copies themselves, not their numbers: written with y the README example of EPLB is not closed.
+                mean = self._row(self.x, cost_SEk[s][:, None, :] / p.num_ranks)
+                self.model.add(busy >= mean + self._down(float(slot_s_R.mean())))
             moved, gathered = self._variable(f"moved[{s}]"), self._variable(f"gathered[{s}]")
             for weight_R in units:
                 self.model.add(moved >= self._row(self.x, weight_R[None, :, None] * rows_SEk[s][:, None, :]))

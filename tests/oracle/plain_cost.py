@@ -34,7 +34,7 @@ class PlainCost:
 
     def roof(self, r: Roofline, flop: float, weight_bytes: float, launches: int = 1) -> float:
         a, b = flop / (r.compute * self.peak), weight_bytes / (r.memory * self.hbm)
-        return launches * r.base + (a**r.exponent + b**r.exponent) ** (1 / r.exponent)
+        return float(launches * r.base + (a**r.exponent + b**r.exponent) ** (1 / r.exponent))
 
     def link(self, level: int, *, collective: bool) -> float:
         """Bytes per second."""

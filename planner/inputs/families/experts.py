@@ -94,7 +94,7 @@ def sparse_step(config: ConfigReader, layers: int) -> list[bool]:
 
 def after_first_dense(config: ConfigReader, layers: int) -> list[bool]:
     """DeepSeek, GLM: from `first_k_dense_replace` on, every `moe_layer_freq`-th; or an explicit list."""
-    kinds = config.listing("mlp_layer_types", layers)
+    kinds = config.kinds("mlp_layer_types", layers, {"dense": "dense", "sparse": "sparse"})
     if kinds is not None:
         return [kind != "dense" for kind in kinds]
     first = config.integer("first_k_dense_replace", "num_dense_layers", default=0, minimum=0)

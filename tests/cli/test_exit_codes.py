@@ -1,0 +1,197 @@
+"""Exit codes of the contract, what goes to which stream, and errors as data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.running import deployment_file, example, files_in, run, solved
+
+GOOD = "model: mixtral-8x7b\ntopology: 1 x hgx-h100\nworkload: {phase: decode, tokens_per_gpu: 8, context_length: 64}\n"
+COMMANDS = ["solve", "check", "compare", "show", "profiles", "env"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["--version"], *([name, "-h"] for name in COMMANDS)])
+def test_asking_for_help_is_no_error(arguments: list[str], tmp_path: Path) -> None:
+    result = run(*arguments, cwd=tmp_path)
+    assert (result.code, result.err) == (0, "")
+    assert result.out.strip()
+
+
+def test_the_help_names_every_command(tmp_path: Path) -> None:
+    result = run("--help", cwd=tmp_path)
+    assert all(f"\n  {name} " in result.out for name in COMMANDS)
+
+
+WRONG_USAGE = {
+    "unknown command": ["plan"],
+    "unknown option": ["solve", "deployment.yaml", "--gpu", "4"],
+    "no deployment": ["solve"],
+    "no such deployment": ["solve", "nowhere.yaml"],
+    "deployment is a folder": ["solve", "."],
+    "no such model file": ["solve", "deployment.yaml", "--model", "nowhere.json"],
+    "no such topology file": ["solve", "deployment.yaml", "--topology", "nowhere.yaml"],
+    "no such trace": ["solve", "deployment.yaml", "--trace", "nowhere.npz"],
+    "time limit without unit": ["solve", "deployment.yaml", "--time-limit", "60"],
+    "gap without unit": ["solve", "deployment.yaml", "--gap", "2"],
+    "negative time limit": ["solve", "deployment.yaml", "--time-limit=-1 s"],
+    "no such degree": ["solve", "deployment.yaml", "--split", "xp=4"],
+    "a degree of 0": ["solve", "deployment.yaml", "--split", "ep=0"],
+    "a degree twice": ["solve", "deployment.yaml", "--split", "ep=4,ep=2"],
+    "no degree": ["solve", "deployment.yaml", "--split", "ep"],
+    "negative copies": ["solve", "deployment.yaml", "--redundant-experts=-1"],
+    "no GPUs": ["solve", "deployment.yaml", "--gpus", "0"],
+    "no such plan": ["show", "nowhere.json"],
+    "no such file to check": ["check", "nowhere.json"],
+    "nothing to check": ["check", "empty"],
+    "comparison without trace": ["compare", "deployment.yaml"],
+    "no such profile": ["profiles", "h1000"],
+}
+
+
+@pytest.mark.parametrize("arguments", WRONG_USAGE.values(), ids=WRONG_USAGE)
+def test_wrong_usage_is_2(arguments: list[str], tmp_path: Path) -> None:
+    deployment_file(tmp_path, GOOD)
+    (tmp_path / "empty").mkdir()
+    result = run(*arguments, cwd=tmp_path)
+    assert result.code == 2, result.out + result.err
+    assert result.out == ""
+    assert "error" in result.err.lower()
+    assert files_in(tmp_path) == {"deployment.yaml", "empty"}
+
+
+@pytest.mark.parametrize("arguments", [["solve", "--no-such", "--json"], ["solve", "nowhere.yaml", "--json"]])
+def test_wrong_usage_is_data_too(arguments: list[str], tmp_path: Path) -> None:
+    result = run(*arguments, cwd=tmp_path)
+    assert result.code == 2
+    assert any(word in result.problems()[0]["message"] for word in ("--no-such", "nowhere.yaml"))
+
+
+def test_invalid_input_is_3_with_place_value_rule_and_repair(tmp_path: Path) -> None:
+    deployment_file(tmp_path, GOOD.replace("1 x hgx-h100", "node.yaml"))
+    (tmp_path / "node.yaml").write_text(
+        "schema: ep-plan/topology/1\n"
+        "gpu: h100-sxm\n"
+        "nodes: 1\n"
+        "gpus_per_node: 8\n"
+        "links:\n"
+        "  - {level: node, bandwidth: 450, latency: 3 us}\n"
+    )
+    result = run("solve", "deployment.yaml", "--json", cwd=tmp_path)
+    assert result.code == 3
+    (problem,) = result.problems()
+    assert problem["file"] == "node.yaml"
+    assert (problem["line"], problem["column"]) == (6, 30)
+    assert problem["key"] == "links[0].bandwidth"
+    assert "450" in problem["message"]
+    assert "unit" in problem["message"]
+    assert "450 GB/s" in problem["hint"]
+    assert "node.yaml:6:30: links[0].bandwidth" in result.err
+
+
+def test_all_faults_of_all_files_are_told_at_once(tmp_path: Path) -> None:
+    text = GOOD.replace("mixtral-8x7b", "config.json").replace("1 x hgx-h100", "node.yaml")
+    deployment_file(tmp_path, text + "traces: [a.npz, b.npz]\nengine: sgland\n")
+    (tmp_path / "config.json").write_text('{"model_type": "mixtral", "hidden_size": -4, "num_hidden_layers": 2}')
+    (tmp_path / "node.yaml").write_text("schema: ep-plan/topology/1\ngpu: h100-sxm\nnodes: 0\nlink: []\n")
+    result = run("solve", "deployment.yaml", "--json", cwd=tmp_path)
+    assert result.code == 3
+    told = {(problem["file"], problem["key"] or "") for problem in result.problems()}
+    assert {file for file, _ in told} == {"deployment.yaml", "config.json", "node.yaml"}
+    assert {("deployment.yaml", "traces[0]"), ("deployment.yaml", "traces[1]"), ("deployment.yaml", "engine")} <= told
+    assert {("node.yaml", "nodes"), ("node.yaml", "link")} <= told
+    assert any("hidden_size" in problem["key"] + problem["message"] for problem in result.problems())
+    assert any("sglang" in problem["hint"] for problem in result.problems())
+    for problem in result.problems():
+        assert problem["message"] in result.err
+    assert "3 files" in result.err
+
+
+def test_inputs_that_disagree_are_3(tmp_path: Path) -> None:
+    mixtral = example("mixtral-4gpu", tmp_path)
+    trace = example("tiny-moe", tmp_path).parent / "trace.npz"
+    result = run("solve", mixtral, "--trace", trace, "-o", "plan.json", "--json", cwd=tmp_path)
+    assert result.code == 3
+    assert len(result.problems()) >= 2
+    assert all(str(trace) == problem["file"] for problem in result.problems())
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_more_gpus_than_there_are_is_3(tmp_path: Path) -> None:
+    result = run("solve", example("mixtral-4gpu", tmp_path), "--gpus", "5", cwd=tmp_path)
+    assert result.code == 3
+    assert "5 GPUs" in result.err
+
+
+def test_a_split_that_cannot_be_is_4(tmp_path: Path) -> None:
+    deployment = example("mixtral-4gpu", tmp_path)
+    result = run("solve", deployment, "--gpus", "3", "--json", cwd=tmp_path)
+    assert result.code == 4
+    (problem,) = result.problems()
+    assert "ep=4" in problem["message"]
+    assert "try" in problem["hint"]
+    assert files_in(tmp_path) == {"mixtral-4gpu"}
+
+
+def test_the_plan_on_standard_output_is_the_one_in_the_file(tmp_path: Path) -> None:
+    deployment = example("mixtral-4gpu", tmp_path)
+    result = run("solve", deployment, "--json", "-o", "plan.json", cwd=tmp_path)
+    assert result.code == 0
+    assert result.out == (tmp_path / "plan.json").read_text()
+    assert result.json()["schema"] == "ep-plan/plan/1"
+    shown = run("show", "plan.json", "--json", cwd=tmp_path)
+    assert (shown.code, shown.out, shown.err) == (0, result.out, "")
+
+
+def test_quiet_says_nothing_but_errors(tmp_path: Path) -> None:
+    deployment = example("mixtral-4gpu", tmp_path)
+    result = run("solve", deployment, "-q", "-o", "plan.json", cwd=tmp_path)
+    assert (result.code, result.out, result.err) == (0, "", "")
+    result = run("check", "plan.json", "-q", cwd=tmp_path)
+    assert (result.code, result.out, result.err) == (0, "", "")
+    result = run("show", "nowhere.json", "-q", cwd=tmp_path)
+    assert result.code == 2
+    assert "nowhere.json" in result.err
+
+
+def test_options_take_the_place_of_the_file(tmp_path: Path) -> None:
+    deployment = deployment_file(tmp_path, GOOD)
+    options = ["--model", "qwen3-30b-a3b", "--topology", "1 x hgx-h200", "--gpus", "4", "--seed", "7"]
+    options += ["--split", "ep=4,pp=1", "--redundant-experts", "4", "--gap", "5%"]
+    plan = run("solve", deployment, *options, "--json", cwd=tmp_path).json()
+    assert plan["inputs"]["name"] == "qwen3-30b-a3b"
+    assert plan["inputs"]["topology"]["gpu"]["name"] == "h200-sxm"
+    assert plan["inputs"]["gpus"] == 4
+    assert (plan["split"]["ep"], plan["split"]["pp"]) == (4, 1)
+    assert plan["placement"]["redundant_experts"] == 4
+
+
+def test_profiles_can_be_read_back(tmp_path: Path) -> None:
+    listing = run("profiles", "--json", cwd=tmp_path).json()
+    assert {"gpus", "nodes", "models", "engines"} <= set(listing)
+    assert "h100-sxm" in listing["gpus"]
+    assert "80" in run("profiles", "h100-sxm", cwd=tmp_path).out
+    assert run("profiles", "h100-sxm", "--json", cwd=tmp_path).json()["memory"]
+
+
+def test_env_names_versions(tmp_path: Path) -> None:
+    result = run("env", cwd=tmp_path)
+    assert result.code == 0
+    assert all(word in result.out for word in ("ep-plan", "python", "numpy", "ortools", "torch"))
+
+
+def test_a_changed_trace_is_3_and_a_missing_one_2(tmp_path: Path) -> None:
+    plan = solved(example("tiny-moe", tmp_path), "--gap", "90%")
+    trace = plan.parent / "trace.npz"
+    kept = trace.read_bytes()
+    trace.write_bytes(kept + b"\0")
+    result = run("check", plan, "--json", cwd=tmp_path)
+    assert result.code == 3
+    assert "trace.npz" in result.out
+    (tmp_path / "kept.npz").write_bytes(kept)
+    assert run("check", plan, "--trace", "kept.npz", cwd=tmp_path).code == 0
+    trace.unlink()
+    result = run("check", plan, cwd=tmp_path)
+    assert result.code == 2
+    assert "--trace" in result.out + result.err

@@ -1,0 +1,56 @@
+"""What the commands load: help is fast, planning needs no torch, checking no solver."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.running import TIMEOUT_S, environment, example, run
+
+HEAVY = {"torch", "transformers", "ortools", "numpy", "pydantic", "rich"}
+SOLVERS = {"torch", "transformers", "ortools"}
+COMMANDS = ["solve", "check", "compare", "show", "profiles", "env"]
+
+
+def loaded(*arguments: object, cwd: Path) -> set[str]:
+    """The packages that a run imports."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "planner", *map(str, arguments)],
+        cwd=cwd,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    assert lines
+    return {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
+def test_help_loads_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    assert not loaded(*arguments, cwd=tmp_path) & HEAVY
+
+
+def test_reading_a_plan_loads_no_solver(tiny_plan: Path, tmp_path: Path) -> None:
+    assert not loaded("show", tiny_plan, cwd=tmp_path) & SOLVERS
+    assert not loaded("check", tiny_plan, cwd=tmp_path) & SOLVERS
+    trace = tiny_plan.parent / "trace.npz"
+    assert not loaded("compare", tiny_plan, "--trace", trace, cwd=tmp_path) & SOLVERS
+
+
+def test_planning_where_torch_cannot_be_imported(tmp_path: Path) -> None:
+    for name in ("torch", "transformers"):
+        package = tmp_path / "blocked" / name
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text("raise ImportError('blocked by a test')\n")
+    blocked = {"PYTHONPATH": str(tmp_path / "blocked")}
+    deployment = example("tiny-moe", tmp_path)
+    assert run("solve", deployment, "-o", "plan.json", cwd=tmp_path, env=blocked).code == 0
+    assert run("env", cwd=tmp_path, env=blocked).code == 0

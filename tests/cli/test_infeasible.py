@@ -1,0 +1,88 @@
+"""What cannot run is refused with its arithmetic and with a repair that holds."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.cli.running import Result, deployment_file, files_in, run
+
+DEEPSEEK = (
+    "model: deepseek-v3\n"
+    "topology: 1 x hgx-h100\n"
+    "precision: {weights: fp8}\n"
+    "workload: {phase: decode, tokens_per_gpu: 64, context_length: 4096}\n"
+)
+SIZES = {"GiB": 1.0, "MiB": 1 / 1024, "KiB": 1 / 1024**2, "B": 1 / 1024**3}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the deployment and an older plan."""
+    made = tmp_path_factory.mktemp("infeasible")
+    deployment_file(made, DEEPSEEK)
+    (made / "plan.json").write_text("older")
+    return made
+
+
+@pytest.fixture(scope="module")
+def refused(folder: Path) -> Result:
+    """DeepSeek-V3 in fp8 on 8 GPUs of 80 GB."""
+    return run("solve", "deployment.yaml", "--json", cwd=folder)
+
+
+def gib(text: str) -> float:
+    """A size as it is printed."""
+    number, unit = text.split()
+    return float(number) * SIZES[unit]
+
+
+def test_exits_with_4_and_writes_nothing(refused: Result, folder: Path) -> None:
+    assert refused.code == 4
+    assert files_in(folder) == {"deployment.yaml", "plan.json"}
+    assert (folder / "plan.json").read_text() == "older"
+    (problem,) = refused.problems()
+    assert "no split of 8 GPUs fits" in problem["message"]
+    assert problem["message"] in refused.err
+
+
+def test_shows_memory_that_adds_up(refused: Result) -> None:
+    hint = refused.problems()[0]["hint"]
+    _, _, arithmetic = hint.partition("memory of a GPU with")
+    lines = re.findall(r"^ +(\S.*?) +([\d.]+ [KMG]?i?B)(?:, has ([\d.]+ GiB))?$", arithmetic, re.MULTILINE)
+    parts = {name: gib(size) for name, size, _ in lines}
+    (capacity,) = [gib(has) for _, _, has in lines if has]
+    needs = parts.pop("needs")
+    assert {"expert slots", "KV cache"} <= set(parts)
+    assert sum(parts.values()) == pytest.approx(needs, rel=0.01)
+    assert needs > capacity
+    assert 74 < capacity < 80
+
+
+def test_names_the_rule_for_every_split_shown(refused: Result) -> None:
+    table = refused.problems()[0]["hint"].partition("memory of a GPU with")[0].splitlines()
+    rows = [line for line in table if line.startswith("tp=")]
+    assert len(rows) >= 2
+    for row in rows:
+        assert re.search(r"memory .*needs [\d.]+ GiB, has [\d.]+ GiB", row)
+
+
+def test_the_repair_holds(refused: Result, folder: Path, tmp_path: Path) -> None:
+    found = re.search(r"try: (\d+) nodes", refused.problems()[0]["hint"])
+    assert found, refused.err
+    nodes = int(found[1])
+    pins = ["--split", "tp=1,pp=1", "-o", tmp_path / "plan.json"]
+    repaired = run("solve", "deployment.yaml", "--topology", f"{nodes} x hgx-h100", "-q", *pins, cwd=folder)
+    assert repaired.code == 0, repaired.err
+
+
+def test_too_many_copies_name_the_slots(tmp_path: Path) -> None:
+    deployment_file(tmp_path, DEEPSEEK.replace("deepseek-v3", "mixtral-8x7b"))
+    options = ["--split", "ep=8", "--redundant-experts", "100", "--json"]
+    result = run("solve", "deployment.yaml", *options, cwd=tmp_path)
+    assert result.code == 4
+    hint = result.problems()[0]["hint"]
+    assert "slots" in hint
+    assert "try: no redundant experts" in hint

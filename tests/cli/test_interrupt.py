@@ -1,0 +1,106 @@
+"""Ctrl-C keeps the best plan so far; no process and no part of a file is left behind."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.running import Result, files_in, plan_of, run
+from tests.cli.terminal import TerminalRun
+
+PINS = ("--split", "tp=1,pp=1,ep=32")
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
+
+
+def assert_kept(folder: Path, result: Result) -> None:
+    """The best plan so far was written, is right, and says that it was interrupted."""
+    assert result.code == 0
+    assert files_in(folder) == {"plan.json"}
+    plan = plan_of(folder / "plan.json")
+    assert (plan.solver.status, plan.solver.stopped_by) == ("feasible", "interrupt")
+    assert 0 < plan.solver.bound_s < plan.solver.objective_s
+    assert any("interrupt" in note for note in plan.notes)
+    assert "Ctrl-C" in result.words
+    assert "wrote plan.json" in result.err
+
+
+def test_while_layers_are_placed(large: Path, tmp_path: Path) -> None:
+    with TerminalRun("solve", large, *PINS, cwd=tmp_path) as solving:
+        solving.wait_for(r"placing experts.* [1-9]\d*/\d+ ")
+        solving.send(signal.SIGINT, group=True)
+        assert_kept(tmp_path, solving.result())
+        assert solving.all_end()
+    checked = run("check", "plan.json", cwd=tmp_path)
+    assert checked.code == 0, checked.out
+
+
+@pytest.mark.parametrize("group", [True, False])
+def test_while_workers_start(large: Path, tmp_path: Path, group: bool) -> None:
+    with TerminalRun("solve", large, *PINS, cwd=tmp_path) as solving:
+        solving.wait_for("placing experts")
+        solving.send(signal.SIGINT, group=group)
+        assert_kept(tmp_path, solving.result())
+        assert solving.all_end()
+
+
+def test_while_judging_on_held_out_windows(large: Path, tmp_path: Path) -> None:
+    with TerminalRun("solve", large, *PINS, "--gap", "90%", cwd=tmp_path) as solving:
+        solving.wait_for("held-out")
+        solving.send(signal.SIGINT, group=True)
+        assert_kept(tmp_path, solving.result())
+        assert solving.all_end()
+    assert plan_of(tmp_path / "plan.json").held_out is None
+
+
+def test_before_there_is_a_plan(large: Path, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("older")
+    with TerminalRun("solve", large, "--json", cwd=tmp_path) as solving:
+        solving.wait_for("bounding splits")
+        solving.send(signal.SIGINT, group=True)
+        result = solving.result()
+        assert solving.all_end()
+    assert result.code == 130
+    assert "interrupted; nothing was written" in result.err
+    assert "interrupted" in result.problems()[0]["message"]
+    assert files_in(tmp_path) == {"plan.json"}
+    assert (tmp_path / "plan.json").read_text() == "older"
+
+
+def test_twice(large: Path, tmp_path: Path) -> None:
+    with TerminalRun("solve", large, *PINS, cwd=tmp_path) as solving:
+        solving.wait_for(r"placing experts.* [1-9]\d*/\d+ ")
+        solving.send(signal.SIGINT, group=True)
+        solving.send(signal.SIGINT, group=True)
+        result = solving.result()
+        assert solving.all_end()
+    if result.code == 0:  # both came before the first was looked at
+        assert_kept(tmp_path, result)
+    else:
+        assert result.code == 130
+        assert files_in(tmp_path) == set()
+
+
+@linux_only
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_do_not_outlive_a_killed_program(large: Path, tmp_path: Path, number: signal.Signals) -> None:
+    with TerminalRun("solve", large, *PINS, cwd=tmp_path) as solving:
+        assert solving.wait_for_workers()
+        solving.send(number)
+        assert solving.result().code == -number
+        assert solving.all_end()
+    assert files_in(tmp_path) == set()
+
+
+@linux_only
+def test_a_killed_worker_is_told_and_not_waited_for(large: Path, tmp_path: Path) -> None:
+    with TerminalRun("solve", large, *PINS, cwd=tmp_path) as solving:
+        solving.kill(solving.wait_for_workers()[0])
+        result = solving.result()
+        assert solving.all_end()
+    assert result.code == 7
+    assert "worker" in result.err
+    assert "memory" in result.err
+    assert files_in(tmp_path) == set()

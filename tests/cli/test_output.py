@@ -1,0 +1,128 @@
+"""How output looks where it goes: pipes, terminals, narrow ones, odd encodings, readers that have gone."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cli.running import TIMEOUT_S, Result, command, environment, example, run
+from tests.cli.terminal import TerminalRun
+
+FULL = Path("/dev/full")
+COLOUR = re.compile(r"\x1b\[[0-9;]*(3[0-8]|9[0-7])[0-9;]*m")
+ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@pytest.fixture(scope="module")
+def commands(tiny_plan: Path) -> list[list[str]]:
+    """Command lines that print every kind of report."""
+    trace = tiny_plan.parent / "trace.npz"
+    return [
+        ["show", str(tiny_plan), "-v"],
+        ["compare", str(tiny_plan), "--trace", str(trace)],
+        ["check", str(tiny_plan)],
+    ]
+
+
+@pytest.fixture(scope="module")
+def piped(commands: list[list[str]], tiny_plan: Path) -> list[Result]:
+    """What they print into a pipe."""
+    return [run(*arguments, cwd=tiny_plan.parent) for arguments in commands]
+
+
+def on_a_terminal(arguments: list[str], cwd: Path, **env: str) -> str:
+    """What a terminal shows, escape sequences included."""
+    with TerminalRun(*arguments, cwd=cwd, out_too=True, **env) as running:
+        assert running.result().code == 0
+        return running.raw
+
+
+def test_a_pipe_gets_plain_text(piped: list[Result]) -> None:
+    for result in piped:
+        assert (result.code, result.err) == (0, "")
+        assert "\x1b" not in result.out
+        assert max(map(len, result.out.splitlines())) <= 120 or "every rule" in result.out
+
+
+def test_every_placement_has_its_row(piped: list[Result]) -> None:
+    first_words = {line.split()[0] for line in piped[1].out.splitlines() if line.strip()}
+    assert {"plan", "linear", "round_robin", "eplb", "eplb_hierarchical"} <= first_words
+
+
+def test_nothing_is_cut_off_in_a_pipe(mixtral_plan: Path, tmp_path: Path) -> None:
+    out = run("show", mixtral_plan, cwd=tmp_path).out
+    assert "…" not in out
+    for label in ("plan", "proof", "balance", "memory"):
+        assert re.search(rf"^{label} ", out, re.MULTILINE), label
+
+
+def test_errors_and_progress_in_a_pipe_are_plain(tmp_path: Path) -> None:
+    result = run("solve", example("tiny-moe", tmp_path), "-o", "plan.json", "--gap", "90%", cwd=tmp_path)
+    assert "\x1b" not in result.err
+    assert re.fullmatch(r"wrote plan\.json after [\d.]+ s\n", result.err)
+
+
+def test_a_terminal_gets_colours_unless_told_otherwise(mixtral_plan: Path, tmp_path: Path) -> None:
+    show = ["show", str(mixtral_plan)]
+    assert COLOUR.search(on_a_terminal(show, tmp_path))
+    assert not COLOUR.search(on_a_terminal(show, tmp_path, NO_COLOR="1"))
+    assert "\x1b" not in on_a_terminal(show, tmp_path, TERM="dumb")
+
+
+def test_a_narrow_terminal_is_kept_to(commands: list[list[str]], tmp_path: Path) -> None:
+    for arguments in commands[:2]:
+        shown = ESCAPES.sub("", on_a_terminal(arguments, tmp_path, COLUMNS="60"))
+        assert max(map(len, shown.splitlines())) <= 60
+        if arguments[0] == "show":
+            assert re.search(r"^dispatch +[\d.]+ ms ", shown, re.MULTILINE)
+            assert re.search(r"^proof ", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_stream_without_block_characters_is_no_reason_to_fail(
+    encoding: str, mixtral_plan: Path, tmp_path: Path
+) -> None:
+    assert run("show", mixtral_plan, cwd=tmp_path, env={"PYTHONIOENCODING": encoding}).code == 0
+
+
+def after_the_reader_has_gone(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[bytes]:
+    """Run with a pipe as output that nobody reads."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        return subprocess.run(
+            command(*arguments),
+            cwd=cwd,
+            env=environment(),
+            stdout=write,
+            stderr=subprocess.PIPE,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    finally:
+        os.close(write)
+
+
+def test_a_reader_that_has_gone_is_no_failure(commands: list[list[str]], tmp_path: Path) -> None:
+    for arguments in [*commands[1:], [*commands[0], "--json"], ["profiles", "deepseek-v3"]]:
+        done = after_the_reader_has_gone(arguments, tmp_path)
+        assert (done.returncode, done.stderr) == (0, b""), arguments
+
+
+def test_an_error_keeps_its_code_when_nobody_reads(tmp_path: Path) -> None:
+    done = after_the_reader_has_gone(["show", "nowhere.json", "--json"], tmp_path)
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is no full device here")
+def test_a_full_disk_behind_standard_output_is_7(commands: list[list[str]], tmp_path: Path) -> None:
+    with FULL.open("wb") as full:
+        for arguments in [*commands[1:], [*commands[0], "--json"], ["--help"]]:
+            result = run(*arguments, cwd=tmp_path, stdout=full.fileno())
+            assert result.code == 7, arguments
+            assert "No space left" in result.err
