@@ -74,4 +74,5 @@ def with_fabric(link: Mapping[str, Any]) -> dict[str, Any]:
     given: Mapping[str, Any] = {"bandwidth": "1 B/s", "latency": "0 s"}
     if name in profiles.names("fabrics"):
         given = _read(name)[1]
-    return {"bandwidth": given["bandwidth"], "latency": given["latency"], **link}
+    missing = [key for key in ("bandwidth", "latency") if key not in link]
+    return {**link, **{key: given[key] for key in missing}}

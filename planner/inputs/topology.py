@@ -247,16 +247,22 @@ class NodeFile(Frozen):
     note: str = ""
 
 
+def load_node(name: str, where: Place | None = None) -> NodeFile:
+    """Read a node profile."""
+    path = profiles.path_of("nodes", name, where, INLINE_NODES)
+    node, _ = documents.load(path, NodeFile, "node")
+    return node
+
+
 def topology_of_nodes(count: int, name: str, where: Place | None, num_gpus: int | None = None) -> Topology:
     """The topology `COUNT x NODE-PROFILE`."""
-    path = profiles.path_of("nodes", name, where, INLINE_NODES)
-    node, document = documents.load(path, NodeFile, "node")
+    node = load_node(name, where)
     if not 1 <= count <= LIMIT_GPUS // node.gpus_per_node:
         hint = f"expected 1..{LIMIT_GPUS // node.gpus_per_node}"
         raise InputError(Problem(f"{count} nodes", where, hint))
     links = _links_within(node.links, count)
     file = TopologyFile(gpu=node.gpu, nodes=count, gpus_per_node=node.gpus_per_node, links=links)
-    return resolve(file, load_gpu(node.gpu, document.place(("gpu",))), num_gpus)
+    return resolve(file, load_gpu(node.gpu, where), num_gpus)
 
 
 def _links_within(links: tuple[Link, ...], count: int) -> tuple[Link, ...]:
