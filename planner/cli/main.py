@@ -19,6 +19,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "compare": ("planner.cli.compare", "Score plans and baselines on a trace, window by window."),
     "show": ("planner.cli.show", "Print the report of a plan."),
     "profiles": ("planner.cli.profiles", "List and show the shipped GPUs, nodes, fabrics, models, engines."),
+    "topology": ("planner.cli.topology", "Make a topology.yaml from what other tools say about a machine."),
     "env": ("planner.cli.env", "Versions and devices, to paste into an issue."),
 }
 CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

@@ -79,11 +79,13 @@ class Gpu(Frozen):
     efficiency: Efficiency | None = None
     scale_up: str | None = None
     """Fabric that joins such GPUs directly, e.g. nvlink-4; none: they meet over the host."""
+    bridge: str | None = None
+    """Fabric of bridges that join a few such cards where they are fitted, e.g. nvlink-4."""
     host: str | None = None
     """Fabric to the host, e.g. pcie-5-x16."""
     note: str = ""
 
-    @field_validator("scale_up", "host")
+    @field_validator("scale_up", "bridge", "host")
     @classmethod
     def _known_fabric(cls, value: str | None) -> str | None:
         return value if value is None else known_fabric(value)
