@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -47,12 +48,9 @@ def check(plan: Plan, instance: Instance) -> list[Finding]:
         plan: as read from its file.
         instance: rebuilt from the plan's inputs and the traces that it names.
     """
-    findings = [*_grid(plan, instance), *_layers(plan, instance)]
+    findings = structure(plan, instance)
     if findings:
         return findings  # nothing else has a meaning
-    findings += _placement(plan, instance)
-    if findings:
-        return findings
     split = split_of(plan)
     limits = Limits(plan.inputs.rules, plan.inputs.engine or "engine", plan.inputs.keep_groups == "node")
     broken = broken_rules(instance, split, plan.placement.redundant_experts, limits)
@@ -63,6 +61,11 @@ def check(plan: Plan, instance: Instance) -> list[Finding]:
     findings += _figures(plan, cost)
     findings += _solver(plan)
     return findings
+
+
+def structure(plan: Plan, instance: Instance) -> list[Finding]:
+    """What is wrong with the ranks, the stages and the slots; without these a plan cannot be priced."""
+    return [*_grid(plan, instance), *_layers(plan, instance)] or [*_placement(plan, instance)]
 
 
 def split_of(plan: Plan) -> Split:
@@ -149,8 +152,8 @@ def _groups(plan: Plan, cost: SplitCost) -> Iterator[Finding]:
                 continue
             expert_P = np.array(row)
             rank_P = np.arange(len(row)) // plan.placement.slots_per_rank
-            node_P = stage.grid.ep_groups[0].unit_VR[0][rank_P]
-            for group in range(moe.num_groups):
+            for pattern, group in product(stage.grid.ep_groups, range(moe.num_groups)):
+                node_P = pattern.unit_VR[0][rank_P]
                 nodes = np.unique(node_P[(expert_P >= 0) & (expert_P // per_group == group)])
                 if len(nodes) > 1:
                     yield Finding("keep_groups", f"layer {layer}: group {group} is on nodes {nodes.tolist()}")

@@ -107,8 +107,10 @@ class ProblemLog:
         self.problems: list[Problem] = []
 
     def add(self, message: str, *, where: Place | None = None, hint: str = "") -> None:
-        """Note one problem."""
-        self.problems.append(Problem(message, where, hint))
+        """Note one problem, once."""
+        problem = Problem(message, where, hint)
+        if problem not in self.problems:
+            self.problems.append(problem)
 
     def extend(self, problems: Sequence[Problem]) -> None:
         """Take over the problems of another reader."""

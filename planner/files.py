@@ -47,6 +47,30 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def check_target(path: Path) -> None:
+    """Refuse a path that cannot become a file, before long work is done for it.
+
+    Raises `UsageError` (a directory, or no such folder) or `MissingEnvironmentError` (no permission).
+    """
+    hint = "give the path of a file with -o"
+    try:
+        folder = path.resolve().parent
+        if path.is_dir():
+            raise UsageError(f"{path} is a directory, a file is needed", hint=hint)
+        if not folder.is_dir():
+            raise UsageError(f"{path}: there is no folder {folder}", hint=hint)
+        place = path if _is_special(path) else folder
+    except (OSError, RuntimeError) as error:  # a loop of symbolic links, a name too long
+        raise UsageError(f"{path}: {getattr(error, 'strerror', None) or error}", hint=hint) from None
+    if not os.access(place, os.W_OK):
+        raise MissingEnvironmentError(f"cannot write {path}: permission denied", hint=hint)
+
+
+def _is_special(path: Path) -> bool:
+    """Whether this is a device or a pipe."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file under a temporary name beside it and rename: whole or not at all.
 
@@ -56,6 +80,9 @@ def write_whole(path: Path, content: str | bytes) -> None:
     target = path.resolve()  # a symbolic link keeps pointing where it pointed
     temporary: str | None = None
     try:
+        if _is_special(path):
+            path.write_bytes(data)  # renaming would put a file in the place of the device
+            return
         handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -64,14 +91,16 @@ def write_whole(path: Path, content: str | bytes) -> None:
         mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
         os.chmod(temporary, mode)
         os.replace(temporary, target)
+        temporary = None
     except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
         raise MissingEnvironmentError(
             f"cannot write {path}: {error.strerror or error}",
             hint="nothing was written; give another path with -o, or free some space",
         ) from None
+    finally:  # also after Ctrl-C
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
 
 
 def _umask() -> int:

@@ -107,12 +107,20 @@ def _experts(instance: Instance, split: Split, redundant: int, limits: Limits) -
     if int(slots_R.max()) > experts:
         yield Broken("slots", f"{slots_R.max()} per rank, but there are only {experts} experts")
     elif limits.keep_groups and split.ep > 1:
-        grid = stages_of(split, instance.topology)[0]
-        groups = instance.model.moe.num_groups
-        node_R = grid.ep_groups[0].unit_VR[0]
+        yield from _groups(instance, split, slots_R)
+
+
+def _groups(instance: Instance, split: Split, slots_R: Ints) -> Iterator[Broken]:
+    experts, groups = instance.model.moe.num_experts, instance.model.moe.num_groups
+    for grid in stages_of(split, instance.topology):
+        node_R, *others = (group.unit_VR[0] for group in grid.ep_groups)
+        if any((other != node_R).any() for other in others):
+            yield Broken("keep_groups", "the copies of the expert grid lie differently on the nodes")
+            return
         if not groups_fit(experts, groups, slots_R, node_R):
             nodes = int(node_R.max()) + 1
             yield Broken("keep_groups", f"{groups} groups of {experts // groups} cannot be kept on {nodes} nodes")
+            return
 
 
 def _engine(split: Split, redundant: int, limits: Limits) -> Iterator[Broken]:
@@ -142,17 +150,19 @@ def _work(instance: Instance, split: Split) -> Iterator[Broken]:
         yield Broken("micro-batches", f"{split.micro_batches} are fewer than pp {split.pp}")
 
 
-def group_room(num_experts: int, num_groups: int, slots_R: Ints, node_R: Ints) -> Ints:
-    """Whole routing groups that each node has slots for."""
+def group_limits(num_experts: int, num_groups: int, slots_R: Ints, node_R: Ints) -> tuple[Ints, Ints]:
+    """Fewest and most whole routing groups that each node can keep.
+
+    A node needs a slot for each of its experts, and enough experts that no rank must hold one twice.
+    """
+    per_group = num_experts // num_groups
     slots_N = np.bincount(node_R, weights=slots_R).astype(np.int64)
-    return slots_N // (num_experts // num_groups)
+    longest_N = np.zeros_like(slots_N)
+    np.maximum.at(longest_N, node_R, slots_R)
+    return np.maximum(-(-longest_N // per_group), 1), slots_N // per_group
 
 
 def groups_fit(num_experts: int, num_groups: int, slots_R: Ints, node_R: Ints) -> bool:
-    """Whether groups can be kept on nodes at all.
-
-    There must be room for all of them and, since a node's spare slots are filled with further copies
-    of its own experts, at least one group for every node.
-    """
-    room_N = group_room(num_experts, num_groups, slots_R, node_R)
-    return bool(room_N.sum() >= num_groups and len(room_N) <= num_groups and (room_N > 0).all())
+    """Whether every routing group can be kept on a node, and every node can fill its slots."""
+    fewest_N, most_N = group_limits(num_experts, num_groups, slots_R, node_R)
+    return bool((fewest_N <= most_N).all() and fewest_N.sum() <= num_groups <= most_N.sum())

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.instance import Instance
+from planner.cost.step import split_cost
 from planner.inputs.constants import Constants
 from planner.inputs.deployment import load_default_efficiency, load_engine, load_kernel
 from planner.inputs.engines import EngineRules
@@ -17,9 +18,12 @@ from planner.inputs.sourced import Sourced
 from planner.inputs.topology import Efficiency, Gpu, Link, Topology, TopologyFile, resolve
 from planner.inputs.units import ComputeRate, Duration, Percentage, Rate, Size, SizeOrZero
 from planner.inputs.workload import Communication, Dedup, Phase, Workload
+from planner.plan.placement import from_ranks
 from planner.plan.plan import PlanInputs
+from planner.plan.split import Split
 from planner.rules import Limits
 from planner.solve.candidates import SearchSpace
+from planner.solve.problem import LayerProblem
 from planner.trace.windows import TokenSets, Windows
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -180,3 +184,48 @@ def engine_names() -> list[str]:
     from planner.inputs import profiles
 
     return [name for name in profiles.names("engines") if load_engine(name)]
+
+
+def random_placement(rng: np.random.Generator, experts: int, slots_R: NDArray[np.int64]) -> NDArray[np.int64]:
+    """One layer's slots, any that are legal: every expert somewhere, none twice on a rank."""
+    while True:
+        held = [set(rng.choice(experts, count, replace=False).tolist()) for count in slots_R.tolist()]
+        for missing in set(range(experts)) - set().union(*held):
+            # Take the place of an expert that is held twice, on a rank chosen at random.
+            spare = [
+                (rank, expert)
+                for rank, members in enumerate(held)
+                for expert in members
+                if sum(expert in other for other in held) > 1
+            ]
+            if not spare:
+                break
+            rank, expert = spare[int(rng.integers(len(spare)))]
+            held[rank].remove(expert)
+            held[rank].add(missing)
+        if len(set().union(*held)) == experts:
+            return from_ranks([sorted(members) for members in held], int(slots_R.max()))
+
+
+def random_layer(seed: int, dedup: Dedup, *, recorded: bool = False) -> LayerProblem:
+    """One layer of a random machine, model, split and routing."""
+    rng = np.random.default_rng(seed)
+    nodes, per_node = ((1, 2), (1, 4), (2, 2), (3, 2), (2, 3))[rng.integers(5)]
+    gpus, experts, top_k = nodes * per_node, int(rng.integers(4, 9)), int(rng.integers(1, 4))
+    of = model(experts=experts, top_k=top_k, layers=1, hidden=64 * int(rng.integers(1, 4)))
+    on = topology(nodes, per_node, inner=f"{rng.integers(2, 40)} GB/s", outer=f"{rng.integers(1, 10)} GB/s")
+    if recorded:
+        window_T = np.sort(rng.integers(0, 3, 60)).astype(np.int32)
+        window_T[:3] = [0, 1, 2]
+        chosen = (rng.random((60, 1, experts)) * rng.dirichlet(np.ones(experts))).argsort(axis=2)[:, :, -top_k:]
+        windows = routed(chosen, np.sort(window_T), [0], experts)
+    else:
+        windows = random_windows(rng, of, 3)
+    using = constants(dedup, overlap=str(rng.choice(["0%", "60%"])))
+    made = instance(of, on, tokens=int(rng.integers(1, 2000)), windows=windows, using=using)
+    etp = 2 if gpus % 2 == 0 and gpus > 2 and rng.random() < 0.3 else 1
+    edp = 2 if gpus // etp % 2 == 0 and gpus // etp > 2 and rng.random() < 0.3 else 1
+    ep = gpus // etp // edp
+    redundant = max(ep - experts, int(rng.integers(0, 1 + min(4, ep * experts - experts))))
+    cost = split_cost(made, Split(tp=1, dp=gpus, pp=1, ep=ep, etp=etp, edp=edp), redundant)
+    return LayerProblem(cost.stages[0].moe, made.loads[0], cost.slots_R)

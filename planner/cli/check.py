@@ -15,8 +15,8 @@ from planner.cli.options import json_option, paths, trace_option, verbosity
 def command(files: tuple[str, ...], traces: tuple[str, ...], as_json: bool, verbose: bool, quiet: bool) -> int:
     """Re-derive every rule and booked figure of plans; validate the inputs of deployments.
 
-    Folders are searched for deployment.yaml and plan*.json. Exit code 6 if a plan is wrong, 3 if an
-    input is invalid.
+    Deployments with a `checks:` section are also solved and held against it. Folders are searched
+    for deployment.yaml and plan*.json. Exit code 6 if something is wrong, 3 if an input is invalid.
 
     \b
     ep-plan check plan.json

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import json
+import os
 import sys
+from collections.abc import Sequence
 from typing import Any, Final
 
 import click
 
 from planner import __version__
-from planner.errors import PlannerError
+from planner.errors import MissingEnvironmentError, PlannerError, Problem
 
 # Command -> (module, what it does). Modules are imported only when needed: help stays fast.
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
@@ -22,6 +26,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "topology": ("planner.cli.topology", "Make a topology.yaml from what other tools say about a machine."),
     "env": ("planner.cli.env", "Versions and devices, to paste into an issue."),
 }
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -58,40 +63,53 @@ def cli() -> None:
 
 def run() -> None:
     """Entry point: expected failures become one message and an exit code, bugs keep their traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # bars are no reason to fail where only ASCII can be shown
     sys.exit(call(sys.argv[1:]))
 
 
 def call(arguments: list[str]) -> int:
     """Run a command line and return its exit code."""
-    as_json = "--json" in arguments
+    problems: Sequence[Problem]
     try:
         code = cli.main(arguments, prog_name="ep-plan", standalone_mode=False)
         return code if isinstance(code, int) else 0
-    except PlannerError as error:
-        _report(error, as_json)
-        return error.exit_code
     except click.exceptions.Exit as error:
         return error.exit_code
+    except SystemExit:  # so click and rich end where the reader has gone (`| head`): no further complaint
+        return 0
+    except PlannerError as error:
+        click.echo(str(error), err=True)
+        exit_code, problems = error.exit_code, error.problems
     except click.ClickException as error:
         error.show()
-        return 2
+        exit_code, problems = 2, (Problem(error.format_message()),)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; nothing was written", err=True)
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader has gone (`| head`): no further complaint
-        return 0
+        exit_code, problems = 130, (Problem("interrupted; nothing was written"),)
+        click.echo(problems[0].message, err=True)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        _discard_output()
+        click.echo(f"error: cannot write the output: {error.strerror}", err=True)
+        return MissingEnvironmentError.exit_code
+    if "--json" in arguments:
+        try:
+            click.echo(json.dumps(_as_data(exit_code, problems), ensure_ascii=False, indent=1))
+        except OSError:  # stderr has told it
+            _discard_output()
+    return exit_code
 
 
-def _report(error: PlannerError, as_json: bool) -> None:
-    click.echo(str(error), err=True)
-    if as_json:
-        click.echo(json.dumps(_as_data(error), ensure_ascii=False, indent=1))
+def _discard_output() -> None:
+    """Let what is still buffered go nowhere, so that the last flush cannot fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _as_data(error: PlannerError) -> dict[str, Any]:
+def _as_data(exit_code: int, all_problems: Sequence[Problem]) -> dict[str, Any]:
     problems = []
-    for problem in error.problems:
+    for problem in all_problems:
         where = problem.where
         problems.append(
             {
@@ -103,4 +121,4 @@ def _as_data(error: PlannerError) -> dict[str, Any]:
                 "key": where.key if where else None,
             }
         )
-    return {"schema": "ep-plan/error/1", "exit_code": error.exit_code, "problems": problems}
+    return {"schema": "ep-plan/error/1", "exit_code": exit_code, "problems": problems}

@@ -53,6 +53,8 @@ class Quantity(click.ParamType[float]):
             self.fail(f"{context.get('text')}; {context.get('hint')}", param, ctx)
         if number < 0:
             self.fail(f"{value}: must be 0 or more", param, ctx)
+        if self.dimension == "fraction" and number > 1:
+            self.fail(f"{value}: must be at most 100%", param, ctx)
         return number
 
 

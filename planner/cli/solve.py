@@ -36,7 +36,7 @@ def command(deployment: Path, output: Path, as_json: bool, verbose: bool, quiet:
     import time
 
     from planner.cost.prepare import from_deployment
-    from planner.files import write_whole
+    from planner.files import check_target, write_whole
     from planner.inputs.deployment import load_deployment
     from planner.plan.plan import plan_text
     from planner.report.plan_report import render_plan
@@ -48,6 +48,7 @@ def command(deployment: Path, output: Path, as_json: bool, verbose: bool, quiet:
     from planner.solve.workers import Workers
 
     started = time.monotonic()
+    check_target(output)
     loaded = load_deployment(deployment, _overrides(given))
     prepared = from_deployment(loaded)
     if not quiet:

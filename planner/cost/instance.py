@@ -34,11 +34,6 @@ class LayerLoad:
     sets: TokenSets | None
     """Sampled tokens with the experts [N, 1, K] they chose together, if the trace has tokens."""
 
-    @cached_property
-    def is_uniform(self) -> bool:
-        """Whether all experts are chosen equally often in every window."""
-        return bool((self.share_SE == self.share_SE[:, :1]).all())
-
 
 @dataclass(frozen=True)
 class Instance:

@@ -9,7 +9,6 @@ also where one of them dominates, as measured kernels do; see docs/model.md, "Co
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -81,8 +80,3 @@ def kernel(gpu: Gpu, roofline: Roofline, weights: WeightName, basis: Basis, sour
 def all_reduce_factor(members: int) -> float:
     """Bytes that each member sends in a ring all-reduce of one byte (nccl-tests: busbw/algbw)."""
     return 2.0 * (members - 1) / members
-
-
-def ceil_div(value: float, divisor: float) -> int:
-    """Whole units needed."""
-    return math.ceil(value / divisor)

@@ -146,6 +146,11 @@ class Prediction:
         """Slowest window."""
         return float(self.step_S.max())
 
+    @property
+    def traffic_s(self) -> float:
+        """Dispatch and combine of the traced layers, mean over windows."""
+        return sum(float((t.dispatch_S + t.combine_S).mean()) for t in self.layer_times.values())
+
 
 def predict(cost: SplitCost, cuts: Cuts, placement: Placement) -> Prediction:
     """Price a placement.

@@ -15,11 +15,16 @@ class Constants(Frozen):
     """What the cost model uses besides model, topology and work; kept in the plan."""
 
     precision: Precision
+    """Number formats."""
     communication: Communication
+    """Kernel and copies of a token that are sent."""
     kernel: KernelFile
+    """The communication kernel."""
     collectives: KernelFile
+    """The kernel of tensor-parallel collectives and pipeline sends."""
     efficiency: Efficiency
     """What kernels reach on the GPU: its own fit, or the default for unmeasured ones."""
     reserve: Sourced[SizeOrZero]
     """Memory that the engine keeps per GPU."""
     copy_rule: CopyRule
+    """How copies of an expert share its tokens."""

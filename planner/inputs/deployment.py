@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from planner.errors import InputError, Place, Problem, ProblemLog
+from planner.errors import InputError, Place, Problem, ProblemLog, UsageError
 from planner.inputs import documents, profiles
 from planner.inputs.documents import Frozen
 from planner.inputs.engines import EngineFile, load_engine
@@ -30,29 +30,43 @@ class PrecisionSection(Frozen):
     weights: WeightName | None = None
     """Format of experts and of dense weights; embeddings and LM head stay as they are."""
     experts: WeightName | None = None
+    """Format of expert weights alone; default: `weights`, else the model's."""
     dense: WeightName | None = None
+    """Format of attention, dense and shared weights alone; default: `weights`, else the model's."""
     kv_cache: Literal["fp32", "bf16", "fp8"] | None = None
+    """Format of the KV cache; default bf16 (fp32 for fp32 models)."""
     dispatch: ActivationName | None = None
+    """Format of tokens on the way to experts; default fp8 for 8-bit experts, else the model's activations."""
     combine: ActivationName | None = None
+    """Format of results on the way back; default: the model's activations."""
 
 
 class CommunicationSection(Frozen):
     """`communication:` of a deployment; what is left out comes from engine and phase."""
 
     kernel: str | None = None
+    """A kernel profile; default: the engine's for this phase, without engine all-to-all."""
     dedup: Dedup | None = None
+    """Which copies of a token are sent: one per expert, GPU or node; default: the kernel's for this phase."""
 
 
 class SplitPins(Frozen):
     """`solve.split:` pins any of the degrees."""
 
     tp: Degree | None = None
+    """Tensor-parallel attention ranks."""
     dp: Degree | None = None
+    """Data-parallel attention ranks."""
     pp: Degree | None = None
+    """Pipeline stages."""
     ep: Degree | None = None
+    """Ranks that the experts of a stage are spread over."""
     etp: Degree | None = None
+    """GPUs that share each expert."""
     edp: Degree | None = None
+    """Copies of the whole expert grid in a stage."""
     micro_batches: Degree | None = None
+    """Parts that a step's tokens are cut into; at least pp if pp > 1."""
 
     def pinned(self) -> dict[str, int]:
         """The degrees that are set."""
@@ -63,19 +77,28 @@ class SolveSection(Frozen):
     """`solve:` of a deployment."""
 
     redundant_experts: Annotated[int, Field(ge=0, le=1 << 16)] | Literal["auto"] = 0
+    """Redundant experts per layer, over all ranks; auto: the number with the least step time."""
     split: SplitPins = SplitPins()
+    """Degrees that are pinned; the others are chosen."""
     keep_groups: Literal["node"] | None = None
+    """node: keep the experts of a routing group on one node."""
     time_limit: Duration | None = None
+    """Stop after this long; the plan is then not reproducible."""
     gap: Percentage = 0.01
+    """Stop when (objective - bound) / objective is at most this."""
     seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
+    """Seed of the integer program."""
 
 
 class ChecksSection(Frozen):
     """`checks:` of a deployment: thresholds for `ep-plan check`."""
 
     min_memory_headroom: Percentage | None = None
+    """Least part of a GPU's memory that must stay free."""
     min_balancedness: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Least balancedness."""
     expect: Literal["feasible", "infeasible"] = "feasible"
+    """infeasible: an example that must fail."""
 
 
 class DeploymentFile(Frozen):
@@ -86,13 +109,19 @@ class DeploymentFile(Frozen):
     topology: Annotated[str, Field(min_length=1)]
     """A path to a topology.yaml, or nodes such as "4 x hgx-h100"."""
     traces: tuple[str, ...] = ()
+    """Recorded routing; without it every expert counts as equally popular."""
     engine: str | None = None
+    """An engine profile: limits the splits to what it can run."""
     precision: PrecisionSection = PrecisionSection()
+    """Number formats; what is left out comes from the model."""
     communication: CommunicationSection = CommunicationSection()
+    """How tokens travel; what is left out comes from engine and phase."""
     workload: Workload
     """The work: phase, tokens_per_gpu, context_length."""
     solve: SolveSection = SolveSection()
+    """What to solve for, and when to stop."""
     checks: ChecksSection = ChecksSection()
+    """Thresholds for `ep-plan check`."""
 
     @field_validator("traces")
     @classmethod
@@ -214,8 +243,6 @@ def _existing(text: str, base: Path, where: Place, from_command_line: bool) -> P
         path = path / "config.json"
     if not path.is_file():
         if from_command_line:
-            from planner.errors import UsageError  # noqa: PLC0415
-
             raise UsageError(f"{path}: no such file")
         raise InputError(Problem(f"{text}: no such file", where, f"looked for {path}"))
     return path
@@ -234,8 +261,11 @@ class ConfigFile(Frozen):
     """A shipped model: the values of its public config.json that matter here, and their source."""
 
     source: str
+    """Address of the public config.json."""
     config: dict[str, Any]
+    """Its keys, as they stand there."""
     note: str = ""
+    """Anything a reader should know."""
 
 
 def read_model(path: Path) -> Model:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,12 +21,15 @@ from planner.inputs.strict_yaml import Document, Key, parse_yaml, read_yaml
 
 _JSON_LIMIT_BYTES = 256 << 20
 _SHOWN_LENGTH = 60
+_RULE = "input should be "
 
 
 class Frozen(BaseModel):
     """A record that refuses unknown keys and never changes; numbers must not come as text."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 Record = TypeVar("Record", bound=BaseModel)
@@ -85,18 +89,31 @@ def _schema_problems(document: Document, kind: str) -> list[Problem]:
 
 
 def problems_of(error: ValidationError, document: Document, record: type[BaseModel]) -> list[Problem]:
-    """Pydantic's errors as located problems, in file order."""
-    found = [_problem(details, document, record) for details in error.errors(include_url=False)]
-    merged = {(p.where, p.message): p for p in found}
-    return sorted(merged.values(), key=lambda p: _order(p.where))
+    """Pydantic's errors as located problems, in file order, each fault told once."""
+    errors = error.errors(include_url=False)
+    keys = [_known_key(details, document.data) for details in errors]
+    inside = {key[:length] for key in keys for length in range(len(key))}
+    found: dict[tuple[Place | None, str], Problem] = {}
+    members: dict[Key, Problem] = {}
+    for details, key in zip(errors, keys, strict=True):
+        of_union = len(key) < len(details["loc"])
+        if key in inside and (of_union or details["type"] == "too_short"):
+            continue  # only the echo of a fault deeper inside: another member of the union, or a list without it
+        problem = _problem(details, key, document, record)
+        if of_union and key in members:  # neither the one nor the other: say both in one sentence
+            first = found.pop((members[key].where, members[key].message))
+            problem = replace(first, message=f"{first.message} or {problem.message.rpartition(_RULE)[2]}")
+        if of_union:
+            members[key] = problem
+        found[problem.where, problem.message] = problem
+    return sorted(found.values(), key=lambda p: _order(p.where))
 
 
 def _order(where: Place | None) -> tuple[int, int]:
     return (where.line or 0, where.column or 0) if where else (0, 0)
 
 
-def _problem(details: ErrorDetails, document: Document, record: type[BaseModel]) -> Problem:
-    key = _known_key(details["loc"], document.data)
+def _problem(details: ErrorDetails, key: Key, document: Document, record: type[BaseModel]) -> Problem:
     kind = details["type"]
     if kind == "missing":
         parent, name = key[:-1], key[-1] if key else ""
@@ -117,14 +134,14 @@ def _problem(details: ErrorDetails, document: Document, record: type[BaseModel])
     return Problem(f"{prefix}{message[:1].lower()}{message[1:]}", document.place(key), hint)
 
 
-def _known_key(location: tuple[int | str, ...], data: Any) -> Key:
+def _known_key(details: ErrorDetails, data: Any) -> Key:
     """Drop the parts that pydantic adds for unions: they name types, not keys of the file."""
     key: list[str | int] = []
-    here = data
+    here, location = data, details["loc"]
     for position, part in enumerate(location):
-        last = position == len(location) - 1
+        absent = details["type"] == "missing" and position == len(location) - 1
         if isinstance(here, dict) and isinstance(part, str):
-            if part in here or last:
+            if part in here or absent:
                 key.append(part)
                 here = here.get(part)
         elif isinstance(here, list) and isinstance(part, int):
@@ -200,7 +217,12 @@ def parse_json(text: str, file: str) -> Any:
         raise InputError(Problem(f"{name} is not a JSON number", Place(file)))
 
     try:
-        return json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
+        data = json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
+        if "\\ud" in text or "\\uD" in text:  # half of a surrogate pair could never be written again
+            json.dumps(data, ensure_ascii=False).encode()
+        return data
+    except UnicodeEncodeError:
+        raise InputError(Problem("half of a surrogate pair (\\ud800..\\udfff) is not text", Place(file))) from None
     except json.JSONDecodeError as error:
         where = Place(file, error.lineno, error.colno)
         raise InputError(Problem(f"not valid JSON: {error.msg}", where)) from None

@@ -37,7 +37,9 @@ class EngineFile(Frozen):
     """A serving or training engine as planning sees it."""
 
     version: str
+    """Version that the rules are of."""
     rules: EngineRules
+    """Which splits it can run."""
     copy_rule: CopyRule
     """How the copies of an expert share its tokens."""
     kernel: dict[Phase, str]
@@ -45,7 +47,9 @@ class EngineFile(Frozen):
     reserve: Sourced[SizeOrZero]
     """Memory that the engine keeps per GPU: context, graphs, allocator slack."""
     source: str
+    """Files that the rules were read from."""
     note: str = ""
+    """Anything a reader should know."""
 
 
 ANY_ENGINE = "any"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from planner.inputs.config_reader import EXPERTS, TOP_K, ConfigReader
 from planner.inputs.model import Attention, DenseFfn, Ffn, GroupedAttention, LatentAttention, MoeFfn
@@ -60,11 +60,19 @@ def _windows(config: ConfigReader, layers: int) -> list[int | None]:
     """Sliding window per layer: by `layer_types`, else for all layers if it is switched on."""
     window = config.optional_integer("sliding_window")
     kinds = config.listing("layer_types", layers)
+    _known_kinds(config, "layer_types", kinds, ("full_attention", "sliding_attention"))
     if window is None:
         return [None] * layers
     if kinds is not None:
         return [window if kind == "sliding_attention" else None for kind in kinds]
     return [window if config.flag("use_sliding_window", default=True) else None] * layers
+
+
+def _known_kinds(config: ConfigReader, name: str, kinds: list[Any] | None, known: tuple[str, ...]) -> None:
+    """Note the first entry of a list of layer kinds that is not known."""
+    unknown = [kind for kind in kinds or () if kind not in known]
+    if unknown:
+        config.log.add(f"{unknown[0]!r} is not known", where=config.place(name), hint=f"known: {', '.join(known)}")
 
 
 def latent(config: ConfigReader, layers: int) -> list[Attention]:
@@ -148,6 +156,7 @@ def sparse_step(config: ConfigReader, layers: int) -> list[bool]:
 def after_first_dense(config: ConfigReader, layers: int) -> list[bool]:
     """DeepSeek, GLM: from `first_k_dense_replace` on, every `moe_layer_freq`-th; or an explicit list."""
     kinds = config.listing("mlp_layer_types", layers)
+    _known_kinds(config, "mlp_layer_types", kinds, ("dense", "sparse"))
     if kinds is not None:
         return [kind != "dense" for kind in kinds]
     first = config.integer("first_k_dense_replace", default=0, minimum=0)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from planner.errors import InputError, Place, Problem, ProblemLog
 from planner.inputs.config_reader import ConfigReader
 from planner.inputs.families import FAMILIES, read_layers
-from planner.inputs.model import Model, repeated
+from planner.inputs.model import LIMIT_LAYERS, Model, repeated
 from planner.inputs.precision import WeightName
 
 _DTYPES: Final[dict[str, WeightName]] = {
@@ -39,20 +39,26 @@ def model_from_config(data: Any, file: str) -> Model:
     if family is None:
         raise InputError(_unknown_family(family_name, file))
     layers = config.integer("num_hidden_layers", "n_layer", "num_layers")
+    if layers > LIMIT_LAYERS:
+        log.add(
+            f"{layers:,} layers", where=config.place("num_hidden_layers"), hint=f"at most {LIMIT_LAYERS:,} are read"
+        )
+    hidden, vocabulary = config.integer("hidden_size"), config.integer("vocab_size")
+    tied = config.flag("tie_word_embeddings", default=family.tied_by_default)
+    expert_weights, dense_weights = _weights(config)
     try:
-        parts = read_layers(family, config, min(layers, 10_000))
-        expert_weights, dense_weights = _weights(config)
+        parts = read_layers(family, config, min(layers, LIMIT_LAYERS))
         log.raise_if_any()
         return Model(
             name=_name(data, file),
             family=family_name,
-            hidden_size=config.integer("hidden_size"),
-            vocab_size=config.integer("vocab_size"),
-            tie_word_embeddings=config.flag("tie_word_embeddings", default=family.tied_by_default),
+            hidden_size=hidden,
+            vocab_size=vocabulary,
+            tie_word_embeddings=tied,
             layers=repeated(parts),
             expert_weights=expert_weights,
             dense_weights=dense_weights,
-            source=file,
+            source=Path(file).name,  # not as typed: the same inputs give the same plan
         )
     except ValidationError as error:
         # A number that was already noted as wrong breaks the records built from it; do not repeat.
@@ -92,7 +98,10 @@ def _weights(config: ConfigReader) -> tuple[WeightName, WeightName]:
     if name and str(dtype) not in _DTYPES:
         config.log.add(f"{dtype!r} is not a known number format", where=config.place(name))
     quantisation = config.values.get("quantization_config")
+    if quantisation is None:
+        return plain, plain
     if not isinstance(quantisation, dict):
+        config.log.add(f"{quantisation!r} is not a section", where=config.place("quantization_config"))
         return plain, plain
     method = str(quantisation.get("quant_method", ""))
     if method == "fp8":

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
 from planner.inputs.documents import Frozen
 from planner.inputs.precision import WeightName
 
+LIMIT_LAYERS: Final = 10_000
 Count = Annotated[int, Field(ge=1, le=10**9)]
 CountOrZero = Annotated[int, Field(ge=0, le=10**9)]
 
@@ -26,15 +27,27 @@ class GroupedAttention(Frozen):
 
     kind: Literal["gqa"] = "gqa"
     num_heads: Count
+    """Query heads."""
     num_kv_heads: Count
+    """Key and value heads."""
     head_dim: Count
+    """Width of a head."""
     window: Count | None = None
     """Tokens that a sliding window sees; None: all."""
     qkv_bias: bool = False
+    """Biases of the query, key and value projections."""
     output_bias: bool = False
+    """Bias of the output projection."""
     qk_norm: Literal["none", "per_head", "full"] = "none"
+    """Norms of queries and keys: per head, or over all heads."""
     sinks: bool = False
     """One learned logit per head that soaks up attention (gpt-oss)."""
+
+    @model_validator(mode="after")
+    def _heads_share_evenly(self) -> GroupedAttention:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"{self.num_heads} attention heads do not share {self.num_kv_heads} KV heads evenly")
+        return self
 
 
 class LatentAttention(Frozen):
@@ -42,11 +55,17 @@ class LatentAttention(Frozen):
 
     kind: Literal["mla"] = "mla"
     num_heads: Count
+    """Query heads."""
     q_lora_rank: Count | None
+    """Rank of the compressed query; null: not compressed."""
     kv_lora_rank: Count
+    """Rank of the compressed keys and values."""
     qk_nope_head_dim: Count
+    """Head width without position."""
     qk_rope_head_dim: Count
+    """Head width with rotary position."""
     v_head_dim: Count
+    """Width of a value head."""
 
 
 Attention = Annotated[GroupedAttention | LatentAttention, Field(discriminator="kind")]
@@ -57,7 +76,9 @@ class DenseFfn(Frozen):
 
     kind: Literal["dense"] = "dense"
     intermediate_size: Count
+    """Width."""
     gated: bool = True
+    """Gate, up and down projection; else only up and down."""
 
 
 class MoeFfn(Frozen):
@@ -65,19 +86,27 @@ class MoeFfn(Frozen):
 
     kind: Literal["moe"] = "moe"
     num_experts: Count
+    """Routed experts."""
     top_k: Count
+    """Experts per token."""
     intermediate_size: Count
+    """Width of one expert."""
     gated: bool = True
     """Gate, up and down projection; else only up and down."""
     expert_bias: bool = False
+    """Whether experts have biases."""
     shared_intermediate_size: CountOrZero = 0
     """Width of all shared experts together; every token passes them."""
     shared_gate: bool = False
+    """Whether shared experts have a gate of their own."""
     num_groups: Count = 1
     """Routing groups: a token may only use experts of `groups_per_token` of them."""
     groups_per_token: Count = 1
+    """Routing groups that a token may use."""
     router_bias: bool = False
+    """Whether the router has a bias."""
     correction_bias: bool = False
+    """Whether a load-balancing bias per expert is kept."""
 
     @model_validator(mode="after")
     def _consistent(self) -> MoeFfn:
@@ -97,23 +126,34 @@ class LayerRun(Frozen):
     """`count` consecutive layers that are alike."""
 
     count: Count
+    """How many."""
     attention: Attention
+    """Their attention part."""
     ffn: Ffn
+    """Their feed-forward part."""
 
 
 class Model(Frozen):
     """A decoder with at least one MoE layer; all MoE layers have the same experts and top_k."""
 
     name: str
+    """Name for reports."""
     family: str
     """Hugging Face model_type."""
     hidden_size: Count
+    """Width of the hidden state."""
     vocab_size: Count
+    """Entries of the vocabulary."""
     tie_word_embeddings: bool = False
+    """Whether the LM head is the embedding."""
     layers: Annotated[tuple[LayerRun, ...], Field(min_length=1)]
+    """Runs of equal layers, in order."""
     expert_weights: WeightName = "bf16"
+    """Format of expert weights."""
     dense_weights: WeightName = "bf16"
+    """Format of all other weights."""
     source: str = ""
+    """Where the description comes from."""
 
     @model_validator(mode="after")
     def _one_kind_of_experts(self) -> Model:
@@ -122,8 +162,8 @@ class Model(Frozen):
             raise ValueError("the model has no MoE layer: there is nothing to place")
         if len(kinds) > 1:
             raise ValueError(f"MoE layers differ in experts, top_k or width: {sorted(kinds)}")
-        if self.num_layers > 10_000:
-            raise ValueError(f"{self.num_layers} layers: at most 10000 are read")
+        if self.num_layers > LIMIT_LAYERS:
+            raise ValueError(f"{self.num_layers:,} layers: at most {LIMIT_LAYERS:,} are read")
         return self
 
     def _moe_parts(self) -> Iterator[MoeFfn]:

@@ -60,11 +60,17 @@ class Precision(Frozen):
     """What is kept and sent in which format; every field set (defaults come from the model)."""
 
     experts: WeightName
+    """Expert weights."""
     dense: WeightName
+    """Attention, dense and shared weights."""
     embedding: WeightName
+    """Embedding, LM head, routers and norms."""
     kv_cache: Literal["fp32", "bf16", "fp8"]
+    """KV cache."""
     dispatch: ActivationName
+    """Tokens on the way to experts."""
     combine: ActivationName
+    """Results on the way back."""
 
 
 def compute_format(weights: WeightName, supported: frozenset[str]) -> tuple[ComputeName, bool]:

@@ -48,20 +48,30 @@ class Roofline(Frozen):
     """
 
     base: Duration
+    """Constant time of one launch."""
     per_expert: Duration = 0.0
+    """Further time per expert slot."""
     compute: Percentage
+    """Part of the peak compute rate reached."""
     memory: Percentage
+    """Part of the HBM bandwidth reached when reading weights."""
     activation: Percentage | None = None
+    """Part of the HBM bandwidth reached when moving rows; default: as memory."""
     exponent: Literal[2, 4] = 4
+    """Sharpness of the smooth maximum."""
 
 
 class Efficiency(Frozen):
     """What kernels reach on a GPU, by kind of work."""
 
     experts: Sourced[Roofline]
+    """Grouped GEMM over the experts of a rank."""
     gemm: Sourced[Roofline]
+    """Dense GEMM: projections, router, dense and shared parts, LM head."""
     attention_prefill: Sourced[Roofline]
+    """Attention over the prompt."""
     attention_decode: Sourced[Roofline]
+    """Attention over the KV cache, one token per sequence."""
     overlap: Sourced[Percentage]
     """Part of the shorter of expert time and traffic time that hides behind the longer."""
 
@@ -70,6 +80,7 @@ class Gpu(Frozen):
     """One kind of GPU. Compute rates are dense (no structured sparsity)."""
 
     name: str = "inline"
+    """Name of the profile; not written in files."""
     memory: Sourced[Size]
     """Memory of one GPU as its driver reports it, e.g. 80 GiB."""
     hbm_bandwidth: Sourced[Rate]
@@ -77,6 +88,7 @@ class Gpu(Frozen):
     compute: Annotated[dict[str, Sourced[ComputeRate]], Field(min_length=1)]
     """Dense compute rates by format, e.g. {bf16: 989 TFLOP/s, fp8: 1979 TFLOP/s}."""
     efficiency: Efficiency | None = None
+    """What kernels reach; default: profiles/efficiency.yaml."""
     scale_up: str | None = None
     """Fabric that joins such GPUs directly, e.g. nvlink-4; none: they meet over the host."""
     bridge: str | None = None
@@ -84,6 +96,7 @@ class Gpu(Frozen):
     host: str | None = None
     """Fabric to the host, e.g. pcie-5-x16."""
     note: str = ""
+    """Anything a reader should know."""
 
     @field_validator("scale_up", "bridge", "host")
     @classmethod
@@ -244,9 +257,13 @@ class NodeFile(Frozen):
     """A shipped node profile: a box, and the fabric that usually joins such boxes."""
 
     gpu: str
+    """The GPU profile."""
     gpus_per_node: Annotated[int, Field(ge=1)]
+    """GPUs of the box."""
     links: Annotated[tuple[Link, ...], Field(min_length=1)]
+    """Link levels, innermost first."""
     note: str = ""
+    """Anything a reader should know."""
 
 
 def load_node(name: str, where: Place | None = None) -> NodeFile:

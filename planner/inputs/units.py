@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import re
+from decimal import Decimal
 from fractions import Fraction
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from pydantic import BeforeValidator, PlainSerializer
 from pydantic_core import PydanticCustomError
@@ -80,6 +81,8 @@ def parse_quantity(value: object, dimension: str) -> float:
     exact = Fraction(number.replace("_", "")) * units[unit]
     if abs(exact) > _LIMIT:
         raise _wrong(f"{value!r} is beyond anything physical", expected)
+    if dimension == "size":
+        return round(exact)  # no part of a byte: "79.65 GiB" is a size, too
     return int(exact) if exact.denominator == 1 else float(exact)
 
 
@@ -126,11 +129,9 @@ _INNER_UNIT: Final = {"size": "B", "rate": "B/s", "time": "s", "compute": "FLOP/
 def exact_text(value: float, dimension: str) -> str:
     """A quantity as text that reads back as the very same number."""
     if dimension == "fraction":
-        hundredfold = Fraction(value) * 100
-        for digits in range(1, 18):
-            text = f"{float(hundredfold):.{digits}g}"
-            if float(Fraction(text) / 100) == value:
-                return f"{text}%"
+        hundredfold = Decimal(value).scaleb(2)
+        texts = (f"{Decimal(f'{hundredfold:.{digits}g}'):f}" for digits in range(1, 20))
+        return next(f"{text}%" for text in texts if float(Fraction(text) / 100) == value)
     number = repr(int(value)) if float(value).is_integer() else repr(float(value))
     return f"{number} {_INNER_UNIT.get(dimension, '')}"
 
@@ -178,8 +179,3 @@ def format_count(value: float) -> str:
             scaled = value / (1e3 if suffix == " k" else factor)
             return f"{scaled:.3g}{suffix}" if scaled < 1000 else f"{scaled:.0f}{suffix}"
     return f"{value:,.0f}"
-
-
-def as_fraction(value: Any) -> Fraction:
-    """A number as an exact fraction (for arithmetic that must not round)."""
-    return Fraction(value)

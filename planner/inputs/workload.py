@@ -18,6 +18,7 @@ class Workload(Frozen):
     """What one step computes. The work is the same for every split: B = tokens_per_gpu x GPUs."""
 
     phase: Phase
+    """prefill: all prompt tokens in one step; decode: one token per sequence and step."""
     tokens_per_gpu: Annotated[int, Field(ge=1, le=10**7)]
     """Tokens in flight per step, divided by all GPUs (decode: concurrent sequences per GPU)."""
     context_length: Annotated[int, Field(ge=1, le=10**8)]
@@ -28,14 +29,18 @@ class PhaseDedup(Frozen):
     """Which copies of a token are sent, by phase."""
 
     prefill: Dedup
+    """In prefill."""
     decode: Dedup
+    """In decode."""
 
 
 class KernelFile(Frozen):
     """A communication library as the cost model sees it."""
 
     version: str
+    """Version that the figures are for."""
     dedup: PhaseDedup
+    """Which copies of a token it sends."""
     launch: Sourced[Duration]
     """Constant time of one dispatch or one combine, on top of the links' latency."""
     scale_up: Sourced[Percentage]
@@ -47,11 +52,13 @@ class KernelFile(Frozen):
     buffer: Sourced[SizeOrZero]
     """Memory that the library takes on each GPU for its exchange."""
     note: str = ""
+    """Anything a reader should know."""
 
 
 class Communication(Frozen):
     """Which kernel moves tokens and which copies of a token it sends."""
 
     kernel: str
+    """Name of the kernel profile."""
     dedup: Dedup
     """expert: one copy per chosen expert; gpu: one per GPU; node: one per node, forwarded inside."""

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from planner.errors import InputError, Place, Problem
 from planner.inputs import documents
@@ -19,84 +19,122 @@ from planner.inputs.documents import Frozen
 from planner.inputs.engines import EngineRules
 from planner.inputs.model import Model
 from planner.inputs.sourced import Basis
-from planner.inputs.topology import TopologyFile
+from planner.inputs.topology import Gpu, TopologyFile
 from planner.inputs.workload import Workload
 
 Number = Annotated[float, Field(ge=0)]
 Whole = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
+Slot = Annotated[int, Field(ge=-1, lt=1 << 31)]
 
 
 class SplitRecord(Frozen):
     """Degrees, alike in all stages."""
 
     tp: Positive
+    """Tensor-parallel attention ranks."""
     dp: Positive
+    """Data-parallel attention ranks."""
     pp: Positive
+    """Pipeline stages."""
     ep: Positive
+    """Ranks that experts are spread over."""
     etp: Positive = 1
+    """GPUs that share each expert."""
     edp: Positive = 1
+    """Copies of the expert grid."""
     micro_batches: Positive = 1
+    """Micro-batches of a step."""
 
 
 class StageRecord(Frozen):
     """Hidden layers [first, end) and global GPU ids in rank order."""
 
     layers: tuple[Whole, Whole]
+    """First hidden layer, and the first of the next stage."""
     gpus: tuple[Whole, ...]
+    """Index i is attention rank i % tp, expert-TP rank i % etp, EP rank (i // etp) % ep."""
 
 
 class PlacementRecord(Frozen):
     """Slots of all MoE layers; slot s lives on EP rank s // slots_per_rank; -1 is empty."""
 
     layer_ids: tuple[Whole, ...]
+    """Hidden-layer index of every MoE layer."""
     slots_per_rank: Positive
+    """Slots of the longest rank."""
     redundant_experts: Whole = 0
+    """Redundant experts per layer, over all ranks."""
     copy_rule: Literal["even"] = "even"
-    physical_to_logical: tuple[tuple[int, ...], ...]
+    """even: copies of an expert share its tokens evenly."""
+    physical_to_logical: tuple[tuple[Slot, ...], ...]
+    """For each MoE layer, the expert in each slot."""
 
 
 class TermRecord(Frozen):
     """One part of the step's time."""
 
     name: str
+    """What takes the time."""
     seconds: float
+    """Summed over stages, for one micro-batch."""
     speed_of_light_s: float
+    """The same work at datasheet rates."""
     basis: Basis
+    """What the constants rest on."""
     source: str
+    """Where they come from."""
 
 
 class MemoryRecord(Frozen):
     """One use of memory on the fullest GPU of a stage."""
 
     name: str
+    """What takes the memory."""
     bytes: Whole
+    """How much."""
     basis: Basis
+    """What the figure rests on."""
     source: str
+    """Where it comes from."""
 
 
 class WindowRecord(Frozen):
     """One window: its step time and the mean over layers of its max/mean rank load."""
 
     name: str
+    """Name of the window."""
     step_s: Number
+    """Its step time."""
     imbalance: Number
+    """Mean over layers of max/mean rows."""
 
 
 class Predicted(Frozen):
     """The figures that a plan books."""
 
     step_s: Number
+    """Time for all of the step's tokens to advance once; the objective."""
     tokens_per_s: Number
+    """Tokens of a step over its time."""
     balancedness: float | None
+    """Sum of means over sum of maxima of the ranks' rows; null without a trace."""
     memory_bytes: tuple[Whole, ...]
+    """By GPU id."""
     rank_tokens: tuple[tuple[Whole, ...], ...]
+    """Choices that each rank serves in each MoE layer over all windows as recorded."""
     p95_s: Number
+    """95th percentile of the windows' step times."""
     worst_s: Number
+    """Step time of the slowest window."""
     stage_s: tuple[Number, ...]
+    """Time of each stage for one micro-batch."""
     terms: tuple[TermRecord, ...]
+    """Parts that add up to the step time."""
     memory: tuple[tuple[MemoryRecord, ...], ...]
+    """For each stage, the lines of its fullest GPU."""
     windows: tuple[WindowRecord, ...]
+    """Every window."""
     layer_imbalance: tuple[Number, ...]
     """Mean over windows of the ranks' max/mean rows, for each traced layer."""
     noise_floor: float | None
@@ -107,21 +145,30 @@ class SolverRecord(Frozen):
     """How the plan was found and what is proved about it."""
 
     status: Literal["optimal", "feasible"]
+    """optimal: the gap is at most 1e-6."""
     objective_s: Number
+    """The plan's step time."""
     bound_s: Number
+    """No plan over all candidates is faster."""
     gap: Number
+    """(objective - bound) / objective."""
     effort: Number
+    """Deterministic effort spent."""
     stopped_by: Literal["proof", "gap", "effort", "time_limit", "interrupt"]
+    """Why the search ended."""
 
 
 class BaselineRecord(Frozen):
     """A built-in placement on the same split, judged on the same windows."""
 
     step_s: Number
+    """Its step time."""
     balancedness: float | None
+    """As of the plan."""
     imbalance: float | None
     """Mean over layers and windows of the ranks' max/mean rows."""
     layer_imbalance: tuple[Number, ...]
+    """Mean over windows of max/mean rows, for each traced layer."""
     duplicates: Whole = 0
     """Rank-layer pairs that hold some expert twice."""
 
@@ -130,19 +177,28 @@ class CandidateRecord(Frozen):
     """One split that was looked at, and its outcome."""
 
     split: SplitRecord
+    """The split."""
     redundant_experts: Whole
+    """Redundant experts per layer."""
     outcome: Literal["chosen", "priced", "bounded", "rejected"]
+    """chosen; priced: a plan was found; bounded: only its bound is known; rejected."""
     bound_s: float | None = None
+    """No plan with this split is faster."""
     step_s: float | None = None
+    """Step time of the best plan found with it."""
     free_bytes: int | None = None
+    """Memory left on the fullest GPU under the cuts that need least; negative if over."""
     reasons: tuple[str, ...] = ()
+    """Rules that it breaks."""
 
 
 class HeldOutRecord(Frozen):
     """The same search on some windows, judged on the others, with the baselines beside it."""
 
     how: str
+    """Which windows plan and which judge."""
     layers: Positive
+    """Layers that took part."""
     imbalance: dict[str, Number]
     """Mean over layers and windows of the ranks' max/mean rows, by name of placement."""
     layer_s: dict[str, Number]
@@ -153,41 +209,87 @@ class TraceRecord(Frozen):
     """A trace by path (relative to the plan) and hash."""
 
     path: str
+    """Relative to the plan."""
     sha256: str
+    """Of the file."""
 
 
 class PlanInputs(Frozen):
     """Everything resolved, so that a plan can be checked, exported and validated alone."""
 
     name: str
+    """Name of the model."""
     model: Model
+    """The model, resolved."""
     topology: TopologyFile
+    """The machine, GPU inline."""
     gpus: Positive
+    """GPUs in service."""
     workload: Workload
+    """The work."""
     cost: Constants
+    """All constants of the cost model."""
     engine: str | None
+    """Name of the engine; null if none was given."""
     engine_version: str | None
+    """Its version."""
     rules: EngineRules
+    """What the engine can run."""
     keep_groups: Literal["node"] | None = None
+    """Whether routing groups stay on a node."""
     traces: tuple[TraceRecord, ...]
+    """Recorded routing."""
     traced_layer_ids: tuple[Whole, ...]
+    """Hidden layers with recorded routing."""
     windows: str
+    """How the windows were made."""
 
 
 class Plan(Frozen):
     """A plan.json."""
 
     version: str
+    """Version of ep-plan."""
     split: SplitRecord
+    """The degrees."""
     stages: tuple[StageRecord, ...]
+    """Layers and GPUs of every stage."""
     placement: PlacementRecord
+    """Experts in slots."""
     predicted: Predicted
+    """Figures, re-derived by `ep-plan check`."""
     solver: SolverRecord
+    """How good it provably is."""
     baselines: dict[str, BaselineRecord]
+    """Built-in placements on the same split and windows."""
     held_out: HeldOutRecord | None
+    """The same search judged on windows that it has not seen; null without enough windows."""
     notes: tuple[str, ...]
+    """What to know before trusting the figures."""
     candidates: tuple[CandidateRecord, ...]
+    """Every split looked at."""
     inputs: PlanInputs
+    """Everything needed to check the plan alone."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Plan:
+        """What every reader of a plan relies on; whether the figures are right is for `ep-plan check`."""
+        traced, predicted = len(self.inputs.traced_layer_ids), self.predicted
+        curves = [predicted.layer_imbalance, *(record.layer_imbalance for record in self.baselines.values())]
+        wrong = {
+            "inputs.topology.gpu: a plan holds its GPU in full": not isinstance(self.inputs.topology.gpu, Gpu),
+            "baselines: linear is missing": "linear" not in self.baselines,
+            f"layer_imbalance: expected one figure for each of {traced} traced layers": any(
+                len(curve) != traced for curve in curves
+            ),
+            "predicted.rank_tokens: expected one row for each layer of the placement": len(predicted.rank_tokens)
+            != len(self.placement.layer_ids),
+            "predicted.memory_bytes: expected one figure for each GPU": len(predicted.memory_bytes) != self.inputs.gpus,
+        }
+        for message, is_wrong in wrong.items():
+            if is_wrong:
+                raise ValueError(message)
+        return self
 
 
 _SCHEMA = "ep-plan/plan/1"

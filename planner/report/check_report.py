@@ -20,7 +20,8 @@ def render_checked(results: Sequence[Checked], *, verbose: bool = False) -> None
             click.echo(f"wrong  {result.path}")
             click.echo(str(result.error))
         else:
-            click.echo(f"wrong  {result.path}: {len(result.findings)} findings")
+            count = len(result.findings)
+            click.echo(f"wrong  {result.path}: {count} finding{'s' if count > 1 else ''}")
             shown = result.findings if verbose else result.findings[:10]
             for finding in shown:
                 click.echo(f"  {finding}")

@@ -14,7 +14,7 @@ from rich.text import Text
 from planner.inputs.topology import Gpu
 from planner.inputs.units import format_bytes, format_count, format_percent, format_rate, format_seconds
 from planner.plan.plan import BaselineRecord, CandidateRecord, Plan, SplitRecord
-from planner.report.style import bar, heat, plain_table, shortened
+from planner.report.style import bar, heat, plain_table
 
 _IMBALANCE_STEPS = (1.02, 1.05, 1.1, 1.2, 1.35, 1.6, 2.0)
 _RANK_STEPS = (0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2)
@@ -71,6 +71,7 @@ def split_text(split: SplitRecord) -> str:
 
 def _verdict(plan: Plan, console: Console) -> None:
     table = plain_table("", "")
+    table.columns[1].no_wrap = False
     predicted, placement = plan.predicted, plan.placement
     moe = plan.inputs.model.moe
     step = format_seconds(predicted.step_s)
@@ -81,7 +82,8 @@ def _verdict(plan: Plan, console: Console) -> None:
     table.add_row(
         "",
         f"{moe.num_experts} experts{copies} per layer, "
-        f"{placement.slots_per_rank} slots on each of {plan.split.ep} EP ranks",
+        f"{placement.slots_per_rank} slot{'s' if placement.slots_per_rank > 1 else ''} "
+        f"on {'each of ' if plan.split.ep > 1 else ''}{plan.split.ep} EP rank{'s' if plan.split.ep > 1 else ''}",
     )
     table.add_row(Text("proof", "bold"), _proof(plan))
     for name, text in _balance(plan):
@@ -222,9 +224,11 @@ def _layers(plan: Plan, console: Console, verbose: bool) -> None:
 def _memory(plan: Plan, console: Console) -> None:
     for number, lines in enumerate(plan.predicted.memory):
         stage = f" of stage {number}" if plan.split.pp > 1 else ""
-        table = plain_table(f"memory of the fullest GPU{stage}", "", "rests on", "", right=(1,))
+        console.print(f"[dim]memory of the fullest GPU{stage}[/dim]")
+        table = plain_table("", "", "rests on", "", right=(1,))
+        table.columns[3].no_wrap = False
         for line in sorted(lines, key=lambda line: -line.bytes):
-            table.add_row(line.name, format_bytes(line.bytes), line.basis, shortened(line.source, 60))
+            table.add_row(line.name, format_bytes(line.bytes), line.basis, Text(line.source, overflow="fold"))
         table.add_row("together", format_bytes(sum(line.bytes for line in lines)), "", "")
         console.print(table)
         console.print()

@@ -29,7 +29,7 @@ def plain_table(*columns: str, right: Sequence[int] = ()) -> Table:
     """A table without lines; the columns numbered in `right` are right-aligned."""
     table = Table(box=None, pad_edge=False, show_header=any(columns), header_style="dim", padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index in right else "left", no_wrap=True)
+        table.add_column(column, justify="right" if index in right else "left", no_wrap=index in right)
     return table
 
 

@@ -1,4 +1,4 @@
-"""What `ep-plan check` looks at: plans are re-derived, deployments are read in full."""
+"""What `ep-plan check` looks at: plans are re-derived, deployments held against their checks."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from planner.check import check
-from planner.cost.prepare import from_deployment, from_plan
+from planner.cost.prepare import from_plan
 from planner.errors import PlannerError, UsageError
-from planner.inputs.deployment import load_deployment
 from planner.plan.plan import read_plan
+from planner.review.check_deployment import check_deployment
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,6 @@ def check_file(path: Path, traces: Sequence[Path] | None = None) -> Checked:
             plan = read_plan(path)
             findings = check(plan, from_plan(plan, path, traces).instance)
             return Checked(path, kind, tuple(str(finding) for finding in findings))
-        from_deployment(load_deployment(path))
+        return Checked(path, kind, check_deployment(path))
     except PlannerError as error:
         return Checked(path, kind, (), error)
-    return Checked(path, kind, ())

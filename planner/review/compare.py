@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.baselines import duplicates, placements, weights_of
-from planner.check import cuts_of, placement_of, split_of
+from planner.check import cuts_of, placement_of, split_of, structure
 from planner.cost.prepare import from_plan
 from planner.cost.step import Cuts, SplitCost, predict, split_cost
-from planner.errors import PlannerError, UsageError
+from planner.errors import BadAnswerError, PlannerError, UsageError
 from planner.plan.placement import Placement
 from planner.plan.plan import Plan
 
@@ -68,6 +68,9 @@ def compare(plan: Plan, path: Path, traces: Sequence[Path]) -> Comparison:
         traces: the traces to judge on; cut into windows as the plan's workload says.
     """
     judged = from_plan(plan, path, traces).instance
+    broken = structure(plan, judged)
+    if broken:
+        raise BadAnswerError(f"{path}: {broken[0]}", hint=f"see: ep-plan check {path}")
     split, redundant = split_of(plan), plan.placement.redundant_experts
     gpus = [stage.gpus for stage in plan.stages]
     cost = split_cost(judged, split, redundant, gpus)

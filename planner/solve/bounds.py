@@ -53,8 +53,9 @@ def _mean_rank(problem: LayerProblem) -> Floats:
 def least_touched_S(problem: LayerProblem) -> Floats:
     """Least sum over ranks of the experts touched, however copies are given.
 
-    k copies of an expert are touched k * t(k) times, which grows with k by ever less. So the spare
-    slots add at least the last increments, at the most copies possible, of the coldest experts.
+    k copies of an expert are touched k * t(k) times. With at least one choice in the step that grows
+    with k by ever less, so the spare slots add at least the last increments, at the most copies
+    possible, of the coldest experts. With less than one it falls towards the expert's rows.
     """
     touched_S = problem.touched_SE(1.0).sum(axis=1)
     spare, most = problem.num_slots - problem.num_experts, problem.most_copies
@@ -66,7 +67,9 @@ def least_touched_S(problem: LayerProblem) -> Floats:
     added_S = coldest_SE[:, :experts].sum(axis=1) * (most - 1)
     if rest:
         added_S = added_S + coldest_SE[:, experts] * rest
-    return np.asarray(touched_S + added_S)
+    choices_S = problem.load.choices_S * problem.moe.tokens
+    fewest_S = np.minimum(problem.rows_SE.sum(axis=1), touched_S)
+    return np.asarray(np.where(choices_S >= 1, touched_S + added_S, fewest_S))
 
 
 def _largest_rows(problem: LayerProblem) -> Floats:

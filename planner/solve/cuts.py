@@ -41,7 +41,7 @@ class BestCuts:
 def best_cuts(limits: StageLimits) -> BestCuts | None:
     """The cuts whose slowest stage is fastest among those that fit in memory; None if none fits.
 
-    Ties go to the cuts with the least total, then to the earliest.
+    Among equally good cuts the last stages are the longest.
     """
     stages, layers = limits.layer_s_KL.shape
     slowest = np.full(layers + 1, np.inf)

@@ -134,9 +134,11 @@ class _Program:
         shape = (p.num_experts, p.num_ranks, p.most_copies)
         variables = [model.new_bool_var(f"x[{e},{r},{k + 1}]") for e, r, k in itertools.product(*map(range, shape))]
         self.x = np.array(variables, dtype=object).reshape(shape)
+        self.y: list[list[cp_model.IntVar]] = []
         if p.most_copies > 1:
             for expert in range(p.num_experts):
                 chosen = [model.new_bool_var(f"y[{expert},{k + 1}]") for k in range(p.most_copies)]
+                self.y.append(chosen)
                 model.add_exactly_one(chosen)
                 for k, y in enumerate(chosen):
                     model.add(sum(self.x[expert, :, k].tolist()) == (k + 1) * y)
@@ -198,8 +200,9 @@ class _Program:
                     row = self._row(self.x[:, rank], cost_SEk[s])
                     self.model.add(busy >= row + self._down(slot_s_R[rank]))
                 # Implied, but it lets the solver see that the ranks' rows add up.
-                every = self._row(self.x, cost_SEk[s][:, None, :])
-                self.model.add(p.num_ranks * busy >= every + sum(map(self._down, slot_s_R)))
+                self.model.add(
+                    p.num_ranks * busy >= self._all_ranks(cost_SEk[s] * copies) + sum(map(self._down, slot_s_R))
+                )
             moved, gathered = self._variable(f"moved[{s}]"), self._variable(f"gathered[{s}]")
             for weight_R in units:
                 self.model.add(moved >= self._row(self.x, weight_R[None, :, None] * rows_SEk[s][:, None, :]))
@@ -213,7 +216,8 @@ class _Program:
     def _quantum(self, costs: Sequence[Floats], rows_SEk: Floats, units: Floats, gather: float) -> float:
         """Seconds per integer step, as fine as the row limit allows."""
         rows = float(rows_SEk.sum(axis=(1, 2)).max())
-        largest = [float(cost.sum(axis=(1, 2)).max()) for cost in costs]
+        copies = np.arange(1, rows_SEk.shape[2] + 1)
+        largest = [float((cost * copies).sum(axis=(1, 2)).max()) for cost in costs]
         largest += [rows * float(weight_R.sum()) for weight_R in units]
         return max(*largest, rows * gather, self.upper) / _ROW_LIMIT
 
@@ -221,6 +225,12 @@ class _Program:
         """Sum of variables times seconds, rounded down to the quantum."""
         down = np.floor(np.broadcast_to(seconds, variables.shape) / self.quantum).astype(np.int64)
         return cp_model.LinearExpr.weighted_sum(variables.reshape(-1).tolist(), down.reshape(-1).tolist())
+
+    def _all_ranks(self, seconds_Ek: Floats) -> cp_model.LinearExprT:
+        """Sum over the experts of what all their copies together cost, for the number of copies chosen."""
+        if not self.y:
+            return self._down(float(seconds_Ek.sum()))
+        return self._row(np.array(self.y, dtype=object), seconds_Ek)
 
     def _variable(self, name: str, least_s: float = 0.0) -> cp_model.IntVar:
         """Seconds in quanta, up to what the incumbent needs over all windows."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.rules import group_room
+from planner.rules import group_limits
 from planner.solve.problem import LayerProblem
 
 Floats = NDArray[np.float64]
@@ -20,28 +20,31 @@ def assign_groups(problem: LayerProblem) -> Ints | None:
     if problem.group_E is None:
         return None
     groups = int(problem.group_E.max()) + 1
-    room_N = group_room(problem.num_experts, groups, problem.slots_R, problem.node_R)
-    room_N = np.minimum(room_N, -(-groups // len(room_N)))
+    fewest_N, most_N = group_limits(problem.num_experts, groups, problem.slots_R, problem.node_R)
+    even = -(-groups // len(most_N))
+    while np.clip(even, fewest_N, most_N).sum() < groups:
+        even += 1
     ranks_N = np.bincount(problem.node_R).astype(float)
     load_SA = np.zeros((problem.num_windows, groups))
     np.add.at(load_SA.T, problem.group_E, problem.rows_SE.T)
-    node_A = _greedy(load_SA, room_N, ranks_N)
+    node_A = _greedy(load_SA, fewest_N, np.clip(even, fewest_N, most_N), ranks_N)
     return _swapped(node_A, load_SA, ranks_N)
 
 
-def _greedy(load_SA: Floats, room_N: Ints, ranks_N: Floats) -> Ints:
+def _greedy(load_SA: Floats, fewest_N: Ints, most_N: Ints, ranks_N: Floats) -> Ints:
+    """Heaviest group first, each to the node with the least load per rank that may take it."""
     node_A = np.empty(load_SA.shape[1], dtype=np.int64)
-    load_N, left_N = np.zeros(len(room_N)), room_N.copy()
+    load_N, held_N = np.zeros(len(most_N)), np.zeros_like(most_N)
     order = np.argsort(-load_SA.sum(axis=0), kind="stable").tolist()
     for position, group in enumerate(order):
-        open_N = left_N > 0
-        empty_N = left_N == room_N
-        if len(order) - position <= int(empty_N.sum()):  # every node needs a group
-            open_N &= empty_N
+        missing_N = np.maximum(fewest_N - held_N, 0)
+        open_N = held_N < most_N
+        if len(order) - position <= int(missing_N.sum()):  # the rest is needed where groups are missing
+            open_N &= missing_N > 0
         node = int(np.argmin(np.where(open_N, load_N / ranks_N, np.inf)))
         node_A[group] = node
         load_N[node] += load_SA[:, group].sum()
-        left_N[node] -= 1
+        held_N[node] += 1
     return node_A
 
 

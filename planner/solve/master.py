@@ -11,6 +11,7 @@ Legend: K stages, L hidden layers, M traced MoE layers, P slots.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from planner.cost.instance import Instance, LayerLoad
 from planner.cost.moe import MoeCost
-from planner.cost.step import Prediction, SplitCost, predict
+from planner.cost.step import Prediction, SplitCost, StageCost, predict
 from planner.plan.placement import Placement
 from planner.solve.candidates import Bounder, Candidate, SearchSpace, all_candidates
 from planner.solve.cuts import best_cuts
@@ -191,12 +192,12 @@ class Master:
         """A first plan at once: the engines' own layout."""
         cost = work.candidate.cost
         assert cost is not None
-        by_stage = {stage.grid.key: stage for stage in cost.stages}
-        layouts: dict[tuple[bytes, ...], Ints] = {}
-        for key, stage in by_stage.items():
-            problem = self.problem(cost, stage.moe, self.instance.loads[0])
-            layouts[key] = linear_start(problem)
-        self._offer(work.candidate, {(key, row): layouts[key] for key in by_stage for row in self._row.values()})
+        layouts = {stage.grid.key: self._start(cost, stage) for stage in cost.stages}
+        self._offer(work.candidate, {(key, row): layouts[key] for key in layouts for row in self._row.values()})
+
+    def _start(self, cost: SplitCost, stage: StageCost) -> Ints:
+        """The linear layout, or what comes nearest to it where groups stay together."""
+        return linear_start(self.problem(cost, stage.moe, self.instance.loads[0]))
 
     # --- placing ----------------------------------------------------------------------------------
 
@@ -242,12 +243,16 @@ class Master:
             for same in unique.values()
         ]
         self.watch.begin(f"placing experts: {work.candidate.split}", len(jobs))
-        for index, result in self.workers.place(jobs):
-            for key in list(unique.values())[index]:
-                before = work.results.get(key)
-                work.results[key] = result if before is None else result.merged(before)
-            self.effort += result.effort
-            self.watch.advance()
+        efforts: list[float] = []
+        try:
+            for index, result in self.workers.place(jobs):
+                for key in list(unique.values())[index]:
+                    before = work.results.get(key)
+                    work.results[key] = result if before is None else result.merged(before)
+                efforts.append(result.effort)
+                self.watch.advance()
+        finally:
+            self.effort += math.fsum(efforts)  # exact: the order in which workers finish does not show
 
     def _sampled(self, work: _Work) -> float:
         """Step time that a few placed layers let expect."""
@@ -319,20 +324,23 @@ class Master:
         cost = candidate.cost
         assert cost is not None
         layer_ids = self.instance.model.moe_layer_ids
-        kind_of = {layer: stage.grid.key for stage, layers in zip(cost.stages, cuts, strict=True) for layer in layers}
+        stage_of = {layer: stage for stage, layers in zip(cost.stages, cuts, strict=True) for layer in layers}
         rows = []
         for layer in layer_ids:
-            row = self._row.get(layer)
-            rows.append(cost.linear_P if row is None else expert_P[kind_of[layer], row])
+            stage, row = stage_of[layer], self._row.get(layer)
+            rows.append(self._start(cost, stage) if row is None else expert_P[stage.grid.key, row])
         return Placement(layer_ids, cost.slots_per_rank, np.stack(rows))
 
 
 def _better(prediction: Prediction, candidate: Candidate, best: Best) -> bool:
-    """Faster; where time does not tell plans apart, better balanced, then the simpler split."""
+    """Faster; where time does not tell plans apart, better balanced, less traffic, the simpler split."""
     faster = prediction.step_s - best.prediction.step_s
     if abs(faster) > CLOSED * best.prediction.step_s:
         return faster < 0
     mine, theirs = prediction.balancedness or 0.0, best.prediction.balancedness or 0.0
     if abs(mine - theirs) > CLOSED:
         return mine > theirs
+    traffic = prediction.traffic_s - best.prediction.traffic_s
+    if abs(traffic) > CLOSED * best.prediction.step_s:
+        return traffic < 0
     return faster < 0 or (faster == 0 and candidate.order < best.candidate.order)

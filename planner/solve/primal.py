@@ -10,7 +10,8 @@ expert has one weight per window and a rank's load is a sum of weights. Two obje
 
 Moves: swap two experts between ranks; replace a copy of a replicated expert by a copy of another.
 A move of the sharp objective can only help if it touches the fullest rank of some window, so only
-those ranks are tried. Everything is evaluated for all partners of a rank in one numpy expression.
+those ranks are tried. Everything is evaluated for all partners of a rank in one numpy expression,
+in single precision, which takes half the time; double precision then decides about the best swap.
 
 Legend: S windows, E experts, R ranks, P slots (filled), Q slots of one rank, k copies.
 """
@@ -18,6 +19,7 @@ Legend: S windows, E experts, R ranks, P slots (filled), Q slots of one rank, k 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +40,7 @@ def stretch_factor(num_windows: int) -> float:
     """How far windows are pushed from their mean in the smooth objective (1: not at all).
 
     Measured on recorded routing, held-out windows: with a handful of windows a factor of 2 helps,
-    from 16 on it no longer does (benchmarks/generalisation).
+    from 16 on it no longer does (benchmarks/generalisation.py).
     """
     if num_windows == 1 or num_windows >= _MANY_WINDOWS:
         return 1.0
@@ -151,16 +153,22 @@ class Search:
     def _swap_smooth(self, rank: int, load_SR: Floats, power_R: Floats, unit_SE: Floats) -> bool:
         expert_P, rank_P = self._slots()
         mine = np.asarray(self.held[rank])
-        delta_SQP = unit_SE[:, None, expert_P] - unit_SE[:, mine][:, :, None]
-        here = _power(load_SR[:, rank][:, None, None] + delta_SQP).sum(axis=0)
-        there = _power(load_SR[:, rank_P][:, None, :] - delta_SQP).sum(axis=0)
-        change_QP = here + there - power_R[rank] - power_R[rank_P][None, :]
+        unit, load = unit_SE.astype(np.float32), load_SR.astype(np.float32)
+        delta_SQP = unit[:, None, expert_P] - unit[:, mine][:, :, None]
+        after_QP = _power(load[:, rank][:, None, None] + delta_SQP).sum(axis=0)
+        np.subtract(load[:, rank_P][:, None, :], delta_SQP, out=delta_SQP)
+        after_QP += _power(delta_SQP).sum(axis=0)
+        change_QP = after_QP - (power_R[rank] + power_R[rank_P])[None, :]
         change_QP[self._forbidden(rank, expert_P, rank_P)] = np.inf
         self.evaluations += change_QP.size
         best = int(np.argmin(change_QP))
-        if not change_QP.flat[best] < -_TINY * power_R.sum():
+        slot, partner = divmod(best, len(expert_P))
+        delta_S = unit_SE[:, expert_P[partner]] - unit_SE[:, mine[slot]]
+        pair_SR = np.stack([load_SR[:, rank] + delta_S, load_SR[:, rank_P[partner]] - delta_S])
+        change = _power(pair_SR).sum() - power_R[rank] - power_R[rank_P[partner]]
+        if not (np.isfinite(change_QP.flat[best]) and change < -_TINY * power_R.sum()):
             return False
-        _, _, other = self._swap(rank, *divmod(best, len(expert_P)), rank_P)
+        _, _, other = self._swap(rank, slot, partner, rank_P)
         for changed in (rank, other):
             load_SR[:, changed] = unit_SE[:, self.held[changed]].sum(axis=1)
             power_R[changed] = _power(load_SR[:, changed]).sum()
@@ -170,16 +178,23 @@ class Search:
         expert_P, rank_P = self._slots()
         mine = np.asarray(self.held[rank])
         rest_SP = _fullest_without(load_SR, rank, rank_P)
-        delta_SQP = unit_SE[:, None, expert_P] - unit_SE[:, mine][:, :, None]
-        here = load_SR[:, rank][:, None, None] + delta_SQP
-        there = load_SR[:, rank_P][:, None, :] - delta_SQP
-        after_QP = np.maximum(np.maximum(here, there), rest_SP[:, None, :]).sum(axis=0)
+        unit, load, rest = (array.astype(np.float32) for array in (unit_SE, load_SR, rest_SP))
+        delta_SQP = unit[:, None, expert_P] - unit[:, mine][:, :, None]
+        top_SQP = load[:, rank][:, None, None] + delta_SQP
+        np.subtract(load[:, rank_P][:, None, :], delta_SQP, out=delta_SQP)
+        np.maximum(top_SQP, delta_SQP, out=top_SQP)
+        np.maximum(top_SQP, rest[:, None, :], out=top_SQP)
+        after_QP = top_SQP.sum(axis=0)
         after_QP[self._forbidden(rank, expert_P, rank_P)] = np.inf
         self.evaluations += after_QP.size
         best = int(np.argmin(after_QP))
-        if not after_QP.flat[best] < load_SR.max(axis=1).sum() * (1 - _TINY):
+        slot, partner = divmod(best, len(expert_P))
+        delta_S = unit_SE[:, expert_P[partner]] - unit_SE[:, mine[slot]]
+        pair_S = np.maximum(load_SR[:, rank] + delta_S, load_SR[:, rank_P[partner]] - delta_S)
+        after = np.maximum(pair_S, rest_SP[:, partner]).sum()
+        if not (np.isfinite(after_QP.flat[best]) and after < load_SR.max(axis=1).sum() * (1 - _TINY)):
             return False
-        _, _, other = self._swap(rank, *divmod(best, len(expert_P)), rank_P)
+        _, _, other = self._swap(rank, slot, partner, rank_P)
         for changed in (rank, other):
             load_SR[:, changed] = unit_SE[:, self.held[changed]].sum(axis=1)
         return True
@@ -237,11 +252,12 @@ class Search:
         return np.asarray(self.member_ER[:, node_R == node_R[rank]].any(axis=1))
 
 
-def _power(load: Floats) -> Floats:
+def _power(load: NDArray[Any]) -> NDArray[Any]:
     """load**8."""
-    for _ in range(_POWER_IS_8):
-        load = load * load
-    return load
+    power = load * load
+    for _ in range(_POWER_IS_8 - 1):
+        np.multiply(power, power, out=power)
+    return np.asarray(power)
 
 
 def _by_excess(load_SR: Floats) -> list[int]:
@@ -293,11 +309,17 @@ def _traffic_s_per_row(problem: LayerProblem) -> float:
     return worst / moe.etp + moe.gather_s_per_row_byte
 
 
-def smooth_table(weight_kSE: Floats, ranks: int) -> Floats:
-    """The table in units of the mean rank load, with windows stretched away from their mean."""
+def smooth_table(weight_kSE: Floats, ranks: int, factor: float | None = None) -> Floats:
+    """The table in units of the mean rank load, with windows stretched away from their mean.
+
+    Args:
+        weight_kSE: as from `weight_table`.
+        ranks: EP ranks.
+        factor: of the stretch; default: `stretch_factor` of the number of windows.
+    """
     mean_S = weight_kSE[0].sum(axis=1) / ranks
     relative = weight_kSE / mean_S[None, :, None]
-    factor = stretch_factor(relative.shape[1])
+    factor = stretch_factor(relative.shape[1]) if factor is None else factor
     if factor == 1.0:
         return np.asarray(relative)
     middle = relative.mean(axis=1, keepdims=True)

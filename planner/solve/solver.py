@@ -65,7 +65,12 @@ def solve(
         return Solved(None, solution)
     held_out = None
     if solution.stopped_by not in ("time_limit", "interrupt"):
-        held_out = _held_out(instance, solution.best, master, workers, watch)
+        try:
+            held_out = _held_out(instance, solution.best, master, workers, watch)
+        except TimeIsUpError:
+            solution.stopped_by = "time_limit"
+        except KeyboardInterrupt:
+            solution.stopped_by = "interrupt"
     plan = _booked(instance, solution, solution.best, held_out, inputs)
     findings = check(plan, instance)
     assert not findings, "the plan fails its own check:\n" + "\n".join(map(str, findings))
@@ -201,12 +206,9 @@ def _held_out(instance: Instance, best: Best, master: Master, workers: Workers, 
     watch.begin("judging on held-out windows", len(chosen))
     placed: dict[int, Ints] = {}
     jobs = [LayerJob(_problem(planning, row, master), 0.0, master.options.seed, master.options.gap) for row in chosen]
-    try:
-        for index, result in workers.place(jobs):
-            placed[chosen[index]] = result.expert_P
-            watch.advance()
-    except TimeIsUpError:
-        return None
+    for index, result in workers.place(jobs):
+        placed[chosen[index]] = result.expert_P
+        watch.advance()
     assert planning.instance.windows is not None
     rivals = placements(planning, weights_of(planning.instance.windows))
     row_of = {layer: row for row, layer in enumerate(best.placement.layer_ids)}

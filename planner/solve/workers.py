@@ -5,15 +5,22 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import forkserver
 from types import TracebackType
 
+from planner.errors import MissingEnvironmentError
 from planner.solve.place import LayerJob, LayerResult, place_layer
 
 _SMALL = 200_000
 """Jobs whose sizes (windows x slots x experts) add up to less are done in this process."""
+
+_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
 class TimeIsUpError(Exception):
@@ -27,9 +34,37 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _ignore_interrupt() -> None:
-    """Ctrl-C is for the main process, which then ends the workers."""
+def _begin() -> None:
+    """In a worker: Ctrl-C is for the main process, which then ends the workers; none outlives it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_main_process, daemon=True).start()
+
+
+def _end_with_main_process() -> None:
+    main = multiprocessing.parent_process()
+    if main is not None:
+        main.join()
+        os._exit(1)
+
+
+@contextmanager
+def _interrupt_deferred() -> Iterator[None]:
+    """Ctrl-C counts once the processes stand: half-started ones would answer it with tracebacks."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    pressed: list[int] = []
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # so will the server from which the workers are forked
+        if _METHOD == "forkserver":
+            forkserver.ensure_running()
+        signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 class Workers:
@@ -46,12 +81,18 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pool is None:
-            return
-        self._pool.shutdown(wait=error is None, cancel_futures=True)
-        if error is not None:
+        if self._pool is not None and error is None:
+            self._pool.shutdown()
+        else:
+            self._stop()
+
+    def _stop(self) -> None:
+        """End the processes at once, whatever they do."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
                 child.terminate()
+            self._pool = None
 
     def place(self, jobs: Sequence[LayerJob]) -> Iterator[tuple[int, LayerResult]]:
         """Results with the index of their job, in the order in which they are ready.
@@ -74,21 +115,36 @@ class Workers:
         return self.deadline is not None and time.monotonic() >= self.deadline
 
     def _parallel(self, jobs: Sequence[LayerJob]) -> Iterator[tuple[int, LayerResult]]:
-        if self._pool is None:
-            method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-            context = multiprocessing.get_context(method)
-            if method == "forkserver":
-                context.set_forkserver_preload(["planner.solve.place"])
-            self._pool = ProcessPoolExecutor(self.cores, context, _ignore_interrupt)
-        waiting: dict[Future[LayerResult], int] = {
-            self._pool.submit(place_layer, job): index for index, job in enumerate(jobs)
-        }
-        while waiting:
-            left = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
-            done, _ = wait(waiting, timeout=left, return_when=FIRST_COMPLETED)
-            if not done:
-                for future in waiting:
-                    future.cancel()
-                raise TimeIsUpError
-            for future in done:
-                yield waiting.pop(future), future.result()
+        try:
+            waiting = self._submitted(jobs)
+            while waiting:
+                for future in self._done(waiting):
+                    yield waiting.pop(future), self._result(future)
+        except BaseException:
+            self._stop()
+            raise
+
+    def _submitted(self, jobs: Sequence[LayerJob]) -> dict[Future[LayerResult], int]:
+        if self._pool is not None:
+            return {self._pool.submit(place_layer, job): index for index, job in enumerate(jobs)}
+        context = multiprocessing.get_context(_METHOD)
+        context.set_forkserver_preload(["planner.solve.place"])
+        with _interrupt_deferred():
+            self._pool = ProcessPoolExecutor(self.cores, context, _begin)
+            return {self._pool.submit(place_layer, job): index for index, job in enumerate(jobs)}
+
+    def _done(self, waiting: Iterable[Future[LayerResult]]) -> set[Future[LayerResult]]:
+        left = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+        done, _ = wait(waiting, timeout=left, return_when=FIRST_COMPLETED)
+        if not done:
+            raise TimeIsUpError
+        return done
+
+    @staticmethod
+    def _result(future: Future[LayerResult]) -> LayerResult:
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            raise MissingEnvironmentError(
+                "a worker process was killed", hint="most likely memory ran out; fewer cores need less (taskset)"
+            ) from None

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import InputError, Place, Problem, ProblemLog
+from planner.inputs.model import LIMIT_LAYERS
 from planner.trace.npz import NpzFile
 from planner.trace.trace import CountTrace, Ints, TokenTrace, Trace
 
@@ -30,6 +31,8 @@ _TOKEN_ARRAYS: Final = {
 }
 _COUNT_ARRAYS: Final = {"counts", "layer_ids", "num_experts", "topk", "scenario_names"}
 _LIMIT_EXPERTS: Final = 1 << 16
+_LIMIT_COUNT: Final = 1 << 40
+_LIMIT_TOKENS: Final = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,10 @@ def _read_tokens(file: NpzFile, log: ProblemLog) -> Trace | None:
         log.add(f"{shape} found", where=where, hint="expected whole numbers [tokens, layers, topk], none of them 0")
         return None
     tokens, layers, top_k = header.shape
+    if tokens > _LIMIT_TOKENS or layers > LIMIT_LAYERS:
+        hint = f"at most {_LIMIT_TOKENS:,} tokens and {LIMIT_LAYERS:,} layers are read: split the trace"
+        log.add(f"{tokens:,} tokens in {layers:,} layers", where=where, hint=hint)
+        return None
     columns = {name: _per_token(file, name, tokens, log) for name in ("seq_id", "pos", "step_id")}
     if columns["pos"] is not None and columns["seq_id"] is None:
         log.add("pos without seq_id", where=Place(str(file.path), key="pos"), hint="add seq_id [tokens]")
@@ -97,9 +104,11 @@ def _read_counts(file: NpzFile, log: ProblemLog) -> Trace | None:
         shape = f"{counts.shape} of {counts.dtype}"
         log.add(f"{shape} found", where=where, hint="expected whole numbers [windows, layers, experts]")
         return None
-    whole = np.nan_to_num(counts, nan=-1.0, posinf=-1.0).astype(np.int64)
-    if (whole != counts).any() or (whole < 0).any():
-        log.add("counts must be whole numbers, 0 or more", where=where)
+    sane = (counts >= 0) & (counts <= _LIMIT_COUNT)  # not so for NaN
+    whole = np.where(sane, counts, 0).astype(np.int64)
+    good = bool(sane.all() and (whole == counts).all())
+    if not good:
+        log.add(f"counts must be whole numbers, 0..{_LIMIT_COUNT:,}", where=where)
     num_experts = _scalar(file, "num_experts", log)
     top_k = _scalar(file, "topk", log)
     windows, layers, experts = counts.shape
@@ -107,7 +116,8 @@ def _read_counts(file: NpzFile, log: ProblemLog) -> Trace | None:
         log.add(f"{experts} columns, but num_experts is {num_experts}", where=where)
     names = _names(file, windows, log)
     layer_ids = _layer_ids(file, layers, log)
-    _no_empty_rows(whole, layer_ids, where, log)
+    if good:
+        _no_empty_rows(whole, layer_ids, where, log)
     if log.problems:
         return None
     return CountTrace(file.path, num_experts, top_k, layer_ids, whole, names)

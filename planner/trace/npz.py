@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any, Final
 
 import numpy as np
@@ -23,7 +24,12 @@ from planner.errors import InputError, Place, Problem, UsageError
 
 CHUNK_BYTES: Final = 32 << 20
 WHOLE_LIMIT_BYTES: Final = 4 << 30
-_BROKEN: Final = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, NotImplementedError)
+# RuntimeError: an encrypted zip; NotImplementedError, one of its kind: an unknown compression.
+_BROKEN: Final = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, RuntimeError)
+
+_READERS: Final = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+# What numpy's reader lets through where a header is no Python literal at all.
+_NONSENSE: Final = (ValueError, TypeError, SyntaxError, TokenError, MemoryError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -116,10 +122,12 @@ class NpzFile:
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = npy.read_magic(stream)
-    if version == (1, 0):
-        shape, fortran, dtype = npy.read_array_header_1_0(stream)
-    elif version == (2, 0):
-        shape, fortran, dtype = npy.read_array_header_2_0(stream)
-    else:
+    if version not in _READERS:
         raise ValueError(f".npy version {version} is not read")
+    try:
+        shape, fortran, dtype = _READERS[version](stream)
+    except _NONSENSE as error:
+        raise ValueError(str(error).partition("\n")[0] or "an array header that makes no sense") from error
+    if any(type(length) is not int or length < 0 for length in shape):
+        raise ValueError(f"shape is not valid: {shape}")
     return shape, fortran, dtype

@@ -20,15 +20,16 @@ def noise_floor(tokens: float, num_experts: int, top_k: int, num_ranks: int) -> 
     """Max/mean of the ranks' rows when every token chooses uniformly among all experts.
 
     The rows of a rank with E/R experts are a sum of hypergeometric draws, one per token, nearly
-    normal; the largest of R normals lies about Phi^-1(0.5264**(1/R)) deviations above the mean
-    (Chen and Tyler, 1999, "Accurate approximation to the extreme order statistics").
+    normal; the largest of R independent normals lies about Phi^-1(0.5264**(1/R)) deviations above the
+    mean (Chen and Tyler, 1999, "Accurate approximation to the extreme order statistics"), that of
+    ranks whose rows have a fixed sum (R / (R - 1))**0.5 times as far.
     """
     if num_ranks == 1:
         return 1.0
     part = 1.0 / num_ranks
     mean = tokens * top_k * part
     spread = max(num_experts - top_k, 0) / max(num_experts - 1, 1)
-    deviation = (tokens * top_k * part * (1 - part) * spread) ** 0.5
+    deviation = (mean * spread) ** 0.5  # the variance has a factor 1 - 1/R, the fixed sum takes it back
     return float(1.0 + NormalDist().inv_cdf(0.5264 ** (1.0 / num_ranks)) * deviation / mean)
 
 

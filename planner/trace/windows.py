@@ -32,6 +32,8 @@ from planner.trace.trace import CountTrace, Ints, TokenTrace, Trace
 
 MIN_WINDOWS: Final = 16
 MAX_WINDOWS: Final = 64
+LIMIT_COUNTS: Final = 1 << 28
+"""Windows x layers x experts that are counted: 2 GiB."""
 SAMPLED_TOKENS: Final = 16_384
 """Tokens over all windows whose expert sets are kept for traffic; see docs/model.md, "Traffic"."""
 
@@ -118,12 +120,30 @@ def _of_counts(trace: CountTrace) -> Windows:
 def _of_tokens(trace: TokenTrace, phase: Phase, step_tokens: int, most: int, sample: int) -> Windows:
     window_T, how = window_of_token(trace, phase, step_tokens, most)
     num_windows = int(window_T.max()) + 1
+    _not_too_many(trace, num_windows)
     counts_SLE = _count(trace, window_T, num_windows)
+    _no_empty_rows(trace, counts_SLE)
     tokens_S = np.bincount(window_T, minlength=num_windows)
     names = tuple(f"window {index}" for index in range(num_windows))
     choices_SL = counts_SLE.sum(axis=2) / tokens_S[:, None]
     sets = _sample(trace, window_T, sample)
     return Windows(counts_SLE, tokens_S, choices_SL, trace.layer_ids_L, names, how, sets)
+
+
+def _not_too_many(trace: TokenTrace, num_windows: int) -> None:
+    layers = len(trace.layer_ids_L)
+    if num_windows * layers * trace.num_experts > LIMIT_COUNTS:
+        message = f"{num_windows:,} windows x {layers} layers x {trace.num_experts} experts are too many to count"
+        hint = "record fewer steps, or leave step_id out: consecutive steps are then joined into windows"
+        raise InputError(Problem(message, Place(str(trace.path), key="step_id"), hint))
+
+
+def _no_empty_rows(trace: TokenTrace, counts_SLE: Ints) -> None:
+    empty = np.argwhere(counts_SLE.sum(axis=2) == 0)
+    if len(empty):
+        message = f"no expert is chosen in layer {trace.layer_ids_L[empty[0, 1]]} by any token of window {empty[0, 0]}"
+        hint = "leave out layers that are not MoE, and tokens that were not routed"
+        raise InputError(Problem(message, Place(str(trace.path), key="expert_ids"), hint))
 
 
 def window_of_token(

@@ -1,0 +1,49 @@
+"""Writes the generated pages of docs/, or says which of them are stale.
+
+python docs/generate.py            write them
+python docs/generate.py --check    change nothing; exit 1 and name the stale ones
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import click
+from pages import commands, formats, profiles
+
+FOLDER: Final = Path(__file__).resolve().parent
+PAGES: Final = {
+    "commands.md": commands.page,
+    "formats.md": formats.page,
+    "profiles.md": profiles.page,
+}
+
+
+def stale_pages() -> dict[Path, str]:
+    """Pages whose file differs from what it should hold, with the right text."""
+    found = {}
+    for name, page in PAGES.items():
+        path, text = FOLDER / name, page()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            found[path] = text
+    return found
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Write nothing; exit 1 if a page is stale.")
+def main(check: bool) -> None:
+    """Write the generated pages of docs/."""
+    stale = stale_pages()
+    for path, text in stale.items():
+        if check:
+            click.echo(f"docs/{path.name} is stale: run `make docs`", err=True)
+        else:
+            path.write_text(text, encoding="utf-8", newline="\n")
+            click.echo(f"wrote docs/{path.name}", err=True)
+    if check and stale:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""docs/commands.md: every command with its options, from the click commands themselves."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterator
+from pathlib import PurePath
+
+import click
+
+from pages.markdown import GENERATED, code, first_sentence, joined, table
+from planner.cli.main import COMMANDS
+from planner.errors import PlannerError
+
+INTRO = """\
+Results go to stdout; progress, warnings and `wrote plan.json` go to stderr. With `--json` stdout holds one
+document and nothing else. No command asks questions; `NO_COLOR` is honoured. A file is written under a
+temporary name and renamed, so it is whole or not there. `ep-plan --version` prints the version, and
+`python -m planner` is the same as `ep-plan`."""
+
+
+def page() -> str:
+    """The whole page."""
+    listing = [(f"[`ep-plan {name}`](#ep-plan-{name})", text) for name, (_, text) in COMMANDS.items()]
+    blocks = [GENERATED, "# Commands", INTRO, table(("command", "does"), listing), *_exit_codes()]
+    for name, (module, _) in COMMANDS.items():
+        blocks += _command(name, importlib.import_module(module).command)
+    return joined(blocks)
+
+
+def _exit_codes() -> Iterator[str]:
+    yield "## Exit codes"
+    rows = {
+        0: "Done; also a feasible plan when a limit stopped the search (the gap is printed).",
+        1: "A bug in ep-plan: the traceback is shown.",
+        130: "Interrupted with nothing to keep.",
+    }
+    rows |= {error.exit_code: first_sentence(error.__doc__) for error in PlannerError.__subclasses__()}
+    yield table(("code", "meaning"), ((str(code), rows[code]) for code in sorted(rows)))
+
+
+def _command(name: str, command: click.Command) -> Iterator[str]:
+    yield f"## ep-plan {name}"
+    arguments = [p for p in command.params if isinstance(p, click.Argument)]
+    options = [p for p in command.params if isinstance(p, click.Option)]
+    with click.Context(command, info_name=f"ep-plan {name}") as context:
+        usage = " ".join(["ep-plan", name, "[OPTIONS]", *(a.make_metavar(context) for a in arguments)])
+        yield code(usage, "text")
+        yield from _paragraphs(command.help or "")
+        rows = [_option(option, context) for option in options]
+    rows.append(("`-h`, `--help`", "", "Show the help and exit."))
+    yield table(("option", "value", "meaning"), rows)
+
+
+def _paragraphs(help_text: str) -> Iterator[str]:
+    """The help of a command; paragraphs that click must not wrap are examples."""
+    for paragraph in inspect.cleandoc(help_text).split("\n\n"):
+        if paragraph.startswith("\b"):
+            yield code(paragraph.removeprefix("\b").strip("\n"), "bash")
+        else:
+            yield paragraph
+
+
+def _option(option: click.Option, context: click.Context) -> tuple[str, str, str]:
+    names = ", ".join(f"`{name}`" for name in option.opts)
+    meaning = option.help or ""
+    if option.show_default and isinstance(option.default, str | PurePath):
+        meaning += f" Default: `{option.default}`."
+    return names, "" if option.is_flag else _value(option, context), meaning
+
+
+def _value(option: click.Option, context: click.Context) -> str:
+    kind = option.type
+    if isinstance(kind, click.IntRange):
+        upper = "" if kind.max is None else f"{kind.max}"
+        return f"whole number, {kind.min}..{upper}" if upper else f"whole number, {kind.min} or more"
+    repeatable = ", repeatable" if option.multiple else ""
+    return f"`{option.make_metavar(context)}`{repeatable}"

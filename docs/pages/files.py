@@ -1,0 +1,60 @@
+"""The kinds of files, each with the pydantic model that reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel
+
+from planner.inputs.deployment import ConfigFile, DeploymentFile
+from planner.inputs.engines import EngineFile
+from planner.inputs.model import Model
+from planner.inputs.topology import Efficiency, Gpu, NodeFile, TopologyFile
+from planner.inputs.workload import KernelFile
+from planner.plan.plan import Plan
+
+EXAMPLES: Final = Path(__file__).resolve().parent.parent.parent / "examples"
+
+
+@dataclass(frozen=True)
+class File:
+    """One kind of file."""
+
+    title: str
+    kind: str
+    record: type[BaseModel]
+    text: str
+    example: Path | None = None
+
+
+FILES: Final = (
+    File(
+        "deployment.yaml",
+        "deployment",
+        DeploymentFile,
+        "What `ep-plan solve` reads.",
+        EXAMPLES / "tiny-moe" / "deployment.yaml",
+    ),
+    File(
+        "topology.yaml",
+        "topology",
+        TopologyFile,
+        "The machine; bandwidth is per GPU and per direction.",
+        EXAMPLES / "deepseek-v3-32gpu" / "topology.yaml",
+    ),
+    File("GPU profile", "gpu", Gpu, "In `profiles/gpus/`, or inline under `gpu:` of a topology (then without schema)."),
+    File("Node profile", "node", NodeFile, "In `profiles/nodes/`."),
+    File("Kernel profile", "kernel", KernelFile, "In `profiles/kernels/`."),
+    File("Engine profile", "engine", EngineFile, "In `profiles/engines/`."),
+    File("Efficiency", "efficiency", Efficiency, "`profiles/efficiency.yaml`, the default for unmeasured GPUs."),
+    File("model.yaml", "model", Model, "A model described by hand, for families that are not read from config.json."),
+    File("Shipped config", "config", ConfigFile, "In `profiles/models/`: the keys of a public config.json."),
+    File("plan.json", "plan", Plan, "What `ep-plan solve` writes. JSON, one row of numbers per line."),
+)
+
+
+def title_of(record: type[BaseModel]) -> str:
+    """The heading under which a record is described."""
+    return next((file.title for file in FILES if file.record is record), record.__name__)

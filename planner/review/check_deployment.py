@@ -1,0 +1,47 @@
+"""A deployment judged by its own `checks:` section: solved, and held against its thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from planner.cost.prepare import from_deployment
+from planner.inputs.deployment import ChecksSection, load_deployment
+from planner.inputs.units import format_percent
+from planner.plan.plan import Plan
+from planner.solve.master import NoWatch
+from planner.solve.request import options_of, plan_inputs, search_space
+from planner.solve.solver import solve
+from planner.solve.workers import Workers
+
+
+def check_deployment(path: Path) -> tuple[str, ...]:
+    """What a deployment's thresholds say; it is solved only if it names any.
+
+    Raises:
+        PlannerError: an input is invalid.
+    """
+    loaded = load_deployment(path)
+    prepared = from_deployment(loaded)
+    checks = loaded.file.checks
+    if checks == ChecksSection():
+        return ()
+    with Workers() as workers:
+        inputs = plan_inputs(loaded, prepared, path)
+        plan = solve(prepared.instance, search_space(loaded), options_of(loaded), inputs, workers, NoWatch()).plan
+    if plan is None:
+        expected = checks.expect == "infeasible"
+        return () if expected else ("expect: infeasible (ep-plan solve says why)",)
+    if checks.expect == "infeasible":
+        return (f"expect: should be infeasible, but a plan with ep={plan.split.ep} fits",)
+    return tuple(_thresholds(checks, plan, prepared.instance.topology.gpu.memory.value))
+
+
+def _thresholds(checks: ChecksSection, plan: Plan, capacity: int) -> Iterator[str]:
+    headroom = 1 - max(plan.predicted.memory_bytes) / capacity
+    least = checks.min_memory_headroom
+    if least is not None and headroom < least:
+        yield f"min_memory_headroom: {format_percent(headroom)} free on the fullest GPU, below {format_percent(least)}"
+    balanced, lowest = plan.predicted.balancedness, checks.min_balancedness
+    if lowest is not None and balanced is not None and balanced < lowest:
+        yield f"min_balancedness: {balanced:.3f}, below {lowest:g}"

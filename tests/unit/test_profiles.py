@@ -1,0 +1,107 @@
+"""The shipped profiles: all of them load, and no hardware number stands without its source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from planner.inputs import profiles
+from planner.inputs.deployment import load_default_efficiency, load_kernel, read_model
+from planner.inputs.engines import load_engine
+from planner.inputs.topology import load_gpu, topology_of_nodes
+from planner.inputs.units import UNITS
+
+UNIT_NAMES = {unit for known, _ in UNITS.values() for unit in known}
+
+
+def quantities(value: Any, *, sourced: bool = False) -> Iterator[tuple[str, bool]]:
+    """Every quantity with a unit in a file, and whether a basis and a source stand beside it."""
+    if isinstance(value, dict):
+        here = sourced or (bool(str(value.get("source", "")).strip()) and "basis" in value)
+        for inner in value.values():
+            yield from quantities(inner, sourced=here)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from quantities(inner, sourced=sourced)
+    elif isinstance(value, str):
+        number, _, unit = value.partition(" ")
+        if value[:1].isdigit() and (unit in UNIT_NAMES or number.endswith("%")) and len(value) < 24:
+            yield value, sourced
+
+
+HARDWARE = [
+    *sorted(path for kind in ("gpus", "nodes", "kernels", "engines") for path in (profiles.folder() / kind).iterdir()),
+    profiles.folder() / "efficiency.yaml",
+]
+
+
+@pytest.mark.parametrize("path", HARDWARE, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_hardware_number_carries_basis_and_source(path: Any) -> None:
+    found = list(quantities(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    assert found, "a hardware profile without a single quantity"
+    assert [value for value, sourced in found if not sourced] == []
+
+
+def test_the_search_for_quantities_finds_bare_ones() -> None:
+    bare = {"memory": "80 GiB", "links": [{"latency": {"value": "3 us", "basis": "assumed", "source": ""}}]}
+    assert list(quantities(bare)) == [("80 GiB", False), ("3 us", False)]
+
+
+@pytest.mark.parametrize("name", profiles.names("gpus"))
+def test_gpus_load(name: str) -> None:
+    gpu = load_gpu(name)
+    assert gpu.name == name
+    assert 16 * 2**30 < gpu.memory.value < 300 * 2**30
+    assert gpu.memory.basis == "datasheet"
+    assert "bf16" in gpu.compute
+
+
+@pytest.mark.parametrize("name", profiles.names("nodes"))
+def test_nodes_load_and_grow(name: str) -> None:
+    assert topology_of_nodes(1, name, None).num_gpus * 4 == topology_of_nodes(4, name, None).num_gpus
+
+
+@pytest.mark.parametrize("name", profiles.names("kernels"))
+def test_kernels_load(name: str) -> None:
+    kernel = load_kernel(name)
+    assert 0 < kernel.scale_up.value <= 1
+    assert 0 < kernel.scale_out.value <= 1
+
+
+@pytest.mark.parametrize("name", profiles.names("engines"))
+def test_engines_load_and_name_kernels_that_exist(name: str) -> None:
+    engine = load_engine(name)
+    assert engine.source
+    assert {load_kernel(engine.kernel[phase]).version for phase in ("prefill", "decode")}
+
+
+@pytest.mark.parametrize("name", profiles.names("models"))
+def test_models_load_and_say_where_they_are_from(name: str) -> None:
+    model = read_model(profiles.path_of("models", name))
+    assert model.name == name
+    assert model.source.startswith("https://huggingface.co/")
+
+
+def test_default_efficiency_is_called_assumed() -> None:
+    efficiency = load_default_efficiency()
+    parts = (efficiency.experts, efficiency.gemm, efficiency.attention_prefill, efficiency.attention_decode)
+    assert {part.basis for part in parts} == {"assumed"}
+
+
+# Datasheets of NVIDIA: dense rates, one direction of NVLink.
+@pytest.mark.parametrize(
+    ("name", "hbm", "bf16", "fp8"),
+    [
+        ("h100-sxm", 3.35e12, 989e12, 1979e12),
+        ("h200-sxm", 4.8e12, 989e12, 1979e12),
+        ("a100-sxm-80", 2.039e12, 312e12, None),
+    ],
+)
+def test_gpus_as_in_their_datasheets(name: str, hbm: float, bf16: float, fp8: float | None) -> None:
+    gpu = load_gpu(name)
+    assert gpu.hbm_bandwidth.value == hbm
+    assert gpu.compute["bf16"].value == bf16
+    assert (gpu.compute["fp8"].value if "fp8" in gpu.compute else None) == fp8
