@@ -22,7 +22,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "check": ("planner.cli.check", "Re-derive every rule and figure of plans; validate deployments."),
     "compare": ("planner.cli.compare", "Score plans and baselines on a trace, window by window."),
     "show": ("planner.cli.show", "Print the report of a plan."),
-    "profiles": ("planner.cli.profiles", "List and show the shipped GPUs, nodes, models, engines and kernels."),
+    "profiles": ("planner.cli.profiles", "List and show the shipped GPUs, nodes, fabrics, models, engines."),
+    "topology": ("planner.cli.topology", "Make a topology.yaml from what other tools say about a machine."),
     "env": ("planner.cli.env", "Versions and devices, to paste into an issue."),
 }
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

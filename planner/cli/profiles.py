@@ -11,7 +11,7 @@ from planner.cli.options import json_option
 @click.argument("name", required=False)
 @json_option
 def command(name: str | None, as_json: bool) -> None:
-    """List the shipped GPUs, nodes, models, engines and kernels, or show NAME.
+    """List the shipped GPUs, nodes, fabrics, models, engines and kernels, or show NAME with its sources.
 
     \b
     ep-plan profiles
@@ -19,16 +19,13 @@ def command(name: str | None, as_json: bool) -> None:
     """
     import json
 
-    from planner.report.profiles_report import profile_data, profile_listing, profile_text
+    from planner.report.profiles_report import profile_data, profile_listing, render_listing, render_profile
+    from planner.report.style import console
 
-    if name is None:
-        listing = profile_listing()
-        if as_json:
-            click.echo(json.dumps(listing, indent=1))
-        else:
-            for kind, names in listing.items():
-                click.echo(f"{kind}: {', '.join(names)}")
-    elif as_json:
-        click.echo(json.dumps(profile_data(name), ensure_ascii=False, indent=1))
+    if as_json:
+        data = profile_listing() if name is None else profile_data(name)
+        click.echo(json.dumps(data, ensure_ascii=False, indent=1))
+    elif name is None:
+        render_listing(console())
     else:
-        click.echo(profile_text(name), nl=False)
+        render_profile(name, console())

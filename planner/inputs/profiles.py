@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal
 
 from planner.errors import InputError, Place, Problem
 
-Kind = Literal["gpus", "nodes", "models", "engines", "kernels"]
+Kind = Literal["gpus", "nodes", "fabrics", "models", "engines", "kernels"]
 
 _WHAT: Final[dict[Kind, str]] = {
     "gpus": "GPU",
     "nodes": "node",
+    "fabrics": "fabric",
     "models": "model",
     "engines": "engine",
     "kernels": "communication kernel",
 }
+_SEPARATORS: Final = re.compile(r"[^a-z0-9.]+")
+_VENDORS: Final = frozenset({"nvidia", "amd", "instinct", "huawei", "geforce", "tesla", "gpu"})
+_ALIKE: Final = 0.6
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -46,8 +52,32 @@ def path_of(kind: Kind, name: str, where: Place | None = None, inline: str = "")
     known = names(kind)
     if name in known:
         return folder() / kind / f"{name}.yaml"
-    close = difflib.get_close_matches(name, known, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
+    hint = hint_for_unknown(kind, name)
     if inline:
         hint += f"\nor describe it: {inline}"
     raise InputError(Problem(f"unknown {_WHAT[kind]} {name!r}", where, hint))
+
+
+def hint_for_unknown(kind: Kind, name: str) -> str:
+    """What to write instead of a name that no profile of this kind has: the nearest, else all."""
+    known = names(kind)
+    close = near_names(name, known)
+    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
+
+
+def near_names(name: str, known: Sequence[str]) -> list[str]:
+    """Up to four of the known names that a writer of `name` may have meant, the nearest first.
+
+    Case, blanks and vendors' names do not count. A name that shares a whole part with a digit in it
+    comes first, so that "NVIDIA H100 80GB HBM3" finds h100-sxm before h800-sxm.
+    """
+    parts = [part for part in _SEPARATORS.split(name.lower()) if part and part not in _VENDORS]
+    telling = {part for part in parts if any(letter.isdigit() for letter in part)}
+    plain = "-".join(parts)
+    scored = []
+    for other in known:
+        shared = len(telling & set(other.split("-")))
+        ratio = difflib.SequenceMatcher(None, plain, other).ratio()
+        if shared or ratio >= _ALIKE:
+            scored.append((-shared, -ratio, other))
+    return [other for _, _, other in sorted(scored)[:4]]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,22 @@ from pydantic import Field, field_validator, model_validator
 from planner.errors import InputError, Place, Problem
 from planner.inputs import documents, profiles
 from planner.inputs.documents import Frozen
+from planner.inputs.fabrics import known_fabric, with_fabric
 from planner.inputs.precision import COMPUTE_ORDER
 from planner.inputs.sourced import Sourced
 from planner.inputs.units import ComputeRate, Duration, Percentage, Rate, Size
 
 LIMIT_GPUS: Final = 1 << 16
-INLINE_GPU: Final = "gpu: {memory: 80 GiB, hbm_bandwidth: 3.35 TB/s, compute: {bf16: 989 TFLOP/s, fp8: 1979 TFLOP/s}}"
+INLINE_GPU: Final = f"""memory, hbm_bandwidth and compute (dense rates of any of {", ".join(COMPUTE_ORDER)}), inline:
+gpu: {{memory: 80 GiB, hbm_bandwidth: 3.35 TB/s, compute: {{bf16: 989 TFLOP/s, fp8: 1979 TFLOP/s}}}}"""
+INLINE_NODES: Final = """gpu, nodes, gpus_per_node, links (level; fabric, or bandwidth and latency), in a topology.yaml:
+schema: ep-plan/topology/1
+gpu: h100-sxm
+nodes: 4
+gpus_per_node: 8
+links:  # innermost first; per GPU, per direction
+- {level: node, bandwidth: 450 GB/s, latency: 3 us}
+- {level: cluster, fabric: ib-ndr}"""
 
 
 class Roofline(Frozen):
@@ -79,8 +89,19 @@ class Gpu(Frozen):
     """Dense compute rates by format, e.g. {bf16: 989 TFLOP/s, fp8: 1979 TFLOP/s}."""
     efficiency: Efficiency | None = None
     """What kernels reach; default: profiles/efficiency.yaml."""
+    scale_up: str | None = None
+    """Fabric that joins such GPUs directly, e.g. nvlink-4; none: they meet over the host."""
+    bridge: str | None = None
+    """Fabric of bridges that join a few such cards where they are fitted, e.g. nvlink-4."""
+    host: str | None = None
+    """Fabric to the host, e.g. pcie-5-x16."""
     note: str = ""
     """Anything a reader should know."""
+
+    @field_validator("scale_up", "bridge", "host")
+    @classmethod
+    def _known_fabric(cls, value: str | None) -> str | None:
+        return value if value is None else known_fabric(value)
 
     @field_validator("compute")
     @classmethod
@@ -96,10 +117,12 @@ class Link(Frozen):
 
     level: Annotated[str, Field(min_length=1, max_length=40)]
     """Name of the level, e.g. node or cluster."""
+    fabric: str | None = None
+    """Fabric profile that gives bandwidth and latency where they are not spelled out, e.g. ib-ndr."""
     bandwidth: Sourced[Rate]
-    """Of one GPU, in one direction, e.g. 450 GB/s."""
+    """Of one GPU, in one direction, e.g. 450 GB/s; may be left out where a fabric is named."""
     latency: Sourced[Duration]
-    """Of one message, e.g. 3 us."""
+    """Of one message, e.g. 3 us; may be left out where a fabric is named."""
     nodes: Annotated[int, Field(ge=1)] | None = None
     """Nodes that this level joins; default: 1 for the innermost level, all for the outermost."""
     efficiency: Sourced[Percentage] | None = None
@@ -108,6 +131,16 @@ class Link(Frozen):
     """Whether messages of this level leave a GPU by the same port as those of the level inside it
     (NVLink across trays; a NIC beyond the leaf switch). Default: not for the second level (its NIC
     is another port than NVLink), yes for those further out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_fabric(cls, data: Any) -> Any:
+        return with_fabric(data) if isinstance(data, dict) else data
+
+    @field_validator("fabric")
+    @classmethod
+    def _known_fabric(cls, value: str | None) -> str | None:
+        return value if value is None else known_fabric(value)
 
 
 class TopologyFile(Frozen):
@@ -233,12 +266,27 @@ class NodeFile(Frozen):
     """Anything a reader should know."""
 
 
+def load_node(name: str, where: Place | None = None) -> NodeFile:
+    """Read a node profile."""
+    path = profiles.path_of("nodes", name, where, INLINE_NODES)
+    node, _ = documents.load(path, NodeFile, "node")
+    return node
+
+
 def topology_of_nodes(count: int, name: str, where: Place | None, num_gpus: int | None = None) -> Topology:
     """The topology `COUNT x NODE-PROFILE`."""
-    path = profiles.path_of("nodes", name, where, "a topology.yaml (schema: ep-plan/topology/1)")
-    node, document = documents.load(path, NodeFile, "node")
+    node = load_node(name, where)
     if not 1 <= count <= LIMIT_GPUS // node.gpus_per_node:
         hint = f"expected 1..{LIMIT_GPUS // node.gpus_per_node}"
         raise InputError(Problem(f"{count} nodes", where, hint))
-    file = TopologyFile(gpu=node.gpu, nodes=count, gpus_per_node=node.gpus_per_node, links=node.links)
-    return resolve(file, load_gpu(node.gpu, document.place(("gpu",))), num_gpus)
+    links = _links_within(node.links, count)
+    file = TopologyFile(gpu=node.gpu, nodes=count, gpus_per_node=node.gpus_per_node, links=links)
+    return resolve(file, load_gpu(node.gpu, where), num_gpus)
+
+
+def _links_within(links: tuple[Link, ...], count: int) -> tuple[Link, ...]:
+    """The levels that so many nodes need: of a rack of 18 trays, 4 trays use the part that joins 4."""
+    for index, link in enumerate(links):
+        if link.nodes is not None and link.nodes >= count:
+            return (*links[:index], link.model_copy(update={"nodes": count}))
+    return links

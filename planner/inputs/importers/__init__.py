@@ -1,0 +1,1 @@
+"""Turns what other tools print about a machine into a topology.yaml."""

@@ -1,0 +1,161 @@
+"""Slurm's `topology.conf` and the output of `scontrol show topology`: which nodes share a switch or a block."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import product
+from typing import Final
+
+from planner.errors import InputError, Place, Problem, ProblemLog
+
+_FIELD: Final = re.compile(r"(\w+)=(\S*)")
+_KEYS: Final = frozenset(
+    {"switchname", "switches", "nodes", "linkspeed", "level", "blockname", "blocksizes", "blockindex", "blocksize"}
+)
+_HEAD: Final = re.compile(r"^\s*(SwitchName|BlockName)=", re.IGNORECASE | re.MULTILINE)
+_PIECE: Final = re.compile(r"[\w.-]+|\[[^\[\]]*\]")
+_RANGE: Final = re.compile(r"(\d+)(?:-(\d+))?")
+_LIMIT_NODES: Final = 1 << 16
+_EXAMPLE: Final = "expected lines such as SwitchName=leaf1 Nodes=node[01-16] or BlockName=b1 Nodes=node[01-18]"
+_HOSTS: Final = "expected names such as node[01-16],login1"
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Nodes by leaf switch or block."""
+
+    kind: str
+    """"switch" or "block"."""
+    members: dict[str, tuple[str, ...]]
+    """Leaf switch or block -> its nodes, in file order."""
+    num_upper: int
+    """Switches above the leaves."""
+    unread: tuple[str, ...]
+    """Keys of the file that mean nothing here."""
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes of all groups."""
+        return sum(len(nodes) for nodes in self.members.values())
+
+
+@dataclass(frozen=True)
+class _Entry:
+    kind: str
+    name: str
+    nodes: tuple[str, ...]
+    children: tuple[str, ...]
+    where: Place
+
+
+def looks_like(text: str) -> bool:
+    """Whether a text has lines of switches or blocks."""
+    return _HEAD.search(text) is not None
+
+
+def read_groups(text: str, file: str) -> Groups:
+    """Read switches or blocks.
+
+    Raises:
+        InputError: all problems, each with line and column.
+    """
+    log = ProblemLog()
+    unread: set[str] = set()
+    entries: list[_Entry] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        entry = _entry(line.split("#", 1)[0], Place(file, number, 1), log, unread)
+        if entry is not None:
+            entries.append(entry)
+    if not entries and not log.problems:
+        raise InputError(Problem("no switch and no block", Place(file, 1, 1), _EXAMPLE))
+    _check(entries, log)
+    log.raise_if_any()
+    leaves = [entry for entry in entries if not entry.children]
+    members = {entry.name: entry.nodes for entry in leaves}
+    return Groups(entries[0].kind, members, len(entries) - len(leaves), tuple(sorted(unread)))
+
+
+def _entry(line: str, start: Place, log: ProblemLog, unread: set[str]) -> _Entry | None:
+    if not line.strip():
+        return None
+    fields: dict[str, tuple[str, Place]] = {}
+    for match in _FIELD.finditer(line):
+        key = match[1].lower()
+        fields[key] = (match[2].replace("(null)", ""), Place(start.file, start.line, match.start(2) + 1))
+        if key not in _KEYS:
+            unread.add(match[1])
+    kind = next((kind for kind in ("switch", "block") if f"{kind}name" in fields), None)
+    if kind is None:
+        if not fields or fields.keys() & {"nodes", "switches"}:
+            log.add(f"not a line of a switch or block: {line.strip()[:60]!r}", where=start, hint=_EXAMPLE)
+        return None
+    name, where = fields[f"{kind}name"]
+    nodes = _expanded(*fields.get("nodes", ("", where)), log)
+    children = _expanded(*fields.get("switches", ("", where)), log)
+    if (
+        not nodes
+        and not children
+        and not any(problem.where and problem.where.line == start.line for problem in log.problems)
+    ):
+        log.add(f"{kind} {name!r} has no nodes", where=where, hint=_EXAMPLE)
+    return _Entry(kind, name, nodes, children, where)
+
+
+def _expanded(text: str, where: Place, log: ProblemLog) -> tuple[str, ...]:
+    """The names of a host list: `a[01-03,7],b` is a01 a02 a03 a7 b."""
+    names: list[str] = []
+    for item in re.split(r",(?![^\[]*\])", text) if text else []:
+        pieces = _PIECE.findall(item)
+        if not item or "".join(pieces) != item:
+            log.add(f"{item!r} is not a host list", where=where, hint=_HOSTS)
+            return ()
+        choices = [_numbers(piece[1:-1]) if piece.startswith("[") else [piece] for piece in pieces]
+        size = 1
+        for choice in choices:
+            size *= len(choice)
+        if not 0 < size <= _LIMIT_NODES - len(names):
+            rule = "a range runs from low to high" if not size else f"at most {_LIMIT_NODES:,} nodes are planned"
+            log.add(f"{item!r} is not a host list: {rule}", where=where, hint=_HOSTS)
+            return ()
+        names += ["".join(parts) for parts in product(*choices)]
+    return tuple(names)
+
+
+def _numbers(text: str) -> list[str]:
+    """The numbers of `01-03,7`, zeros kept; empty if anything is wrong."""
+    found: list[str] = []
+    for part in text.split(","):
+        match = _RANGE.fullmatch(part)
+        if match is None:
+            return []
+        first, last = match[1], match[2] or match[1]
+        if not int(first) <= int(last) < int(first) + _LIMIT_NODES:
+            return []
+        found += [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    return found
+
+
+def _check(entries: list[_Entry], log: ProblemLog) -> None:
+    """Names once, children known, one kind, each node in one leaf."""
+    known: dict[str, _Entry] = {}
+    home: dict[str, _Entry] = {}
+    for entry in entries:
+        if entry.name in known:
+            first = known[entry.name].where.line
+            log.add(f"{entry.kind} {entry.name!r} stands twice", where=entry.where, hint=f"first on line {first}")
+        if entry.kind != entries[0].kind:
+            hint = "a file describes a tree of switches or blocks, not both"
+            log.add(f"{entry.kind} {entry.name!r} beside a {entries[0].kind}", where=entry.where, hint=hint)
+        known.setdefault(entry.name, entry)
+        for node in () if entry.children else entry.nodes:
+            other = home.setdefault(node, entry)
+            if other is not entry:
+                hint = f"it also stands under {other.name!r} on line {other.where.line}: keep one"
+                log.add(f"node {node!r} under {entry.kind} {entry.name!r}", where=entry.where, hint=hint)
+                break
+    for entry in entries:
+        for child in entry.children:
+            if child not in known:
+                hint = f"known: {', '.join(list(known)[:10])}"
+                log.add(f"switch {entry.name!r} names {child!r}, which no line defines", where=entry.where, hint=hint)
