@@ -47,6 +47,12 @@ class GroupedAttention(Frozen):
     value_from_key: bool = False
     """No value projection: values are made from the keys' projection (Gemma 4, global layers)."""
 
+    @model_validator(mode="after")
+    def _heads_share_evenly(self) -> GroupedAttention:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"{self.num_heads} attention heads do not share {self.num_kv_heads} KV heads evenly")
+        return self
+
 
 class Indexer(Frozen):
     """Small scorer that picks the tokens which sparse attention looks at (DeepSeek-V3.2)."""
@@ -57,12 +63,6 @@ class Indexer(Frozen):
     """Tokens (or compressed entries) that each query attends to."""
     own: bool = True
     """False: the layer reuses the choice of an earlier layer, and has no indexer weights."""
-
-    @model_validator(mode="after")
-    def _heads_share_evenly(self) -> GroupedAttention:
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"{self.num_heads} attention heads do not share {self.num_kv_heads} KV heads evenly")
-        return self
 
 
 class LatentAttention(Frozen):
