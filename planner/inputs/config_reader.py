@@ -43,10 +43,11 @@ class ConfigReader:
 
     def inside(self, name: str) -> ConfigReader:
         """A reader of the mapping under a key; keys missing there are noted under that name."""
-        value = self.values.get(name)
+        value, log = self.values.get(name), self.log
         if value is not None and not isinstance(value, dict):
             self.log.add(f"{_shown(value)} is not allowed", where=self.place(name), hint="expected a mapping")
-        return ConfigReader(value if isinstance(value, dict) else {}, self.file, self.log, f"{self.prefix}{name}.")
+            log = ProblemLog()  # forgotten: that its keys are missing is the same fault
+        return ConfigReader(value if isinstance(value, dict) else {}, self.file, log, f"{self.prefix}{name}.")
 
     def only(self, *names: str) -> ConfigReader:
         """A reader that sees nothing but these keys."""

@@ -48,13 +48,14 @@ def _model(config: ConfigReader, family: Family, family_name: str, name: str) ->
     if layers > LIMIT_LAYERS:
         where = config.place("num_hidden_layers")
         log.add(f"{layers:,} layers", where=where, hint=f"at most {LIMIT_LAYERS:,} are read")
-    parts = read_layers(family, config, min(layers, LIMIT_LAYERS))
+    # Records are built last: a number that breaks one must not hide the faults of the other keys.
     hidden_size, vocab_size = config.integer("hidden_size", "d_model"), config.integer("vocab_size")
     tied = config.flag("tie_word_embeddings", "tie_embedding", default=family.tied_by_default)
     expert_weights, dense_weights = weight_formats(config)
-    runs = repeated(parts, norms=family.norms, extra_parameters=family.layer_extra(config))
-    extra_parameters = family.model_extra(config)
+    layer_extra, extra_parameters = family.layer_extra(config), family.model_extra(config)
+    parts = read_layers(family, config, min(layers, LIMIT_LAYERS))
     log.raise_if_any()
+    runs = repeated(parts, norms=family.norms, extra_parameters=layer_extra)
     return Model(
         name=name,
         family=family_name,

@@ -31,6 +31,7 @@ _ALGORITHMS: Final[dict[str, WeightName]] = {
     "INT4_AWQ": "int4",
     "W8A16": "int8",
 }
+_METHODS: Final = ("fp8", "fbgemm_fp8", "mxfp4", "gptq", "awq", "auto-round", "compressed-tensors", "modelopt")
 _UNQUANTISED: Final = ("modules_to_not_convert", "ignore", "exclude_modules", "ignored_layers")
 _MIXERS: Final = ("attn", "attention", "mixer")
 _HINT: Final = "give precision.weights (or .experts and .dense) in the deployment, and remove the section"
@@ -54,6 +55,9 @@ def weight_formats(config: ConfigReader) -> tuple[WeightName, WeightName]:
 
 def _quantised(section: ConfigReader, plain: WeightName) -> tuple[WeightName, WeightName]:
     """Formats of experts and of the rest, modules left out not yet considered."""
+    method = section.values.get("quant_method")
+    if method is not None and not _is_known(str(method)):  # its groups may mean something else
+        return _unknown_method(section, plain)
     layers = section.values.get("quantized_layers")
     if isinstance(layers, dict) and layers:
         return _by_layer(section, layers, plain)
@@ -79,9 +83,20 @@ def _by_method(section: ConfigReader, plain: WeightName) -> tuple[WeightName, We
         size = section.integer("group_size", "q_group_size", default=128, minimum=-1)
         made = _integer_format(section, bits, size)
         return made, made
-    known = "fp8, fbgemm_fp8, mxfp4, gptq, awq, compressed-tensors, modelopt"
-    where = section.place("quant_method")
-    section.log.add(f"quantisation method {method!r} is not known", where=where, hint=f"known: {known}; or {_HINT}")
+    return _unknown_method(section, plain)
+
+
+def _is_known(method: str) -> bool:
+    return method in _METHODS or method == "autoround" or method.startswith("modelopt")
+
+
+def _unknown_method(section: ConfigReader, plain: WeightName) -> tuple[WeightName, WeightName]:
+    method = str(section.values.get("quant_method", ""))
+    where, hint = section.place("quant_method"), f"known: {', '.join(_METHODS)}; or {_HINT}"
+    told = f"quantisation method {method!r} is not known"
+    if _is_known(method):
+        told = f"quantisation method {method!r} names neither an algorithm nor groups"
+    section.log.add(told, where=where, hint=hint)
     return plain, plain
 
 
@@ -134,6 +149,8 @@ def _by_group(section: ConfigReader, groups: dict[str, Any], plain: WeightName) 
             experts = experts or made
         if not named or len(routed) < len(named):
             dense = dense or made
+    if experts is None and dense is None:
+        section.log.add("no group says how weights are stored", where=section.place("config_groups"), hint=_HINT)
     return experts or plain, dense or plain
 
 

@@ -40,6 +40,8 @@ DEEPSEEK: dict[str, Any] = {
     "topk_group": 1,
     "vocab_size": 100,
 }
+FP8_GROUPS = {"group_0": {"weights": {"type": "float", "num_bits": 8}, "targets": ["Linear"]}}
+FFN = {"ffn_hidden_size": 96, "moe_num_experts": 8, "moe_top_k": 2}
 ABSENT = object()
 
 
@@ -79,7 +81,7 @@ def test_a_value_of_the_wrong_type_or_size_is_named(key: str, value: object) -> 
 def test_all_faults_at_once() -> None:
     found = faults(changed(MIXTRAL, hidden_size=ABSENT, vocab_size="big", num_local_experts=8.0, torch_dtype="int3"))
     assert [text.split("\n")[0] for text in found] == [
-        "hidden_size is missing",
+        "hidden_size (or d_model) is missing",
         "vocab_size: 'big' is not allowed",
         "torch_dtype: 'int3' is not a known number format",
         "num_local_experts: 8.0 is not allowed",
@@ -93,18 +95,39 @@ def test_all_faults_at_once() -> None:
         (changed(MIXTRAL, num_key_value_heads=3), "4 attention heads do not share 3 KV heads evenly"),
         (changed(MIXTRAL, num_hidden_layers=20_000), "num_hidden_layers: 20,000 layers\n  at most 10,000 are read"),
         (changed(MIXTRAL, layer_types=["full_attention"]), "layer_types: 1 entries\n  expected a list with one entry"),
-        (changed(MIXTRAL, layer_types=["full_attention", "linear_attention"]), "layer_types: 'linear_attention' is"),
-        (changed(MIXTRAL, tie_word_embeddings="yes"), "tie_word_embeddings: 'yes' is not allowed"),
-        (changed(MIXTRAL, quantization_config="fp8"), "quantization_config: 'fp8' is not a section"),
         (
-            changed(MIXTRAL, quantization_config={"quant_method": "awq"}),
-            "quantization_config.quant_method: quantisation method 'awq' is not known\n  known: fp8, mxfp4",
+            changed(MIXTRAL, layer_types=["full_attention", "linear_attention"]),
+            "layer_types: 'linear_attention' is not a known",
         ),
+        (changed(MIXTRAL, tie_word_embeddings="yes"), "tie_word_embeddings: 'yes' is not allowed"),
+        (
+            changed(MIXTRAL, quantization_config="fp8"),
+            "quantization_config: 'fp8' is not allowed\n  expected a mapping",
+        ),
+        (
+            changed(MIXTRAL, quantization_config={"quant_method": "int3"}),
+            "quantization_config.quant_method: quantisation method 'int3' is not known\n  known: fp8, fbgemm_fp8",
+        ),
+        (
+            # What an unknown method means by its groups is not guessed.
+            changed(MIXTRAL, quantization_config={"quant_method": "int3", "config_groups": FP8_GROUPS}),
+            "quantization_config.quant_method: quantisation method 'int3' is not known",
+        ),
+        (
+            changed(MIXTRAL, quantization_config={"quant_method": "modelopt"}),
+            "quantization_config.quant_method: quantisation method 'modelopt' names neither",
+        ),
+        (
+            changed(MIXTRAL, quantization_config={"quant_method": "compressed-tensors", "config_groups": {"a": 8}}),
+            "quantization_config.config_groups: no group says how weights are stored",
+        ),
+        (changed(MIXTRAL, torch_dtype="int3"), "torch_dtype: 'int3' is not a known number format"),
+        (changed(MIXTRAL, model_type="dbrx", attn_config=5, ffn_config=FFN), "attn_config: 5 is not allowed"),
         (changed(DEEPSEEK, n_group=3), "8 experts do not divide into 3 groups"),
         (changed(DEEPSEEK, topk_group=3), "groups_per_token 3 is more than num_groups 2"),
         (changed(DEEPSEEK, first_k_dense_replace=4), "the model has no MoE layer: there is nothing to place"),
         (changed(DEEPSEEK, kv_lora_rank=ABSENT), "kv_lora_rank is missing"),
-        (changed(DEEPSEEK, mlp_layer_types=["dense", "moe", "moe", "moe"]), "mlp_layer_types: 'moe' is not known"),
+        (changed(DEEPSEEK, mlp_layer_types=["dense", "moe", "moe", "moe"]), "mlp_layer_types: 'moe' is not a known"),
         (changed(DEEPSEEK, intermediate_size=ABSENT), "intermediate_size is missing"),
     ],
 )
@@ -124,7 +147,8 @@ def test_what_does_not_fit_together(config: dict[str, Any], message: str) -> Non
 def test_unknown_families_are_refused_by_name(config: object, message: str) -> None:
     (only,) = faults(config)
     assert only.startswith(message)
-    assert "known families: deepseek_v2, deepseek_v3, glm4_moe" in only
+    known = only.split("known families: ")[1].split("\n")[0].split(", ")
+    assert {"deepseek_v3", "gpt_oss", "mixtral", "qwen3_moe"} <= set(known)
 
 
 @pytest.mark.parametrize("config", [[], "mixtral", None, 5])

@@ -102,7 +102,8 @@ def test_unknown_names_say_what_to_give_instead(tmp_path: Path) -> None:
     ]
     assert "did you mean gpt-oss-20b" in found[0]
     assert "or describe it: a path to a config.json, or a model.yaml (schema: ep-plan/model/1)" in found[0]
-    assert "or describe it: a topology.yaml (schema: ep-plan/topology/1)" in found[1]
+    assert "did you mean hgx-h100 or" in found[1]
+    assert "or describe it: gpu, nodes, gpus_per_node, links (level; " in found[1]
     assert "did you mean sglang?" in found[2]
 
 

@@ -124,10 +124,11 @@ def test_totals_and_activated_agree_with_the_model_cards(
     assert count.active / 1e9 == pytest.approx(active, rel=tolerance)
 
 
-def test_every_family_is_read_by_some_test() -> None:
+def test_the_families_read_here_are_known() -> None:
+    # That no family goes unread is asserted in test_families.
     models = [shipped(name).family for name in profiles.names("models")]
     configs = [OLMOE, QWEN_2, DEEPSEEK_V2, KIMI_K2, GLM_AIR]
-    assert {*models, *(str(config["model_type"]) for config in configs)} == set(FAMILIES)
+    assert {*models, *(str(config["model_type"]) for config in configs)} <= set(FAMILIES)
 
 
 def test_deepseek_v3_layer_by_layer() -> None:

@@ -96,8 +96,8 @@ def test_links_that_do_not_join_the_machine(tmp_path: Path, nodes: int, links: l
 @pytest.mark.parametrize(
     ("gpu", "message"),
     [
-        ("gpu: h100", "unknown GPU 'h100'\ndid you mean h100-sxm?"),
-        ("gpu: tpu-v5", "unknown GPU 'tpu-v5'\nknown: a100-sxm-80, h100-sxm"),
+        ("gpu: h100", "unknown GPU 'h100'\ndid you mean h100-nvl or h100-sxm or h100-pcie?\nor describe it: memory, "),
+        ("gpu: tpu-v5", "unknown GPU 'tpu-v5'\nknown: a10, a100-pcie-40, "),
         (GPU.replace("bf16", "bf17"), "unknown format bf17\nknown: fp4, fp8, bf16, fp32"),
         (GPU.replace("{bf16: 989 TFLOP/s}", "{}"), "dictionary should have at least 1 item"),
     ],
@@ -109,17 +109,22 @@ def test_gpus_that_are_not_known(tmp_path: Path, gpu: str, message: str) -> None
 def test_an_unknown_gpu_can_be_described_inline(tmp_path: Path) -> None:
     # What the message tells the user to write is itself accepted.
     said = fault(tmp_path, 1, 8, NODE, gpu="gpu: my-gpu")
-    inline = said.split("or describe it: ")[1].strip()
+    assert "or describe it: memory, hbm_bandwidth and compute (" in said
+    inline = said.split("inline:\n")[1].strip()
     assert load(tmp_path, 1, 8, NODE, gpu=inline).gpu.compute["fp8"].value == 1979e12
 
 
-def test_nodes_by_count_and_profile() -> None:
+def test_nodes_by_count_and_profile(tmp_path: Path) -> None:
     machine = topology_of_nodes(4, "hgx-h100", None)
     assert (machine.num_gpus, machine.num_nodes, machine.gpu.name) == (32, 4, "h100-sxm")
     with pytest.raises(InputError, match="unknown node 'hgx-h1000'") as caught:
         topology_of_nodes(4, "hgx-h1000", None)
-    assert "did you mean hgx-h100" in caught.value.problems[0].hint
-    assert "or describe it: a topology.yaml (schema: ep-plan/topology/1)" in caught.value.problems[0].hint
+    hint = caught.value.problems[0].hint
+    assert hint.startswith("did you mean hgx-h100 or ")
+    assert "\nor describe it: gpu, nodes, gpus_per_node, links (level; " in hint
+    path = tmp_path / "topology.yaml"
+    path.write_text(hint.split("in a topology.yaml:\n")[1])
+    assert load_topology(path, None).num_gpus == 32
 
 
 @pytest.mark.parametrize("count", [0, 8193])

@@ -20,6 +20,7 @@ def experts(
     biases: bool = False,
     zero_experts: str = "",
     latent: str = "",
+    lists: bool = False,
 ) -> MoeReader:
     """Experts whose width stands under one of the names; the rest as the family does it.
 
@@ -32,16 +33,18 @@ def experts(
         biases: whether router and experts have biases.
         zero_experts: the key for the number of experts that do nothing.
         latent: the key for the width of the space in which the experts work.
+        lists: whether the family may write a list of equal numbers, one per layer, for one number.
     """
 
     def read(config: ConfigReader) -> MoeFfn:
         correction = correction_bias
         if isinstance(correction, str):
             correction = config.flag(correction, default=True)
+        number = config.uniform if lists else config.integer
         values = {
-            "num_experts": config.uniform(*EXPERTS),
-            "top_k": config.uniform(*TOP_K),
-            "intermediate_size": config.uniform(*width),
+            "num_experts": number(*EXPERTS),
+            "top_k": number(*TOP_K),
+            "intermediate_size": number(*width),
             "gated": is_gated(config),
             "expert_bias": biases,
             "router_bias": biases,
@@ -58,12 +61,13 @@ def experts(
     return read
 
 
-def counted_shared(*width: str, default: int = 0) -> Width:
-    """So many shared experts of the width of a routed one."""
+def counted_shared(*width: str, default: int = 0, lists: bool = False) -> Width:
+    """So many shared experts of the width of a routed one; `lists` as for `experts`."""
 
     def read(config: ConfigReader) -> int:
-        count = config.uniform(*SHARED, default=default, minimum=0)
-        return count * config.uniform(*(width or ("moe_intermediate_size",)))
+        number = config.uniform if lists else config.integer
+        count = number(*SHARED, default=default, minimum=0)
+        return count * number(*(width or ("moe_intermediate_size",)))
 
     return read
 

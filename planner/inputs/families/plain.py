@@ -101,7 +101,7 @@ FAMILIES: Final[dict[str, Family]] = {
     "granitemoeshared": _GRANITE,
     "hunyuan_v1_moe": Family(
         grouped(qk_norm="per_head", qk_norm_key="use_qk_norm", qk_norm_default=True),
-        experts("intermediate_size", shared=counted_shared("intermediate_size", default=1)),
+        experts("intermediate_size", shared=counted_shared("intermediate_size", default=1, lists=True), lists=True),
         every_layer,
     ),
     "ernie4_5_moe": _ERNIE,

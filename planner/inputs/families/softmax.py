@@ -77,9 +77,9 @@ def windowed(one: GroupedAttention, windows: list[int | None]) -> list[Attention
 def _windows(config: ConfigReader, layers: int) -> list[int | None]:
     """Sliding window per layer: by `layer_types` or a pattern, else for all layers if it is switched on."""
     window = config.integer("sliding_window", default=0, minimum=0)
+    kinds = config.kinds("layer_types", layers, KINDS)  # kinds unknown here are told even without a window
     if not window:
         return [None] * layers
-    kinds = config.kinds("layer_types", layers, KINDS)
     if kinds is None and isinstance(config.values.get("sliding_window_pattern"), int):
         period = config.integer("sliding_window_pattern")
         kinds = [FULL if (index + 1) % period == 0 else WINDOWED for index in range(layers)]
