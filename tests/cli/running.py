@@ -50,7 +50,8 @@ class Result:
 
 def environment(**changes: str) -> dict[str, str]:
     """This process's environment without what changes how output looks, and with `changes`."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR", "FORCE_COLOR")}
+    dropped = {"COLUMNS", "NO_COLOR", "FORCE_COLOR", "PYTHONDONTWRITEBYTECODE"}
+    kept = {name: value for name, value in os.environ.items() if name not in dropped}
     kept["PYTHONPATH"] = os.pathsep.join([*filter(None, [changes.pop("PYTHONPATH", "")]), str(ROOT)])
     return {**kept, "TERM": "xterm-256color", **changes}
 
