@@ -17,8 +17,7 @@ from planner.cost.prepare import from_deployment
 from planner.inputs.deployment import Overrides, load_deployment
 from planner.review.compare import compare
 from planner.solve.master import NoWatch
-from planner.solve.request import options_of, plan_inputs, search_space
-from planner.solve.solver import solve
+from planner.solve.request import solve_deployment
 from planner.solve.workers import Workers
 
 _SHOWN = ("plan", "eplb", "eplb_hierarchical", "linear")
@@ -46,8 +45,7 @@ def judged(case: Case, name: str, seen: Path, unseen: Path, folder: Path) -> Jud
     prepared = from_deployment(loaded)
     output = folder / "plan.json"
     with Workers() as workers:
-        inputs = plan_inputs(loaded, prepared, output)
-        solved = solve(prepared.instance, search_space(loaded), options_of(loaded), inputs, workers, NoWatch())
+        solved = solve_deployment(loaded, prepared, output, workers, NoWatch())
     seconds = time.perf_counter() - started
     assert solved.plan is not None
     scores = compare(solved.plan, output, [unseen]).scores

@@ -13,8 +13,7 @@ from planner.cost.prepare import from_deployment
 from planner.inputs.deployment import Overrides, load_deployment
 from planner.plan.plan import Plan
 from planner.solve.master import NoWatch
-from planner.solve.request import options_of, plan_inputs, search_space
-from planner.solve.solver import solve
+from planner.solve.request import solve_deployment
 from planner.solve.workers import Workers
 
 
@@ -23,9 +22,8 @@ def timed(deployment: Path, cores: int) -> tuple[Plan, float]:
     started = time.perf_counter()
     loaded = load_deployment(deployment, Overrides())
     prepared = from_deployment(loaded)
-    inputs = plan_inputs(loaded, prepared, Path("plan.json"))
     with Workers(cores=cores) as workers:
-        solved = solve(prepared.instance, search_space(loaded), options_of(loaded), inputs, workers, NoWatch())
+        solved = solve_deployment(loaded, prepared, Path("plan.json"), workers, NoWatch())
     assert solved.plan is not None
     return solved.plan, time.perf_counter() - started
 

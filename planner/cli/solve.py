@@ -43,8 +43,7 @@ def command(deployment: Path, output: Path, as_json: bool, verbose: bool, quiet:
     from planner.report.progress import ProgressWatch
     from planner.report.style import console
     from planner.solve.diagnosis import infeasible
-    from planner.solve.request import options_of, plan_inputs, search_space
-    from planner.solve.solver import solve
+    from planner.solve.request import search_space, solve_deployment
     from planner.solve.workers import Workers
 
     started = time.monotonic()
@@ -53,13 +52,12 @@ def command(deployment: Path, output: Path, as_json: bool, verbose: bool, quiet:
     prepared = from_deployment(loaded)
     if not quiet:
         warn(prepared.warnings)
-    space, limit_s = search_space(loaded), loaded.file.solve.time_limit
+    limit_s = loaded.file.solve.time_limit
     deadline = None if limit_s is None else started + limit_s
-    inputs = plan_inputs(loaded, prepared, output)
     with ProgressWatch(console(stderr=True), quiet=quiet) as watch, Workers(deadline=deadline) as workers:
-        solved = solve(prepared.instance, space, options_of(loaded), inputs, workers, watch)
+        solved = solve_deployment(loaded, prepared, output, workers, watch)
     if solved.plan is None:
-        raise infeasible(prepared.instance, space, solved.solution.candidates)
+        raise infeasible(prepared.instance, search_space(loaded), solved.solution.candidates)
     text = plan_text(solved.plan)
     write_whole(output, text)
     if as_json:

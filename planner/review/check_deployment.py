@@ -10,8 +10,7 @@ from planner.inputs.deployment import ChecksSection, load_deployment
 from planner.inputs.units import format_percent
 from planner.plan.plan import Plan
 from planner.solve.master import NoWatch
-from planner.solve.request import options_of, plan_inputs, search_space
-from planner.solve.solver import solve
+from planner.solve.request import solve_deployment
 from planner.solve.workers import Workers
 
 
@@ -27,8 +26,7 @@ def check_deployment(path: Path) -> tuple[str, ...]:
     if checks == ChecksSection():
         return ()
     with Workers() as workers:
-        inputs = plan_inputs(loaded, prepared, path)
-        plan = solve(prepared.instance, search_space(loaded), options_of(loaded), inputs, workers, NoWatch()).plan
+        plan = solve_deployment(loaded, prepared, path, workers, NoWatch()).plan
     if plan is None:
         expected = checks.expect == "infeasible"
         return () if expected else ("expect: infeasible (ep-plan solve says why)",)

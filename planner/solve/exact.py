@@ -52,11 +52,6 @@ class ExactResult:
     effort: float
 
 
-def num_booleans(problem: LayerProblem) -> int:
-    """Size of the program."""
-    return problem.num_experts * problem.num_ranks * problem.most_copies
-
-
 def solve_exactly(problem: LayerProblem, incumbent_P: Ints, effort: float, seed: int, gap: float) -> ExactResult:
     """Improve an incumbent and prove a bound.
 

@@ -85,10 +85,6 @@ class Search:
         unit_SE = self.unit_weights(table_kSE)
         return np.stack([unit_SE[:, members].sum(axis=1) for members in self.held], axis=1)
 
-    def sharp(self) -> float:
-        """Sum over windows of the fullest rank, in seconds."""
-        return float(self.loads(self.weight_kSE).max(axis=1).sum())
-
     def placement(self) -> Ints:
         """Slots in canonical order."""
         return from_ranks(self.held, int(self.problem.slots_R.max()))

@@ -1,4 +1,4 @@
-"""What a deployment asks the solver for, and what the plan will say about its inputs."""
+"""From a deployment to the solver: what it asks for, and what the plan will say about its inputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from planner.inputs.deployment import Deployment
 from planner.plan.plan import PlanInputs, TraceRecord
 from planner.rules import Limits
 from planner.solve.candidates import SearchSpace
-from planner.solve.master import Options
+from planner.solve.master import Options, Watch
+from planner.solve.solver import Solved, solve
+from planner.solve.workers import Workers
+
+
+def solve_deployment(
+    deployment: Deployment, prepared: Prepared, output: Path, workers: Workers, watch: Watch
+) -> Solved:
+    """Solve what a deployment asks for; `output` is where the plan will lie."""
+    inputs = plan_inputs(deployment, prepared, output)
+    return solve(prepared.instance, search_space(deployment), options_of(deployment), inputs, workers, watch)
 
 
 def search_space(deployment: Deployment) -> SearchSpace:
