@@ -10,14 +10,15 @@ Legend: L layers, E experts, P slots, R ranks (GPUs), N items, B bins.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.booking import imbalance_LS
-from planner.cost.step import Cuts, SplitCost, predict
-from planner.plan.placement import Placement, from_ranks, linear
+from planner.cost.step import Cuts, SplitCost, StageCost, predict, stage_of_layers
+from planner.plan.placement import Placement, from_ranks, linear, widened
 from planner.plan.plan import BaselineRecord
 from planner.trace.windows import Windows
 
@@ -123,25 +124,42 @@ def weights_of(windows: Windows) -> Floats:
     return np.asarray(windows.counts_SLE.sum(axis=0), dtype=float)
 
 
-def whole_placement(cost: SplitCost, expert_LP: Ints) -> Placement:
-    """A placement of all MoE layers from that of the traced ones; the others are linear."""
+def placements(cost: SplitCost, stage_of: Mapping[int, StageCost], weight_LE: Floats) -> dict[str, Placement]:
+    """Every baseline that applies to this split; layers without a trace are linear.
+
+    Args:
+        cost: the split.
+        stage_of: stage of each hidden layer.
+        weight_LE: summed load of the traced layers.
+    """
     instance = cost.instance
     row_of = {layer: row for row, layer in enumerate(instance.traced_layer_ids)}
     layer_ids = instance.model.moe_layer_ids
-    rows = [expert_LP[row_of[layer]] if layer in row_of else cost.linear_P for layer in layer_ids]
-    return Placement(layer_ids, cost.slots_per_rank, np.stack(rows))
-
-
-def placements(cost: SplitCost, weight_LE: Floats) -> dict[str, Placement]:
-    """Every baseline that applies to this split."""
-    node_R = cost.stages[0].grid.ep_groups[0].unit_VR[0]
-    groups, nodes = cost.instance.model.moe.num_groups, int(node_R.max()) + 1
     found = {}
     for name in NAMES:
-        expert_LP = place(name, weight_LE, cost.slots_R, num_groups=groups, num_nodes=nodes)
-        if expert_LP is not None:
-            found[name] = whole_placement(cost, expert_LP)
+        placed = {slots: _on_slots(name, cost, stage, weight_LE) for slots, stage in _by_slots(stage_of).items()}
+        if any(expert_LP is None for expert_LP in placed.values()):
+            continue
+        rows = []
+        for layer in layer_ids:
+            stage = stage_of[layer]
+            expert_LP = placed[stage.slots_R.tobytes()]
+            rows.append(cost.linear_P(stage) if expert_LP is None or layer not in row_of else expert_LP[row_of[layer]])
+        found[name] = Placement(layer_ids, cost.slots_per_rank, np.stack(rows))
     return found
+
+
+def _by_slots(stage_of: Mapping[int, StageCost]) -> dict[bytes, StageCost]:
+    """One stage for each way in which slots are shared out."""
+    return {stage.slots_R.tobytes(): stage for stage in reversed(list(stage_of.values()))}
+
+
+def _on_slots(name: str, cost: SplitCost, stage: StageCost, weight_LE: Floats) -> Ints | None:
+    groups, nodes = cost.instance.model.moe.num_groups, int(stage.moe.exchange.node_R.max()) + 1
+    expert_LP = place(name, weight_LE, stage.slots_R, num_groups=groups, num_nodes=nodes)
+    if expert_LP is None:
+        return None
+    return np.stack([widened(expert_P, cost.split.ep, cost.slots_per_rank) for expert_P in expert_LP])
 
 
 def duplicates(placement: Placement) -> int:
@@ -156,9 +174,9 @@ def score(cost: SplitCost, cuts: Cuts) -> dict[str, BaselineRecord]:
     instance = cost.instance
     if instance.windows is None:
         weight_LE = np.ones((len(instance.traced_layer_ids), instance.model.moe.num_experts))
-        found = {"linear": placements(cost, weight_LE)["linear"]}
+        found = {"linear": placements(cost, stage_of_layers(cost, cuts), weight_LE)["linear"]}
     else:
-        found = placements(cost, weights_of(instance.windows))
+        found = placements(cost, stage_of_layers(cost, cuts), weights_of(instance.windows))
     records = {}
     for name, placement in found.items():
         prediction = predict(cost, cuts, placement)

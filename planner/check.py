@@ -13,6 +13,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planner.baselines import score
 from planner.cost.booking import book
@@ -22,7 +23,9 @@ from planner.inputs.units import format_bytes
 from planner.plan.placement import Placement, slots_of_ranks, violations
 from planner.plan.plan import Plan
 from planner.plan.split import Split
-from planner.rules import Limits, broken_rules
+from planner.rules import Limits, Shares, broken_rules
+
+Ints = NDArray[np.int64]
 
 _CLOSE = 1e-9
 """Relative difference allowed between a booked and a re-derived time: other machines may round the
@@ -53,10 +56,10 @@ def check(plan: Plan, instance: Instance) -> list[Finding]:
         return findings  # nothing else has a meaning
     split = split_of(plan)
     limits = Limits(plan.inputs.rules, plan.inputs.engine or "engine", plan.inputs.keep_groups == "node")
-    broken = broken_rules(instance, split, plan.placement.redundant_experts, limits)
+    shares = Shares(tuple(stage.gpus for stage in plan.stages), slots_of(plan))
+    broken = broken_rules(instance, split, plan.placement.redundant_experts, limits, shares)
     findings += [Finding(rule.rule, rule.detail) for rule in broken]
-    gpus = [stage.gpus for stage in plan.stages]
-    cost = split_cost(instance, split, plan.placement.redundant_experts, gpus)
+    cost = split_cost(instance, split, plan.placement.redundant_experts, shares.gpus, shares.slots_KR)
     findings += _groups(plan, cost)
     findings += _figures(plan, cost)
     findings += _solver(plan)
@@ -78,6 +81,20 @@ def placement_of(plan: Plan) -> Placement:
     record = plan.placement
     expert_LP = np.array(record.physical_to_logical, dtype=np.int64)
     return Placement(record.layer_ids, record.slots_per_rank, expert_LP)
+
+
+def slots_of(plan: Plan) -> tuple[Ints, ...]:
+    """Filled slots of each EP rank, by stage, as in the stage's first MoE layer; even where it has none."""
+    record, ep = plan.placement, plan.split.ep
+    found = []
+    for stage in plan.stages:
+        rows = [row for row, layer in enumerate(record.layer_ids) if stage.layers[0] <= layer < stage.layers[1]]
+        if rows:
+            filled_P = np.array(record.physical_to_logical[rows[0]]) >= 0
+            found.append(filled_P.reshape(ep, -1).sum(axis=1))
+        else:
+            found.append(slots_of_ranks(plan.inputs.model.moe.num_experts + record.redundant_experts, ep))
+    return tuple(found)
 
 
 def cuts_of(plan: Plan) -> tuple[range, ...]:
@@ -131,14 +148,27 @@ def _placement(plan: Plan, instance: Instance) -> Iterator[Finding]:
     placement = placement_of(plan)
     broken = violations(placement, moe.num_experts)
     yield from (Finding(violation.rule, violation.message) for violation in broken)
-    slots_R = slots_of_ranks(moe.num_experts + record.redundant_experts, plan.split.ep)
+    yield from _slots(plan, instance, placement)
+
+
+def _slots(plan: Plan, instance: Instance, placement: Placement) -> Iterator[Finding]:
+    """Ranks of equal GPUs fill equal numbers of slots; unequal ones the same in all layers of a stage."""
+    record, moe = plan.placement, instance.model.moe
+    total = moe.num_experts + record.redundant_experts
+    even_R = slots_of_ranks(total, plan.split.ep)
+    slots_KR = slots_of(plan) if instance.topology.is_mixed else (even_R,) * len(plan.stages)
+    stage_of = {layer: k for k, stage in enumerate(plan.stages) for layer in range(*stage.layers)}
+    slots_LR = np.stack([slots_KR[stage_of[layer]] for layer in record.layer_ids])
     filled_LR = (placement.expert_LP >= 0).reshape(len(record.layer_ids), plan.split.ep, -1).sum(axis=2)
-    if record.slots_per_rank != slots_R.max():
-        yield Finding("slots", f"slots_per_rank is {record.slots_per_rank}, the experts need {slots_R.max()}")
-    for row in np.flatnonzero((filled_LR != slots_R).any(axis=1))[:3]:
-        rank = int(np.flatnonzero(filled_LR[row] != slots_R)[0])
-        detail = f"rank {rank} fills {filled_LR[row, rank]} slots, expected {slots_R[rank]}"
+    if record.slots_per_rank != slots_LR.max():
+        yield Finding("slots", f"slots_per_rank is {record.slots_per_rank}, the experts need {slots_LR.max()}")
+    for row in np.flatnonzero((filled_LR != slots_LR).any(axis=1))[:3]:
+        rank = int(np.flatnonzero(filled_LR[row] != slots_LR[row])[0])
+        detail = f"rank {rank} fills {filled_LR[row, rank]} slots, expected {slots_LR[row, rank]}"
         yield Finding("slots of a rank", f"layer {record.layer_ids[row]}: {detail}")
+    for number, slots_R in enumerate(slots_KR):
+        if slots_R.sum() != total:
+            yield Finding("slots", f"stage {number} fills {slots_R.sum()} slots, experts and copies need {total}")
 
 
 def _groups(plan: Plan, cost: SplitCost) -> Iterator[Finding]:
@@ -153,7 +183,7 @@ def _groups(plan: Plan, cost: SplitCost) -> Iterator[Finding]:
             expert_P = np.array(row)
             rank_P = np.arange(len(row)) // plan.placement.slots_per_rank
             for pattern, group in product(stage.grid.ep_groups, range(moe.num_groups)):
-                node_P = pattern.unit_VR[0][rank_P]
+                node_P = pattern.unit_VR[cost.instance.topology.file.node_level][rank_P]
                 nodes = np.unique(node_P[(expert_P >= 0) & (expert_P // per_group == group)])
                 if len(nodes) > 1:
                     yield Finding("keep_groups", f"layer {layer}: group {group} is on nodes {nodes.tolist()}")
@@ -164,9 +194,9 @@ def _groups(plan: Plan, cost: SplitCost) -> Iterator[Finding]:
 
 def _figures(plan: Plan, cost: SplitCost) -> Iterator[Finding]:
     cuts = cuts_of(plan)
-    capacity = cost.instance.topology.gpu.memory.value
+    capacity_G = cost.instance.topology.memory_G.tolist()
     again = book(cost, cuts, placement_of(plan))
-    for gpu, num_bytes in enumerate(again.memory_bytes):
+    for gpu, (num_bytes, capacity) in enumerate(zip(again.memory_bytes, capacity_G, strict=True)):
         if num_bytes > capacity:
             over = f"needs {format_bytes(num_bytes)} ({num_bytes:,} B), has {format_bytes(capacity)} ({capacity:,} B)"
             yield Finding("memory", f"GPU {gpu} {over}")

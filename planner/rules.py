@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.grid import stages_of
+from planner.cost.grid import Grid, stages_of
 from planner.cost.instance import Instance
 from planner.inputs.engines import EngineRules
 from planner.inputs.model import DenseFfn, GroupedAttention, NoAttention
@@ -34,6 +34,14 @@ class Broken:
 
 
 @dataclass(frozen=True)
+class Shares:
+    """How a split is laid on the machine: for each stage GPU ids in rank order and filled slots of each EP rank."""
+
+    gpus: tuple[tuple[int, ...], ...]
+    slots_KR: tuple[Ints, ...]
+
+
+@dataclass(frozen=True)
 class Limits:
     """What the user and the engine allow."""
 
@@ -42,12 +50,22 @@ class Limits:
     keep_groups: bool
 
 
-def broken_rules(instance: Instance, split: Split, redundant: int, limits: Limits) -> list[Broken]:
-    """All rules, memory left out, that a split breaks."""
+def broken_rules(
+    instance: Instance, split: Split, redundant: int, limits: Limits, shares: Shares | None = None
+) -> list[Broken]:
+    """All rules, memory left out, that a split breaks.
+
+    Args:
+        instance: model, machine and work.
+        split: the degrees.
+        redundant: redundant experts per layer.
+        limits: what user and engine allow.
+        shares: GPUs and slots of each stage; default: consecutive GPUs, slots as even as possible.
+    """
     return [
         *_attention(instance, split),
         *_widths(instance, split),
-        *_experts(instance, split, redundant, limits),
+        *_experts(instance, split, redundant, limits, shares),
         *_engine(split, redundant, limits),
         *_work(instance, split),
     ]
@@ -92,7 +110,9 @@ def _widths(instance: Instance, split: Split) -> Iterator[Broken]:
             yield Broken(what, detail)
 
 
-def _experts(instance: Instance, split: Split, redundant: int, limits: Limits) -> Iterator[Broken]:
+def _experts(
+    instance: Instance, split: Split, redundant: int, limits: Limits, shares: Shares | None
+) -> Iterator[Broken]:
     experts = instance.model.moe.num_experts
     slots = experts + redundant
     if split.ep > slots:
@@ -103,17 +123,23 @@ def _experts(instance: Instance, split: Split, redundant: int, limits: Limits) -
         lowest = -experts % split.ep
         detail = f"{slots} mod ep {split.ep} = {slots % split.ep}"
         yield Broken("experts", f"{detail}; {lowest} redundant experts would fill the ranks")
-    slots_R = slots_of_ranks(slots, split.ep)
-    if int(slots_R.max()) > experts:
-        yield Broken("slots", f"{slots_R.max()} per rank, but there are only {experts} experts")
+    even_R = slots_of_ranks(slots, split.ep)
+    shares = shares or Shares(tuple(grid.gpus for grid in stages_of(split, instance.topology)), (even_R,) * split.pp)
+    most = max(int(slots_R.max()) for slots_R in shares.slots_KR)
+    if uneven != "always" and any((slots_R != even_R).any() for slots_R in shares.slots_KR):
+        yield Broken(f"{limits.engine_name} slots", "the engine spreads experts evenly over ranks, fast or slow")
+    if most > experts:
+        yield Broken("slots", f"{most} per rank, but there are only {experts} experts")
     elif limits.keep_groups and split.ep > 1:
-        yield from _groups(instance, split, slots_R)
+        yield from _groups(instance, split, shares)
 
 
-def _groups(instance: Instance, split: Split, slots_R: Ints) -> Iterator[Broken]:
+def _groups(instance: Instance, split: Split, shares: Shares) -> Iterator[Broken]:
     experts, groups = instance.model.moe.num_experts, instance.model.moe.num_groups
-    for grid in stages_of(split, instance.topology):
-        node_R, *others = (group.unit_VR[0] for group in grid.ep_groups)
+    for gpus, slots_R in zip(shares.gpus, shares.slots_KR, strict=True):
+        grid = Grid(split, instance.topology, gpus)
+        level = instance.topology.file.node_level
+        node_R, *others = (group.unit_VR[level] for group in grid.ep_groups)
         if any((other != node_R).any() for other in others):
             yield Broken("keep_groups", "the copies of the expert grid lie differently on the nodes")
             return

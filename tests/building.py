@@ -13,10 +13,13 @@ from planner.cost.step import split_cost
 from planner.inputs.constants import Constants
 from planner.inputs.deployment import load_default_efficiency, load_kernel
 from planner.inputs.engines import EngineRules
+from planner.inputs.gpu import Efficiency, Gpu
+from planner.inputs.links import Link
 from planner.inputs.model import Attention, DenseFfn, Ffn, GroupedAttention, LayerRun, Model, MoeFfn
 from planner.inputs.precision import Precision
 from planner.inputs.sourced import Sourced
-from planner.inputs.topology import Efficiency, Gpu, Link, Topology, TopologyFile, resolve
+from planner.inputs.topology import Topology, resolve
+from planner.inputs.topology_file import TopologyFile
 from planner.inputs.units import ComputeRate, Duration, Percentage, Rate, Size, SizeOrZero
 from planner.inputs.workload import Communication, Dedup, Phase, Workload
 from planner.plan.placement import from_ranks
@@ -56,9 +59,7 @@ def topology(
         Link(level="cluster", bandwidth=Sourced[Rate](value=outer), latency=Sourced[Duration](value="10 us")),  # type: ignore[arg-type]
     )
     file = TopologyFile(gpu=of or gpu(), nodes=nodes, gpus_per_node=per_node, links=links)
-    made = file.gpu
-    assert isinstance(made, Gpu)
-    return resolve(file, made, gpus)
+    return resolve(file, gpus)
 
 
 def model(
@@ -227,4 +228,4 @@ def random_layer(seed: int, dedup: Dedup, *, recorded: bool = False) -> LayerPro
     ep = gpus // etp // edp
     redundant = max(ep - experts, int(rng.integers(0, 1 + min(4, ep * experts - experts))))
     cost = split_cost(made, Split(tp=1, dp=gpus, pp=1, ep=ep, etp=etp, edp=edp), redundant)
-    return LayerProblem(cost.stages[0].moe, made.loads[0], cost.slots_R)
+    return LayerProblem(cost.stages[0].moe, made.loads[0], cost.stages[0].slots_R)

@@ -10,8 +10,10 @@ from pydantic import BaseModel
 
 from planner.inputs.deployment import ConfigFile, DeploymentFile
 from planner.inputs.engines import EngineFile
+from planner.inputs.gpu import Efficiency, Gpu
 from planner.inputs.model import Model
-from planner.inputs.topology import Efficiency, Gpu, NodeFile, TopologyFile
+from planner.inputs.topology import NodeFile
+from planner.inputs.topology_file import TopologyFile
 from planner.inputs.workload import KernelFile
 from planner.plan.plan import Plan
 

@@ -17,7 +17,7 @@ from pages.markdown import GENERATED, anchor, code, first_sentence, joined, tabl
 from pages.type_texts import QUANTITY_NAMES, default_text, type_text, value_of_sourced
 from planner.inputs import units
 from planner.inputs.sourced import Sourced
-from planner.inputs.topology import TopologyFile
+from planner.inputs.topology_file import TopologyFile
 
 HERE: Final = Path(__file__).resolve().parent
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.cost.grid import Grid
 from planner.cost.instance import Instance
 from planner.cost.memory import StageMemory, stage_memories
-from planner.cost.step import Cuts, Prediction, SplitCost, breakdown, predict
+from planner.cost.step import Cuts, Prediction, SplitCost, breakdown, predict, stage_of_layers
 from planner.plan.placement import Placement, copies_E
 from planner.plan.plan import MemoryRecord, Predicted, TermRecord, WindowRecord
 from planner.trace.statistics import noise_floor
@@ -58,18 +59,18 @@ def filled_slots_R(cost: SplitCost, layers: range, placement: Placement) -> Ints
 def memory_G(cost: SplitCost, cuts: Cuts, placement: Placement) -> Ints:
     """Bytes on each GPU, by global id."""
     num_bytes = np.zeros(cost.instance.topology.num_gpus, dtype=np.int64)
-    for stage, memory, layers in _stages(cost, cuts):
+    for grid, memory, layers in _stages(cost, cuts):
         slots_R = filled_slots_R(cost, layers, placement)
         by_rank = [memory.total(layers, int(slots)) for slots in slots_R]
-        for index, gpu in enumerate(stage):
+        for index, gpu in enumerate(grid.gpus):
             num_bytes[gpu] = by_rank[index // cost.split.etp % cost.split.ep]
     return num_bytes
 
 
-def _stages(cost: SplitCost, cuts: Cuts) -> list[tuple[tuple[int, ...], StageMemory, range]]:
+def _stages(cost: SplitCost, cuts: Cuts) -> list[tuple[Grid, StageMemory, range]]:
     grids = [stage.grid for stage in cost.stages]
     memories = stage_memories(cost.instance, grids)
-    return [(grid.gpus, memory, layers) for grid, memory, layers in zip(grids, memories, cuts, strict=True)]
+    return [(grid, memory, layers) for grid, memory, layers in zip(grids, memories, cuts, strict=True)]
 
 
 def book(cost: SplitCost, cuts: Cuts, placement: Placement, prediction: Prediction | None = None) -> Predicted:
@@ -128,8 +129,10 @@ def _rank_tokens(cost: SplitCost, placement: Placement) -> tuple[tuple[int, ...]
 def _memory_lines(cost: SplitCost, cuts: Cuts, placement: Placement) -> list[tuple[MemoryRecord, ...]]:
     """Lines of the fullest GPU of each stage."""
     found = []
-    for _, memory, layers in _stages(cost, cuts):
-        slots = int(filled_slots_R(cost, layers, placement).max())
+    for grid, memory, layers in _stages(cost, cuts):
+        slots_R = filled_slots_R(cost, layers, placement)
+        used_R = np.array([memory.total(layers, slots) for slots in slots_R.tolist()]) / memory.capacity_R(grid)
+        slots = int(slots_R[used_R.argmax()])
         found.append(
             tuple(
                 MemoryRecord(name=line.name, bytes=line.num_bytes, basis=line.basis, source=line.source)
@@ -153,7 +156,7 @@ def imbalance_LS(cost: SplitCost, cuts: Cuts, placement: Placement) -> NDArray[n
     """Max over mean of the ranks' rows, for each traced layer and window."""
     instance = cost.instance
     row_of = {layer: row for row, layer in enumerate(placement.layer_ids)}
-    stage_of = {layer: stage for stage, layers in zip(cost.stages, cuts, strict=True) for layer in layers}
+    stage_of = stage_of_layers(cost, cuts)
     found = []
     for layer, load in zip(instance.traced_layer_ids, instance.loads, strict=True):
         rows_SR = stage_of[layer].moe.rank_load(load, placement.expert_LP[row_of[layer]])[0]

@@ -14,9 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
-from numpy.typing import NDArray
-
 from planner.cost.grid import Grid
 from planner.cost.instance import Instance
 from planner.cost.kv_cache import (
@@ -25,8 +22,9 @@ from planner.cost.kv_cache import (
     kv_bytes_per_token,
     state_bytes_per_sequence,
 )
-from planner.cost.moe import collective_launch_s, collective_seconds_per_byte
+from planner.cost.ports import Passage, Ports, ring
 from planner.cost.roofline import Kernel, all_reduce_factor, kernel
+from planner.inputs.gpu import Efficiency, Roofline
 from planner.inputs.model import (
     Attention,
     CompressedAttention,
@@ -40,9 +38,8 @@ from planner.inputs.model import (
 from planner.inputs.parameters import attention_parameters, dense_parameters, router_parameters, shared_parameters
 from planner.inputs.precision import CACHE_BITS, WEIGHTS, WeightName
 from planner.inputs.sourced import Basis, Sourced
-from planner.inputs.topology import Roofline
 
-_BF16_BYTES = 2
+BF16_BYTES = 2
 # A recurrent state decays, takes in the new token and is read out: three multiply-adds per number.
 _STATE_FLOP = 6.0
 _STATE_CHUNK = 64  # tokens that one pass of a chunked prefill kernel works on
@@ -79,10 +76,12 @@ def merged(terms: Sequence[Term]) -> tuple[Term, ...]:
 
 @dataclass(frozen=True)
 class DenseCost:
-    """Placement-independent work of one stage, bound to a machine and a split."""
+    """Placement-independent work of one stage on one kind of GPU."""
 
     instance: Instance
     grid: Grid
+    kind: int
+    """Kind of GPU that does it."""
 
     @property
     def tokens(self) -> float:
@@ -94,12 +93,6 @@ class DenseCost:
     def run_terms(self) -> dict[LayerRun, tuple[Term, ...]]:
         """Terms of one layer of each kind."""
         return {run: merged(self.layer_terms(run)) for run in self.instance.model.layers}
-
-    @cached_property
-    def fixed_L(self) -> NDArray[np.float64]:
-        """Seconds of each hidden layer."""
-        seconds = {run: sum(term.seconds for term in terms) for run, terms in self.run_terms.items()}
-        return np.array([seconds[run] for run in self.instance.model.layer_list])
 
     @cached_property
     def head(self) -> tuple[Term, ...]:
@@ -134,21 +127,14 @@ class DenseCost:
         weights = self.instance.constants.precision.embedding
         return [self._gemm("LM head", parameters, 1, tokens=tokens, weights=weights)]
 
-    def send_terms(self, level: int) -> list[Term]:
-        """Activations of one micro-batch to the next stage over a link level, each GPU its part."""
-        constants, topology = self.instance.constants, self.instance.topology
-        num_bytes = self.tokens / self.grid.split.tp * self.instance.model.hidden_size * _BF16_BYTES
-        seconds = num_bytes * collective_seconds_per_byte(constants, topology, level)
-        link = topology.links[level]
-        launch = collective_launch_s(constants, topology, level)
-        light = num_bytes / link.bandwidth.value
-        source = _joined_source(link.bandwidth, constants.collectives.launch)
-        return [Term("pipeline send", launch + seconds, light, constants.collectives.launch.basis, source)]
-
     # --- parts ------------------------------------------------------------------------------------
 
+    @property
+    def _efficiency(self) -> Efficiency:
+        return self.instance.efficiency_of(self.kind)
+
     def _kernel(self, roofline: Sourced[Roofline], weights: WeightName) -> Kernel:
-        gpu = self.instance.topology.gpu
+        gpu = self.instance.topology.kinds[self.kind]
         return kernel(gpu, roofline.value, weights, roofline.basis, roofline.source)
 
     def _gemm(
@@ -156,7 +142,7 @@ class DenseCost:
     ) -> Term:
         constants = self.instance.constants
         weights = weights or constants.precision.dense
-        bound = self._kernel(constants.efficiency.gemm, weights)
+        bound = self._kernel(self._efficiency.gemm, weights)
         flop = 2.0 * parameters * (self.tokens if tokens is None else tokens)
         num_bytes = float(parameters * WEIGHTS[weights].bits / 8)
         seconds = bound.seconds(flop, num_bytes) + (launches - 1) * bound.base_s
@@ -182,11 +168,11 @@ class DenseCost:
         flop = 2.0 * self.tokens * heads * seen * _dims_per_pair(attention, work.phase)
         if work.phase == "decode":
             num_bytes = self.tokens * seen * self._entry_bytes(attention)
-            roofline = instance.constants.efficiency.attention_decode
+            roofline = self._efficiency.attention_decode
         else:
             cache = kv_bytes_per_token(attention, tp, precision.kv_cache)
-            num_bytes = self.tokens * (cache + 2 * _BF16_BYTES * heads * _value_dim(attention))
-            roofline = instance.constants.efficiency.attention_prefill
+            num_bytes = self.tokens * (cache + 2 * BF16_BYTES * heads * _value_dim(attention))
+            roofline = self._efficiency.attention_prefill
         return self._core_term("attention", roofline, flop, num_bytes)
 
     def _entry_bytes(self, attention: Attention) -> float:
@@ -208,7 +194,7 @@ class DenseCost:
         rate = attention.compress_rate if isinstance(attention, CompressedAttention) else 1
         entries = kept_tokens(attention, work.context_length) / (rate or 1)
         cache = float(CACHE_BITS[self.instance.constants.precision.kv_cache] / 8)
-        efficiency = self.instance.constants.efficiency
+        efficiency = self._efficiency
         if work.phase == "decode":
             num_bytes, roofline = self.tokens * entries * indexer.head_dim * cache, efficiency.attention_decode
         else:
@@ -220,7 +206,7 @@ class DenseCost:
     def _state_core(self, attention: StateAttention) -> Term:
         """Update of a recurrent state: in decode read and written once per token, in prefill once per chunk."""
         tp, work = self.grid.split.tp, self.instance.workload
-        efficiency = self.instance.constants.efficiency
+        efficiency = self._efficiency
         kept = 2.0 * state_bytes_per_sequence(attention, tp)
         flop = _STATE_FLOP * self.tokens * attention.state_elements / tp
         if work.phase == "decode":
@@ -235,28 +221,35 @@ class DenseCost:
 
     def _norms(self, norms: int) -> Term:
         # A norm with its residual reads and writes the stream about four times.
-        hbm = self.instance.topology.gpu.hbm_bandwidth
-        efficiency = self.instance.constants.efficiency.gemm
-        num_bytes = 4.0 * norms * _BF16_BYTES * self.tokens / self.grid.split.tp * self.instance.model.hidden_size
+        hbm = self.instance.topology.kinds[self.kind].hbm_bandwidth
+        efficiency = self._efficiency.gemm
+        num_bytes = 4.0 * norms * BF16_BYTES * self.tokens / self.grid.split.tp * self.instance.model.hidden_size
         light = num_bytes / hbm.value
         seconds = light / efficiency.value.memory
         return Term("norms and residuals", seconds, light, "assumed", f"{4 * norms} passes over the activations")
 
     def _collective(self, name: str) -> Term:
         """An all-reduce over the tensor-parallel group; nothing for tp = 1."""
-        level = self.grid.tp_level()
-        if level is None:
+        passage = self._ring
+        if passage is None:
             return Term(name, 0.0, 0.0, "assumed", "")
-        constants, topology = self.instance.constants, self.instance.topology
-        num_bytes = self.tokens * self.instance.model.hidden_size * _BF16_BYTES
+        constants = self.instance.constants
+        num_bytes = self.tokens * self.instance.model.hidden_size * BF16_BYTES
         num_bytes *= all_reduce_factor(self.grid.split.tp)
-        seconds = num_bytes * collective_seconds_per_byte(constants, topology, level)
-        link = topology.links[level]
-        launch = 2 * collective_launch_s(constants, topology, level)
-        source = _joined_source(link.bandwidth, constants.collectives.scale_up)
-        return Term(
-            name, launch + seconds, num_bytes / link.bandwidth.value, constants.collectives.scale_up.basis, source
-        )
+        seconds = num_bytes * (1.0 / passage.rate)
+        link = self.instance.topology.links[passage.level]
+        launch = 2 * float(constants.collectives.launch.value + passage.latency_s)
+        source = joined_source(link.bandwidth, constants.collectives.scale_up)
+        return Term(name, launch + seconds, num_bytes / passage.light, constants.collectives.scale_up.basis, source)
+
+    @cached_property
+    def _ring(self) -> Passage | None:
+        """The way of tensor-parallel collectives; None for tp = 1."""
+        split = self.grid.split
+        if split.tp == 1:
+            return None
+        ports = Ports(self.instance.topology, self.instance.constants.collectives, self.grid.gpus)
+        return ports.slowest(*ring(split.tp, split.dp))
 
 
 def _num_heads(attention: Attention) -> int:
@@ -288,5 +281,6 @@ def _value_dim(attention: Attention) -> int:
     return attention.head_dim if isinstance(attention, GroupedAttention | CompressedAttention) else 0
 
 
-def _joined_source(first: Sourced[float], second: Sourced[float]) -> str:
+def joined_source(first: Sourced[float], second: Sourced[float]) -> str:
+    """Both sources, where there are any."""
     return "; ".join(text for text in (first.source, second.source) if text)

@@ -21,20 +21,25 @@ Ints = NDArray[np.int64]
 class EpGroup:
     """The GPUs that exchange tokens in one all-to-all, as units of each level.
 
-    Groups with the same pattern of units cost the same; units are numbered by first appearance.
+    Units are numbered by first appearance, so that groups joined alike look alike.
     """
 
     unit_VR: Ints
+    index_R: Ints
+    """Position of each rank's GPU in the stage."""
+
+    @cached_property
+    def level_RR(self) -> Ints:
+        """Innermost level that joins two ranks; 0 for a rank and itself."""
+        joined_VRR = self.unit_VR[:, :, None] == self.unit_VR[:, None, :]
+        level: Ints = joined_VRR.argmax(axis=0)
+        return level
 
     @cached_property
     def levels_used(self) -> tuple[int, ...]:
         """Levels that some pair of ranks needs: the innermost that joins the two."""
-        used = []
-        for level, unit_R in enumerate(self.unit_VR):
-            inner = self.unit_VR[level - 1] if level else np.arange(len(unit_R))
-            if len(np.unique(unit_R)) < len(np.unique(inner)):
-                used.append(level)
-        return tuple(used)
+        others = ~np.eye(self.unit_VR.shape[1], dtype=bool)
+        return tuple(np.unique(self.level_RR[others]).tolist())
 
 
 @dataclass(frozen=True)
@@ -52,46 +57,62 @@ class Grid:
         return units
 
     @cached_property
-    def ep_groups(self) -> tuple[EpGroup, ...]:
-        """The different patterns among the edp * etp all-to-all groups of the stage."""
+    def kind_G(self) -> Ints:
+        """Kind of each GPU of the stage."""
+        kinds: Ints = self.topology.kind_G[list(self.gpus)]
+        return kinds
+
+    @cached_property
+    def every_group(self) -> tuple[EpGroup, ...]:
+        """The edp * etp all-to-all groups of the stage."""
         split = self.split
         by_group = self.unit_VG.reshape(-1, split.edp, split.ep, split.etp)
-        patterns: dict[bytes, EpGroup] = {}
-        for copy in range(split.edp):
-            for shard in range(split.etp):
-                unit_VR = np.stack([_renumbered(units) for units in by_group[:, copy, :, shard]])
-                patterns.setdefault(unit_VR.tobytes(), EpGroup(unit_VR))
-        return tuple(patterns.values())
+        index = np.arange(len(self.gpus)).reshape(split.edp, split.ep, split.etp)
+        return tuple(
+            EpGroup(np.stack([_renumbered(units) for units in by_group[:, copy, :, shard]]), index[copy, :, shard])
+            for copy in range(split.edp)
+            for shard in range(split.etp)
+        )
+
+    @cached_property
+    def _different(self) -> dict[bytes, EpGroup]:
+        machine, gpus = self.topology, np.array(self.gpus)
+        tables = (machine.bandwidth_VG, machine.efficiency_VG, machine.latency_VG)
+        found: dict[bytes, EpGroup] = {}
+        for group in self.every_group:
+            ports = b"".join(table[:, gpus[group.index_R]].tobytes() for table in tables)
+            found.setdefault(group.unit_VR.tobytes() + ports + self._slow_pairs(gpus[group.index_R]), group)
+        return found
+
+    @property
+    def ep_groups(self) -> tuple[EpGroup, ...]:
+        """One of each kind among them: groups whose GPUs have equal links cost the same."""
+        return tuple(self._different.values())
+
+    def _slow_pairs(self, gpus: Ints) -> bytes:
+        """The slow pairs among these GPUs, by position."""
+        position = {gpu: index for index, gpu in enumerate(gpus.tolist())}
+        inside = [pair for pair in self.topology.pairs if position.keys() >= set(pair.gpus)]
+        return repr([(*(position[gpu] for gpu in p.gpus), p.bandwidth, p.latency_s) for p in inside]).encode()
 
     @cached_property
     def pattern(self) -> bytes:
-        """Equal for stages whose GPUs are joined alike."""
-        return np.stack([_renumbered(units) for units in self.unit_VG]).tobytes()
+        """Equal for stages whose GPUs are alike and joined alike."""
+        machine, gpus = self.topology, list(self.gpus)
+        numbered = [np.stack([_renumbered(row) for row in table]) for table in (self.unit_VG, machine.port_VG[:, gpus])]
+        rates = [table[:, gpus] for table in (machine.bandwidth_VG, machine.efficiency_VG, machine.latency_VG)]
+        whole = [self.kind_G, machine.port_users_VG[:, gpus], *numbered]
+        parts = [*(table.tobytes() for table in whole), *(table.tobytes() for table in rates)]
+        return b"".join(parts) + self._slow_pairs(np.array(gpus))
 
     @cached_property
     def key(self) -> tuple[bytes, ...]:
-        """Equal for stages whose EP ranks are arranged alike: placements carry over between them."""
-        return tuple(sorted(group.unit_VR.tobytes() for group in self.ep_groups))
-
-    def tp_level(self) -> int | None:
-        """Outermost level inside a tensor-parallel group; None if tp = 1."""
-        return self._level_of_blocks(self.split.tp)
-
-    def etp_level(self) -> int | None:
-        """Outermost level inside the GPUs that share one expert; None if etp = 1."""
-        return self._level_of_blocks(self.split.etp)
-
-    def _level_of_blocks(self, size: int) -> int | None:
-        if size == 1:
-            return None
-        blocks = self.unit_VG.reshape(len(self.unit_VG), -1, size)
-        joined_V = (blocks == blocks[:, :, :1]).all(axis=(1, 2))
-        return int(np.argmax(joined_V))
-
-    def level_to(self, other: Grid) -> int:
-        """Level that a pipeline send to the next stage passes (rank i to rank i), at worst."""
-        joined_V = (self.unit_VG == other.unit_VG).all(axis=1)
-        return int(np.argmax(joined_V)) if joined_V.any() else len(joined_V) - 1
+        """Equal for stages whose EP ranks are alike and arranged alike: placements carry over between them."""
+        if self.topology.shares_ports:
+            return (self.pattern,)
+        split = self.split
+        kinds_RG = self.kind_G.reshape(split.edp, split.ep, split.etp).transpose(1, 0, 2).reshape(split.ep, -1)
+        return (np.sort(kinds_RG, axis=1).tobytes(), *sorted(self._different))
 
 
 def _renumbered(units: Ints) -> Ints:

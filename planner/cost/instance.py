@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.inputs.constants import Constants
+from planner.inputs.gpu import Efficiency
 from planner.inputs.model import Model
 from planner.inputs.topology import Topology
 from planner.inputs.workload import Workload
@@ -49,6 +50,10 @@ class Instance:
     def step_tokens(self) -> int:
         """B: tokens that one step of the whole deployment advances."""
         return self.workload.tokens_per_gpu * self.topology.num_gpus
+
+    def efficiency_of(self, kind: int) -> Efficiency:
+        """What kernels reach on a kind of GPU: its own fit, or the default for unmeasured ones."""
+        return self.topology.kinds[kind].efficiency or self.constants.efficiency
 
     @cached_property
     def traced_layer_ids(self) -> tuple[int, ...]:

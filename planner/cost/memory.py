@@ -11,6 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
+
 from planner.cost.grid import Grid
 from planner.cost.instance import Instance
 from planner.cost.kv_cache import kv_bytes_per_sequence, kv_bytes_per_token, state_bytes_per_sequence
@@ -24,6 +27,8 @@ from planner.inputs.parameters import (
 )
 from planner.inputs.precision import stored_bytes
 from planner.inputs.sourced import Basis
+
+Ints = NDArray[np.int64]
 
 _BF16_BYTES = 2
 _FP32_BYTES = 4
@@ -96,10 +101,12 @@ class StageMemory:
         one = expert_parameters(model.moe, model.hidden_size, self.grid.split.etp)
         return stored_bytes(one, self.instance.constants.precision.experts)
 
-    @property
-    def capacity_bytes(self) -> int:
-        """Memory of the GPU."""
-        return self.instance.topology.gpu.memory.value
+    def capacity_R(self, grid: Grid) -> Ints:
+        """Memory of the smallest GPU of each EP rank of a stage [R]."""
+        split = grid.split
+        memory_G = grid.topology.memory_G[list(grid.gpus)].reshape(split.edp, split.ep, split.etp)
+        least: Ints = memory_G.min(axis=(0, 2))
+        return least
 
     # --- what the report needs: lines --------------------------------------------------------------
 

@@ -4,12 +4,14 @@ For a placement, the rows of a rank are the choices of its experts, each shared 
 expert's copies. Experts touched in a step follow from the shares: an expert with share p of the
 choices is touched with probability 1 - (1-p)**choices, however long the window was.
 
-Legend: S windows, R EP ranks, E experts, P slots, V link levels.
+Ranks may differ: those whose GPUs are of the same kinds form a class, which has one kernel.
+
+Legend: S windows, R EP ranks, E experts, P slots, C classes of ranks.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -17,12 +19,11 @@ from numpy.typing import NDArray
 
 from planner.cost.grid import Grid
 from planner.cost.instance import Instance, LayerLoad
-from planner.cost.roofline import Kernel, kernel, smooth_max
-from planner.cost.traffic import Exchange, visits
-from planner.inputs.constants import Constants
+from planner.cost.ports import Ports, ring
+from planner.cost.roofline import Kernel, kernel, slowest_kernel, smooth_max
+from planner.cost.traffic import RANKS, Exchange, exchange_of, visits
 from planner.inputs.parameters import expert_parameters
 from planner.inputs.precision import ACTIVATION_BITS, WEIGHTS
-from planner.inputs.topology import Topology
 from planner.plan.placement import copies_E
 
 Floats = NDArray[np.float64]
@@ -69,12 +70,14 @@ class MoeCost:
     """GPUs that share the experts of a rank."""
     tokens: float
     """Tokens of one micro-batch in one copy of the expert grid."""
-    kernel: Kernel
+    kernels_C: tuple[Kernel, ...]
+    """Of each class of ranks."""
+    class_R: Ints
     flop_per_row: float
     weight_bytes: float
     """Bytes of one expert on one GPU."""
     moved_bytes_per_row: float
-    exchanges: tuple[Exchange, ...]
+    exchange: Exchange
     dispatch_bytes: float
     combine_bytes: float
     launch_s: float
@@ -85,9 +88,24 @@ class MoeCost:
 
     # --- experts ---------------------------------------------------------------------------------
 
-    def expert_s(self, rows: Floats, touched: Floats, slots: Floats | float) -> Floats:
-        """Seconds of ranks that serve so many rows with so many experts touched, of so many slots."""
-        k = self.kernel
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.kernels_C)
+
+    def expert_s(self, rows_SR: Floats, touched_SR: Floats, slots_R: Floats) -> Floats:
+        """Seconds [S, R] of ranks that serve so many rows with so many experts touched, of so many slots."""
+        if self.num_classes == 1:
+            return self.class_s(0, rows_SR, touched_SR, slots_R)
+        seconds_SR = np.empty(rows_SR.shape)
+        for number in range(self.num_classes):
+            mine = self.class_R == number
+            seconds_SR[:, mine] = self.class_s(number, rows_SR[:, mine], touched_SR[:, mine], slots_R[mine])
+        return seconds_SR
+
+    def class_s(self, number: int, rows: Floats, touched: Floats, slots: Floats | float) -> Floats:
+        """Seconds of ranks of one class."""
+        k = self.kernels_C[number]
         busy = smooth_max(
             rows * (self.flop_per_row * k.s_per_flop),
             touched * (self.weight_bytes * k.s_per_byte),
@@ -96,12 +114,13 @@ class MoeCost:
         moved = rows * (self.moved_bytes_per_row * k.s_per_moved_byte)
         return np.asarray(k.base_s + k.per_expert_s * slots + busy + moved)
 
-    def expert_light_s(self, rows: Floats, touched: Floats) -> Floats:
+    def expert_light_s(self, rows_SR: Floats, touched_SR: Floats) -> Floats:
         """Speed of light of the same work."""
-        k = self.kernel
-        flop_s = rows * (self.flop_per_row * k.light_s_per_flop)
-        bytes_s = (touched * self.weight_bytes) * k.light_s_per_byte
-        return np.maximum(flop_s, bytes_s)
+        flop_R = np.array([k.light_s_per_flop for k in self.kernels_C])[self.class_R]
+        byte_R = np.array([k.light_s_per_byte for k in self.kernels_C])[self.class_R]
+        flop_s = rows_SR * (self.flop_per_row * flop_R)
+        bytes_s = (touched_SR * self.weight_bytes) * byte_R
+        return np.asarray(np.maximum(flop_s, bytes_s))
 
     # --- traffic ---------------------------------------------------------------------------------
 
@@ -110,29 +129,23 @@ class MoeCost:
         """Whether tokens travel between EP ranks at all."""
         return self.num_ranks > 1
 
-    def volume_S(self, load: LayerLoad, expert_P: Ints, rows_SR: Floats) -> Floats:
+    def volume_S(self, load: LayerLoad, expert_P: Ints, rows_SR: Floats, *, light: bool = False) -> Floats:
         """Seconds per byte of a copy on the slowest unit of any level [S]."""
         if not self.has_exchange:
             return np.zeros(len(rows_SR))
         shard = 1.0 / self.etp  # each of the etp groups carries its part of the tokens
-        worst = np.zeros(len(rows_SR))
-        for exchange in self.exchanges:
-            rank_SR, domain_SD = self._copies(exchange, load, expert_P, rows_SR)
-            seconds_SU = exchange.unit_seconds_SU(rank_SR * shard, None if domain_SD is None else domain_SD * shard)
-            worst = np.maximum(worst, seconds_SU.max(axis=1))
-        return worst
+        volumes = {key: volume * shard for key, volume in self._copies(load, expert_P, rows_SR).items()}
+        return np.asarray(self.exchange.unit_seconds_SU(volumes, light=light).max(axis=1))
 
-    def _copies(
-        self, exchange: Exchange, load: LayerLoad, expert_P: Ints, rows_SR: Floats
-    ) -> tuple[Floats, Floats | None]:
-        if exchange.ranks_share_volume:
-            return rows_SR, None
+    def _copies(self, load: LayerLoad, expert_P: Ints, rows_SR: Floats) -> dict[int, Floats]:
+        if self.exchange.ranks_share_volume:
+            return {RANKS: rows_SR}
         part_ER = self.part_on_ranks(load, expert_P)
-        rank_SR = visits(load, part_ER) * self.tokens
-        if exchange.dedup == "gpu" or exchange.num_domains == 1:
-            return rank_SR, None
-        part_ED = np.einsum("er,rd->ed", part_ER, exchange.in_domain_RD)
-        return rank_SR, visits(load, part_ED) * self.tokens
+        volumes = {RANKS: visits(load, part_ER) * self.tokens}
+        for number in range(len(self.exchange.partitions)):
+            part_ED = np.einsum("er,rd->ed", part_ER, self.exchange.in_domain_RD(number))
+            volumes[number] = visits(load, part_ED) * self.tokens
+        return volumes
 
     def part_on_ranks(self, load: LayerLoad, expert_P: Ints) -> Floats:
         """Share of each expert's copies on each rank [E, R]."""
@@ -149,7 +162,7 @@ class MoeCost:
         gather = self.gather_launch_s if self.etp > 1 else 0.0
         if not self.has_exchange:
             return gather
-        return gather + self.launch_s + max(exchange.latency_s for exchange in self.exchanges)
+        return gather + self.launch_s + self.exchange.latency_s
 
     # --- the layer -------------------------------------------------------------------------------
 
@@ -192,59 +205,51 @@ def moe_cost(instance: Instance, grid: Grid) -> MoeCost:
     hidden, width = model.moe.expert_hidden_size(model.hidden_size), model.moe.intermediate_size // split.etp
     parameters = expert_parameters(model.moe, model.hidden_size, split.etp)
     matrices = 3 if model.moe.gated else 2
-    efficiency = constants.efficiency.experts
-    per_byte_V = link_seconds_per_byte(constants, topology)
-    latency_s_V = tuple(link.latency.value for link in topology.links)
-    etp_level = grid.etp_level()
-    gather = 0.0
-    if etp_level is not None:
-        speed = topology.links[etp_level].bandwidth.value * _reached(constants, topology, etp_level, collective=True)
-        gather = (split.etp - 1) / split.etp / speed
+    kernels_C, class_R = _kernels(instance, grid)
+    gather = gather_launch = 0.0
+    if split.etp > 1:
+        ports = Ports(topology, constants.collectives, grid.gpus)
+        passage = ports.slowest(*ring(split.etp, split.ep * split.edp))
+        gather = (split.etp - 1) / split.etp / passage.rate
+        gather_launch = constants.collectives.launch.value + passage.latency_s
     return MoeCost(
         num_ranks=split.ep,
         etp=split.etp,
         tokens=instance.step_tokens / (split.micro_batches * split.edp),
-        kernel=kernel(topology.gpu, efficiency.value, precision.experts, efficiency.basis, efficiency.source),
+        kernels_C=kernels_C,
+        class_R=class_R,
         flop_per_row=2.0 * matrices * hidden * width,
         weight_bytes=float(parameters * WEIGHTS[precision.experts].bits / 8),
         # A row is read and written once (H each); between the matrices `matrices` rows of F pass.
         moved_bytes_per_row=2.0 * (2 * hidden + matrices * width),
-        exchanges=tuple(
-            Exchange(group, constants.communication.dedup, per_byte_V, latency_s_V, topology.ports)
-            for group in grid.ep_groups
-        ),
+        exchange=exchange_of(grid, constants.communication.dedup, constants.kernel),
         dispatch_bytes=float(hidden * ACTIVATION_BITS[precision.dispatch] / 8) + constants.kernel.header_bytes,
         combine_bytes=float(hidden * ACTIVATION_BITS[precision.combine] / 8) + constants.kernel.header_bytes,
         launch_s=constants.kernel.launch.value,
         gather_s_per_row_byte=gather,
-        gather_launch_s=0.0 if etp_level is None else collective_launch_s(constants, topology, etp_level),
-        overlap=constants.efficiency.overlap.value,
+        gather_launch_s=gather_launch,
+        overlap=min(instance.efficiency_of(kind).overlap.value for kind in set(grid.kind_G.tolist())),
     )
 
 
-def link_seconds_per_byte(constants: Constants, topology: Topology) -> tuple[float, ...]:
-    """Seconds per byte that the communication kernel needs at each level."""
-    return tuple(
-        1.0 / (link.bandwidth.value * _reached(constants, topology, level, collective=False))
-        for level, link in enumerate(topology.links)
-    )
+def _kernels(instance: Instance, grid: Grid) -> tuple[tuple[Kernel, ...], Ints]:
+    """The kernel of each class of ranks, and the class of each rank.
 
-
-def _reached(constants: Constants, topology: Topology, level: int, *, collective: bool) -> float:
-    """Part of a level's bandwidth that large messages reach: measured on the link, else the kernel's."""
-    measured = topology.links[level].efficiency
-    if measured is not None:
-        return float(measured.value)
-    source = constants.collectives if collective else constants.kernel
-    inside = topology.ports[level] == 0
-    return float((source.scale_up if inside else source.scale_out).value)
-
-
-def collective_seconds_per_byte(constants: Constants, topology: Topology, level: int) -> float:
-    """Seconds per byte of a tensor-parallel collective whose outermost level is this one."""
-    return 1.0 / (topology.links[level].bandwidth.value * _reached(constants, topology, level, collective=True))
-
-
-def collective_launch_s(constants: Constants, topology: Topology, level: int) -> float:
-    """Constant time of one collective: launch, and the latency of its outermost level."""
-    return float(constants.collectives.launch.value + topology.links[level].latency.value)
+    A rank waits for the slowest of its GPUs, in all copies of the grid.
+    """
+    split, weights = grid.split, instance.constants.precision.experts
+    kinds_R = grid.kind_G.reshape(split.edp, split.ep, split.etp).transpose(1, 0, 2).reshape(split.ep, -1)
+    kernels: dict[Kernel, Kernel] = {}  # by figures alone: GPUs that differ in memory only are of one class
+    number_of = {}
+    for kinds in {tuple(sorted(set(kinds))): None for kinds in kinds_R.tolist()}:
+        bound = []
+        for kind in kinds:
+            roofline = instance.efficiency_of(kind).experts
+            gpu = instance.topology.kinds[kind]
+            bound.append(kernel(gpu, roofline.value, weights, roofline.basis, roofline.source))
+        slowest = slowest_kernel(bound)
+        figures = replace(slowest, source="")
+        kernels.setdefault(figures, slowest)
+        number_of[kinds] = list(kernels).index(figures)
+    class_R = [number_of[tuple(sorted(set(kinds)))] for kinds in kinds_R.tolist()]
+    return tuple(kernels.values()), np.array(class_R, dtype=np.int64)

@@ -12,7 +12,7 @@ from planner.files import sha256_of
 from planner.inputs.constants import Constants
 from planner.inputs.deployment import Deployment
 from planner.inputs.model import Model
-from planner.inputs.topology import Gpu, resolve
+from planner.inputs.topology import resolve
 from planner.inputs.workload import Workload
 from planner.plan.plan import Plan
 from planner.trace.consistency import against_model
@@ -31,13 +31,13 @@ class Prepared:
 
 def from_deployment(deployment: Deployment) -> Prepared:
     """Read the traces of a deployment and fix all constants."""
-    engine, gpu = deployment.engine, deployment.topology.gpu
+    engine, kinds = deployment.engine, deployment.topology.kinds
     constants = Constants(
         precision=deployment.precision,
         communication=deployment.communication,
         kernel=deployment.kernel,
         collectives=deployment.collectives,
-        efficiency=gpu.efficiency or deployment.default_efficiency,
+        efficiency=(kinds[0].efficiency if len(kinds) == 1 else None) or deployment.default_efficiency,
         reserve=engine.reserve,
         copy_rule=engine.copy_rule,
     )
@@ -82,8 +82,7 @@ def from_plan(plan: Plan, path: Path, traces: Sequence[Path] | None = None) -> P
         UsageError: a trace is not there.
     """
     inputs = plan.inputs
-    assert isinstance(inputs.topology.gpu, Gpu), "plans hold their GPU inline"
-    topology = resolve(inputs.topology, inputs.topology.gpu, inputs.gpus)
+    topology = resolve(inputs.topology, inputs.gpus)
     own = traces is None
     paths = [path.parent / record.path for record in inputs.traces] if traces is None else list(traces)
     hashes = _hashes(plan, paths, own)

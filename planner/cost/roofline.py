@@ -9,15 +9,16 @@ also where one of them dominates, as measured kernels do; see docs/model.md, "Co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.inputs.gpu import Gpu, Roofline
 from planner.inputs.precision import WeightName, compute_format
 from planner.inputs.sourced import Basis
-from planner.inputs.topology import Gpu, Roofline
 
 Number = TypeVar("Number", float, NDArray[np.float64])
 
@@ -74,6 +75,24 @@ def kernel(gpu: Gpu, roofline: Roofline, weights: WeightName, basis: Basis, sour
         source=source,
         light_s_per_flop=1.0 / peak,
         light_s_per_byte=1.0 / hbm,
+    )
+
+
+def slowest_kernel(kernels: Sequence[Kernel]) -> Kernel:
+    """Of GPUs that wait for each other: the slowest in each respect."""
+    first = kernels[0]
+    if len(kernels) == 1:
+        return first
+    return replace(
+        first,
+        base_s=max(k.base_s for k in kernels),
+        per_expert_s=max(k.per_expert_s for k in kernels),
+        s_per_flop=max(k.s_per_flop for k in kernels),
+        s_per_byte=max(k.s_per_byte for k in kernels),
+        s_per_moved_byte=max(k.s_per_moved_byte for k in kernels),
+        exponent=min(k.exponent for k in kernels),
+        light_s_per_flop=max(k.light_s_per_flop for k in kernels),
+        light_s_per_byte=max(k.light_s_per_byte for k in kernels),
     )
 
 

@@ -10,17 +10,18 @@ Legend: K stages, S windows, L hidden layers, M MoE layers, R EP ranks, G GPUs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.dense import DenseCost, Term, merged
+from planner.cost.dense import Term, merged
 from planner.cost.grid import Grid, stages_of
 from planner.cost.instance import Instance
 from planner.cost.moe import LayerTimes, MoeCost, moe_cost
+from planner.cost.stage_dense import StageDense, send_terms
 from planner.inputs.model import LayerRun
 from planner.inputs.workload import Phase
 from planner.plan.placement import Placement, linear, slots_of_ranks
@@ -45,10 +46,17 @@ class StageCost:
     """One stage bound to the machine; which layers it runs is decided elsewhere."""
 
     grid: Grid
+    slots_R: Ints
+    """Filled slots of each EP rank in every layer."""
     moe: MoeCost
-    dense: DenseCost
+    dense: StageDense
     send: tuple[Term, ...]
     """To the next stage; empty for the last."""
+
+    @property
+    def kind(self) -> tuple[bytes, ...]:
+        """Equal for stages between which a placement, and what is proved about it, carries over."""
+        return (self.slots_R.tobytes(), *self.grid.key)
 
     @property
     def run_terms(self) -> dict[LayerRun, tuple[Term, ...]]:
@@ -72,31 +80,33 @@ class StageCost:
 
 @dataclass(frozen=True)
 class SplitCost:
-    """An instance under one split, with so many filled expert slots per layer and rank."""
+    """An instance under one split."""
 
     instance: Instance
     split: Split
-    slots_R: Ints
-    """Filled slots of each EP rank in every layer."""
     stages: tuple[StageCost, ...]
 
-    @property
-    def slots_per_rank(self) -> int:
-        """Slots of the longest rank."""
-        return int(self.slots_R.max())
-
     @cached_property
-    def linear_P(self) -> Ints:
-        """The engines' own layout of one layer."""
-        return linear(self.instance.model.moe.num_experts, self.slots_R)
+    def slots_per_rank(self) -> int:
+        """Slots of the longest rank of any stage."""
+        return max(int(stage.slots_R.max()) for stage in self.stages)
+
+    def linear_P(self, stage: StageCost) -> Ints:
+        """The engines' own layout of one layer on a stage."""
+        return linear(self.instance.model.moe.num_experts, stage.slots_R, self.slots_per_rank)
 
     def linear_times(self, stage: StageCost) -> tuple[LayerTimes, ...]:
         """Times of every traced layer under the linear layout."""
-        return tuple(stage.moe.layer(load, self.linear_P) for load in self.instance.loads)
+        layout_P = self.linear_P(stage)
+        return tuple(stage.moe.layer(load, layout_P) for load in self.instance.loads)
 
 
 def split_cost(
-    instance: Instance, split: Split, redundant_experts: int, gpus: Sequence[Sequence[int]] | None = None
+    instance: Instance,
+    split: Split,
+    redundant_experts: int,
+    gpus: Sequence[Sequence[int]] | None = None,
+    slots_KR: Sequence[Ints] | None = None,
 ) -> SplitCost:
     """Bind an instance to a split.
 
@@ -105,22 +115,32 @@ def split_cost(
         split: the degrees.
         redundant_experts: per layer, over all ranks.
         gpus: GPU ids of each stage in rank order; default: consecutive.
+        slots_KR: filled slots of each EP rank, by stage; default: as even as possible.
     """
     grids = stages_of(split, instance.topology)
     if gpus is not None:
         grids = tuple(Grid(split, instance.topology, tuple(ids)) for ids in gpus)
-    alike: dict[tuple[bytes, int | None], StageCost] = {}
+    even_R = slots_of_ranks(instance.model.moe.num_experts + redundant_experts, split.ep)
+    alike: dict[bytes, tuple[MoeCost, StageDense]] = {}
+    sends: dict[bytes, tuple[Term, ...]] = {}
     stages = []
-    for grid, following in zip_longest(grids, grids[1:]):
-        level = grid.level_to(following) if following is not None else None
-        kind = (grid.pattern, level)
-        if kind not in alike:
-            dense = DenseCost(instance, grid)
-            send = tuple(dense.send_terms(level)) if level is not None else ()
-            alike[kind] = StageCost(grid, moe_cost(instance, grid), dense, send)
-        stages.append(replace(alike[kind], grid=grid) if alike[kind].grid is not grid else alike[kind])
-    slots = instance.model.moe.num_experts + redundant_experts
-    return SplitCost(instance, split, slots_of_ranks(slots, split.ep), tuple(stages))
+    for number, (grid, following) in enumerate(zip_longest(grids, grids[1:])):
+        if grid.pattern not in alike:
+            alike[grid.pattern] = (moe_cost(instance, grid), StageDense(instance, grid))
+        moe, dense = alike[grid.pattern]
+        send: tuple[Term, ...] = ()
+        if following is not None:
+            way = Grid(split, instance.topology, (*grid.gpus, *following.gpus)).pattern
+            send = sends.get(way) or send_terms(instance, grid, following)
+            sends[way] = send
+        slots_R = even_R if slots_KR is None else slots_KR[number]
+        stages.append(StageCost(grid, slots_R, moe, dense, send))
+    return SplitCost(instance, split, tuple(stages))
+
+
+def stage_of_layers(cost: SplitCost, cuts: Cuts) -> dict[int, StageCost]:
+    """The stage of each hidden layer."""
+    return {layer: stage for stage, layers in zip(cost.stages, cuts, strict=True) for layer in layers}
 
 
 @dataclass(frozen=True)
@@ -241,7 +261,7 @@ def _moe_terms(
         total += weight * float(times.total_S.mean())
     light = _moe_light(cost, stage, traced, placement)
     constants = cost.instance.constants
-    kernel = stage.moe.kernel
+    kernel = stage.moe.kernels_C[0]
     hidden = constants.efficiency.overlap
     travel = constants.kernel.scale_out if cost.instance.topology.num_nodes > 1 else constants.kernel.scale_up
     terms = [
@@ -249,7 +269,7 @@ def _moe_terms(
         Term("dispatch", dispatch, light[1] + untraced * light[4], travel.basis, travel.source),
         Term("combine", combine, light[2] + untraced * light[5], travel.basis, travel.source),
     ]
-    if hidden.value:
+    if stage.moe.overlap:
         terms.append(Term("hidden by overlap", total - expert - dispatch - combine, 0.0, hidden.basis, hidden.source))
     return [term for term in terms if term.seconds]
 
@@ -262,22 +282,20 @@ def _moe_light(
     load_of = dict(zip(instance.traced_layer_ids, instance.loads, strict=True))
     row_of = {layer: row for row, layer in enumerate(placement.layer_ids)}
     moe = stage.moe
-    bare = tuple(1.0 / link.bandwidth.value for link in instance.topology.links)
-    unhindered = replace(moe, exchanges=tuple(replace(exchange, seconds_per_byte_V=bare) for exchange in moe.exchanges))
 
     def light_of(layers: Sequence[int], expert_LP: Sequence[Ints]) -> tuple[float, float]:
         expert = volume = 0.0
         for layer, expert_P in zip(layers, expert_LP, strict=True):
             rows_SR, touched_SR, _ = moe.rank_load(load_of[layer], expert_P)
             expert += float(moe.expert_light_s(rows_SR, touched_SR).max(axis=1).mean())
-            volume += float(unhindered.volume_S(load_of[layer], expert_P, rows_SR).mean())
+            volume += float(moe.volume_S(load_of[layer], expert_P, rows_SR, light=True).mean())
         return expert, volume
 
     expert, volume = light_of(traced, [placement.expert_LP[row_of[layer]] for layer in traced])
     every = instance.traced_layer_ids
     mean_expert = mean_volume = 0.0
     if len(every) < len(instance.model.moe_layer_ids):
-        all_expert, all_volume = light_of(every, [cost.linear_P] * len(every))
+        all_expert, all_volume = light_of(every, [cost.linear_P(stage)] * len(every))
         mean_expert, mean_volume = all_expert / len(every), all_volume / len(every)
     return (
         expert,

@@ -1,136 +1,300 @@
 """What dispatch and combine put on the links, per window, for one placement of one layer.
 
-Tokens start evenly spread over the GPUs of an expert grid (homes are uniform). A message between two
-ranks passes the innermost level that joins them. Levels that share a port (see `Link.same_port`) add
-up on it. The slowest unit counts, sending or receiving. How many copies of a token travel:
+Tokens start evenly spread over the GPUs of an expert grid (homes are uniform). `ports.py` says what
+a message between two GPUs passes; the slowest port, uplink or pair counts. How many copies of a token
+travel:
 
 - expert: one per chosen expert, to the rank that serves it;
 - gpu: one per rank visited;
-- node: between scale-up domains one per domain visited, spread over its GPUs and forwarded inside,
-  where every rank visited gets one.
+- node: between scale-up domains one per domain visited, spread over its GPUs (on a fabric of rails to
+  those on the sender's rail) and forwarded inside, where every rank visited gets one.
 
 What a rank receives in dispatch it sends back in combine, so one volume serves both.
 
-Legend: S windows, R EP ranks, D scale-up domains, E experts, N sampled tokens, K choices, V levels.
+Everything is linear in the copies that arrive at ranks and at domains, so a placement's volumes are
+one product with coefficients that the machine and the split give.
+
+Legend: S windows, R EP ranks, D scale-up domains, E experts, N sampled tokens, K choices, G GPUs of
+the stage, X ranks or domains, U ports, uplinks or pairs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.grid import EpGroup
+from planner.cost.grid import EpGroup, Grid
 from planner.cost.instance import LayerLoad
-from planner.inputs.workload import Dedup
+from planner.cost.ports import Bottleneck, Ports
+from planner.inputs.workload import Dedup, KernelFile
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+RANKS = -1
+"""Key of the copies that arrive at ranks; domains have the number of their partition."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Ports, uplinks or pairs of one kind: copies on each are volumes times coefficients."""
+
+    parts: Mapping[int, Floats]
+    """Coefficients [X, U] by key of the volume; a vector [U] where unit u takes volume u alone."""
+    seconds_U: Floats
+    light_U: Floats
+    receives: bool
+    """Whether the units receive; only says which argument bounds them best."""
+
+    def seconds_SU(self, volumes: Mapping[int, Floats], *, light: bool) -> Floats:
+        """Seconds per byte of a copy on each unit in each window."""
+        copies_SU: Floats | None = None
+        for key, coefficient in self.parts.items():
+            volume_SX = volumes[key]
+            if coefficient.ndim == 1:
+                one_SU = volume_SX * coefficient
+            else:
+                one_SU = np.einsum("sx,xu->su", volume_SX, coefficient)
+            copies_SU = one_SU if copies_SU is None else copies_SU + one_SU
+        assert copies_SU is not None
+        return np.asarray(copies_SU * (self.light_U if light else self.seconds_U))
+
 
 @dataclass(frozen=True)
 class Exchange:
-    """The all-to-all of one EP group: seconds per byte at each level, and which ranks it joins."""
+    """The all-to-alls of a stage."""
 
-    group: EpGroup
     dedup: Dedup
-    seconds_per_byte_V: tuple[float, ...]
-    latency_s_V: tuple[float, ...]
-    ports: tuple[int, ...]
-
-    @cached_property
-    def num_ranks(self) -> int:
-        """R."""
-        return int(self.group.unit_VR.shape[1])
-
-    @cached_property
-    def scale_up_level(self) -> int:
-        """Outermost level that shares the innermost port: the domain in which nodes forward."""
-        return max(level for level, port in enumerate(self.ports) if port == 0)
-
-    @cached_property
-    def domain_R(self) -> Ints:
-        """Scale-up domain of each rank."""
-        domain: Ints = self.group.unit_VR[self.scale_up_level]
-        return domain
-
-    @cached_property
-    def in_domain_RD(self) -> Floats:
-        """1 where a rank belongs to a domain."""
-        return np.asarray(np.arange(self.domain_R.max() + 1) == self.domain_R[:, None], dtype=float)
-
-    @cached_property
-    def num_domains(self) -> int:
-        """D."""
-        return int(self.in_domain_RD.shape[1])
-
-    def reach_RR(self, level: int) -> Floats:
-        """1 where a message between two ranks loads the port at `level`."""
-        outermost = max(v for v, port in enumerate(self.ports) if port == self.ports[level])
-        unit_VR = self.group.unit_VR
-        joined = unit_VR[outermost][:, None] == unit_VR[outermost]
-        if level:
-            return np.asarray(joined & (unit_VR[level - 1][:, None] != unit_VR[level - 1]), dtype=float)
-        return np.asarray(joined & ~np.eye(self.num_ranks, dtype=bool), dtype=float)
-
-    @cached_property
-    def latency_s(self) -> float:
-        """Latency of the slowest level that any message passes."""
-        return max((self.latency_s_V[level] for level in self.group.levels_used), default=0.0)
+    num_ranks: int
+    node_R: Ints
+    """Node of each rank of the first all-to-all group."""
+    partitions: tuple[Ints, ...]
+    """Different ways [R] in which the groups' ranks lie in scale-up domains; only with dedup `node`."""
+    blocks: tuple[Block, ...]
+    row_s_R: Floats
+    """Seconds per byte that one row more on every rank costs the slowest port by which a rank receives:
+    what a search may take for the traffic of a rank."""
+    latency_s: float
+    """Of the slowest message that is sent."""
+    alike: bool
+    """Whether no GPU has slower links than another, and none shares a port or uplink."""
+    interchangeable: bool
+    """Whether, besides, any rank can be mapped to any other without a change in the links."""
 
     @cached_property
     def ranks_share_volume(self) -> bool:
         """Whether volumes follow from the ranks' rows alone (no de-duplication)."""
         return self.dedup == "expert"
 
-    def unit_seconds_SU(self, rank_SR: Floats, domain_SD: Floats | None) -> Floats:
-        """Seconds that each unit needs per byte of a copy, sending and receiving, every level.
+    def in_domain_RD(self, partition: int) -> Floats:
+        """1 where a rank belongs to a domain."""
+        domain_R = self.partitions[partition]
+        return np.asarray(np.arange(domain_R.max() + 1) == domain_R[:, None], dtype=float)
+
+    def unit_seconds_SU(self, volumes: Mapping[int, Floats], *, light: bool = False) -> Floats:
+        """Seconds that each unit needs per byte of a copy.
 
         Args:
-            rank_SR: copies that each rank receives (rows, or visits), from all homes.
-            domain_SD: copies that each scale-up domain receives; None unless dedup is node.
+            volumes: copies [S, R] that each rank receives (rows, or visits), from all homes, under
+                `RANKS`; copies [S, D] that each scale-up domain receives under the number of their partition.
+            light: at datasheet bandwidth.
 
         Returns:
-            [S, U] over all units (ranks or domains, in and out) of all levels used.
+            [S, U] over all ports, uplinks and slow pairs, in and out, of all levels used.
         """
-        columns = []
-        for level in self.group.levels_used:
-            seconds = self.seconds_per_byte_V[level]
-            if domain_SD is not None and level > self.scale_up_level:
-                received, sent = self._domain_volumes(domain_SD, level)
-            elif domain_SD is not None:
-                received, sent = self._rank_volumes(rank_SR, level, self._peers_RR)
-            else:
-                received, sent = self._rank_volumes(rank_SR, level, None)
-            columns += [received * seconds, sent * seconds]
+        columns = [block.seconds_SU(volumes, light=light) for block in self.blocks]
         if not columns:
-            return np.zeros((len(rank_SR), 1))
+            return np.zeros((len(volumes[RANKS]), 1))
         return np.concatenate(columns, axis=1)
 
-    @cached_property
-    def _peers_RR(self) -> Floats:
-        """Part of a rank's visits that come from each other rank when its domain forwards."""
-        inside = self.in_domain_RD @ self.in_domain_RD.T
-        peers: Floats = inside / inside.sum(axis=1, keepdims=True)
-        return peers
 
-    def _rank_volumes(self, rank_SR: Floats, level: int, peers_RR: Floats | None) -> tuple[Floats, Floats]:
-        homes = peers_RR if peers_RR is not None else np.full((self.num_ranks,) * 2, 1.0 / self.num_ranks)
-        from_home_RR = self.reach_RR(level) * homes  # [to, from]
-        received = rank_SR * from_home_RR.sum(axis=1)
-        sent = np.einsum("st,th->sh", rank_SR, from_home_RR)
-        return received, sent
+def exchange_of(grid: Grid, dedup: Dedup, kernel: KernelFile) -> Exchange:
+    """The all-to-alls of a stage, bound to its links."""
+    ports = Ports(grid.topology, kernel, grid.gpus)
+    partitions: dict[bytes, Ints] = {}
+    sends = {id(group): _Sends.of(group, dedup, grid, partitions) for group in grid.every_group}
+    blocks: list[Block] = []
+    shared = [neck for neck in ports.bottlenecks if not neck.is_own]
+    for group in grid.ep_groups:
+        for neck in ports.bottlenecks:
+            if neck.is_own and neck.level in group.levels_used:
+                blocks += sends[id(group)].at_own_ports(ports, neck)
+        blocks += sends[id(group)].at_slow_pairs(ports)
+    for neck in shared:
+        blocks += _at_shared([sends[id(group)] for group in grid.every_group], ports, neck)
+    return Exchange(
+        dedup=dedup,
+        num_ranks=grid.split.ep,
+        node_R=grid.every_group[0].unit_VR[grid.topology.file.node_level],
+        partitions=tuple(partitions.values()),
+        blocks=tuple(blocks),
+        row_s_R=_row_s_R(grid, ports),
+        latency_s=_latency_s(grid, ports),
+        alike=_alike(grid, ports),
+        interchangeable=_alike(grid, ports) and _even(grid),
+    )
 
-    def _domain_volumes(self, domain_SD: Floats, level: int) -> tuple[Floats, Floats]:
-        ranks_D = self.in_domain_RD.sum(axis=0)
-        first_R = np.argmax(self.in_domain_RD, axis=0)  # one rank stands for its domain
-        reach_DD = self.reach_RR(level)[np.ix_(first_R, first_R)]
-        from_home_DD = reach_DD * ranks_D / self.num_ranks  # [to, from]
-        received = domain_SD * from_home_DD.sum(axis=1) / ranks_D
-        sent = np.einsum("st,th->sh", domain_SD, from_home_DD) / ranks_D
-        return received, sent
+
+@dataclass(frozen=True)
+class _Sends:
+    """What the ranks of one all-to-all group send each other, as parts of the volumes."""
+
+    group: EpGroup
+    scale_up_level: int
+    rank_RR: Floats
+    """[to, from] part of the copies that arrive at a rank."""
+    domain_RR: Floats | None
+    """[to, from] part of the copies that arrive at the receiver's domain; None unless dedup is node."""
+    partition: int
+    domain_R: Ints
+
+    @staticmethod
+    def of(group: EpGroup, dedup: Dedup, grid: Grid, partitions: dict[bytes, Ints]) -> _Sends:
+        topology, ranks = grid.topology, grid.split.ep
+        domain_R = group.unit_VR[topology.scale_up_level]
+        even_RR = np.full((ranks, ranks), 1.0 / ranks)
+        if dedup != "node" or domain_R.max() == 0:
+            return _Sends(group, topology.scale_up_level, even_RR, None, RANKS, domain_R)
+        inside_RR = np.asarray(domain_R[:, None] == domain_R, dtype=float)
+        size_R = inside_RR.sum(axis=1)
+        arriving_RR = (1.0 - inside_RR) / ranks / size_R[:, None]
+        for level, link in enumerate(topology.links):
+            if link.rails:
+                arriving_RR = _by_rail(arriving_RR, group.level_RR == level, inside_RR, ranks)
+        partitions.setdefault(domain_R.tobytes(), domain_R)
+        number = list(partitions).index(domain_R.tobytes())
+        return _Sends(group, topology.scale_up_level, inside_RR / size_R[:, None], arriving_RR, number, domain_R)
+
+    def passing(self, ports: Ports, level: int) -> tuple[int, Floats]:
+        """Key of the volume and parts [to, from] of it that pass a level's ports."""
+        ranks = len(self.domain_R)
+        passes_RR = ports.passes(self.group.level_RR, level) & ~np.eye(ranks, dtype=bool)
+        if self.domain_RR is not None and level > self.scale_up_level:
+            return self.partition, np.asarray(self.domain_RR * passes_RR)
+        return RANKS, np.asarray(self.rank_RR * passes_RR)
+
+    def by_domain(self, key: int, received_R: Floats) -> Floats:
+        """What rank r receives of its volume, as coefficients [X, R]."""
+        if key == RANKS:
+            return np.diag(received_R)
+        return np.asarray((np.arange(self.domain_R.max() + 1)[:, None] == self.domain_R) * received_R)
+
+    def summed(self, key: int, sent_RR: Floats) -> Floats:
+        """What rank h sends of each volume, as coefficients [X, R]."""
+        if key == RANKS:
+            return sent_RR
+        in_domain_DR = np.asarray(np.arange(self.domain_R.max() + 1)[:, None] == self.domain_R, dtype=float)
+        return np.asarray(in_domain_DR @ sent_RR)
+
+    def at_own_ports(self, ports: Ports, neck: Bottleneck) -> Iterator[Block]:
+        """Ports that every GPU has for itself."""
+        unit_R = neck.unit_G[self.group.index_R]
+        seconds_R, light_R = 1.0 / neck.rate_U[unit_R], 1.0 / neck.light_U[unit_R]
+        key, part_RR = self.passing(ports, neck.level)
+        received_R = part_RR.sum(axis=1)
+        coefficient = received_R if key == RANKS else self.by_domain(key, received_R)
+        yield Block({key: coefficient}, seconds_R, light_R, receives=True)
+        yield Block({key: self.summed(key, part_RR)}, seconds_R, light_R, receives=False)
+
+    def at_slow_pairs(self, ports: Ports) -> Iterator[Block]:
+        """For each rank the slowest of the slow pairs by which it receives."""
+        rank = {index: position for position, index in enumerate(self.group.index_R.tolist())}
+        slowest: dict[tuple[int, int], tuple[float, float, float]] = {}
+        for pair in ports.slow_pairs:
+            if not rank.keys() >= set(pair.ends):
+                continue
+            key, part_RR = self.passing(ports, pair.level)
+            for sender, receiver in (pair.ends, pair.ends[::-1]):
+                part = float(part_RR[rank[receiver], rank[sender]])
+                found = (part / pair.rate, part / pair.light, part)
+                slowest[key, rank[receiver]] = max(slowest.get((key, rank[receiver]), (0.0, 0.0, 0.0)), found)
+        for key in dict.fromkeys(key for key, _ in slowest):
+            seconds_R, light_R = np.zeros(len(rank)), np.zeros(len(rank))
+            for (_, receiver), found in slowest.items():
+                seconds_R[receiver], light_R[receiver] = found[:2]
+            one_R = np.asarray(seconds_R > 0, dtype=float)
+            yield Block({key: one_R if key == RANKS else self.by_domain(key, one_R)}, seconds_R, light_R, receives=True)
+
+
+def _by_rail(arriving_RR: Floats, same_rail_RR: Ints, inside_RR: Floats, ranks: int) -> Floats:
+    """Copies enter a domain by the GPUs on the sender's rail, where it has one."""
+    rail_RR = np.asarray(same_rail_RR, dtype=float)
+    entries_RR = inside_RR @ rail_RR  # [domain of to, from] GPUs of the domain on the sender's rail
+    with np.errstate(invalid="ignore", divide="ignore"):
+        by_rail_RR = np.where(entries_RR > 0, rail_RR / entries_RR / ranks, arriving_RR)
+    return np.asarray(by_rail_RR * (1.0 - inside_RR))
+
+
+def _at_shared(every: Sequence[_Sends], ports: Ports, neck: Bottleneck) -> Iterator[Block]:
+    """Ports and uplinks that several GPUs share: what all groups of the stage send there adds up."""
+    seconds_U, light_U = 1.0 / neck.rate_U, 1.0 / neck.light_U
+    received: dict[int, Floats] = {}
+    sent: dict[int, Floats] = {}
+    for sends in every:
+        key, part_RR = sends.passing(ports, neck.level)
+        unit_R = neck.unit_G[sends.group.index_R]
+        for total, coefficient_XR in (
+            (received, sends.by_domain(key, part_RR.sum(axis=1))),
+            (sent, sends.summed(key, part_RR)),
+        ):
+            total.setdefault(key, np.zeros((len(coefficient_XR), len(seconds_U))))
+            np.add.at(total[key].T, unit_R, coefficient_XR.T)
+    if any(coefficient.any() for coefficient in received.values()):
+        yield Block(received, seconds_U, light_U, receives=True)
+        yield Block(sent, seconds_U, light_U, receives=False)
+
+
+def _row_s_R(grid: Grid, ports: Ports) -> Floats:
+    """See `Exchange.row_s_R`; every row is taken to travel by itself."""
+    slowest_R = np.zeros(grid.split.ep)
+    others_RR = ~np.eye(grid.split.ep, dtype=bool)
+    shared = {id(neck): np.zeros(len(neck.rate_U)) for neck in ports.bottlenecks if not neck.is_own}
+    for group in grid.every_group:
+        for neck in ports.bottlenecks:
+            rows_R = (ports.passes(group.level_RR, neck.level) & others_RR).mean(axis=1)
+            unit_R = neck.unit_G[group.index_R]
+            if neck.is_own:
+                slowest_R = np.maximum(slowest_R, rows_R * (1.0 / neck.rate_U[unit_R]))
+            else:
+                np.add.at(shared[id(neck)], unit_R, rows_R)
+        for pair in ports.slow_pairs:
+            for rank, index in enumerate(group.index_R.tolist()):
+                if index in pair.ends and set(group.index_R.tolist()) >= set(pair.ends):
+                    slowest_R[rank] = max(slowest_R[rank], 1.0 / len(others_RR) / pair.rate)
+    for neck in ports.bottlenecks:
+        if not neck.is_own:
+            busy_U = shared[id(neck)] / neck.rate_U
+            for group in grid.every_group:
+                slowest_R = np.maximum(slowest_R, busy_U[neck.unit_G[group.index_R]])
+    return slowest_R
+
+
+def _latency_s(grid: Grid, ports: Ports) -> float:
+    slowest = 0.0
+    for group in grid.ep_groups:
+        for level in group.levels_used:
+            slowest = max(slowest, float(ports.latency_VG[level, group.index_R].max()))
+        inside = set(group.index_R.tolist())
+        slow = [pair.latency_s for pair in ports.slow_pairs if inside >= set(pair.ends)]
+        slowest = max([slowest, *slow])
+    return slowest
+
+
+def _alike(grid: Grid, ports: Ports) -> bool:
+    topology, gpus = grid.topology, list(grid.gpus)
+    tables = (topology.bandwidth_VG, np.nan_to_num(topology.efficiency_VG, nan=-1.0))
+    equal = all((table[:, gpus] == table[:, gpus[:1]]).all() for table in tables)
+    own = all(neck.is_own for neck in ports.bottlenecks)
+    return bool(equal and own and not ports.slow_pairs and not any(link.rails for link in topology.links))
+
+
+def _even(grid: Grid) -> bool:
+    sizes = [np.unique(units, return_counts=True)[1] for units in grid.ep_groups[0].unit_VR]
+    return len(grid.ep_groups) == 1 and all(len(np.unique(size)) == 1 for size in sizes)
 
 
 def visits(load: LayerLoad, part_ER: Floats) -> Floats:

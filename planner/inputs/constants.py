@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from planner.inputs.documents import Frozen
 from planner.inputs.engines import CopyRule
+from planner.inputs.gpu import Efficiency
 from planner.inputs.precision import Precision
 from planner.inputs.sourced import Sourced
-from planner.inputs.topology import Efficiency
 from planner.inputs.units import SizeOrZero
 from planner.inputs.workload import Communication, KernelFile
 

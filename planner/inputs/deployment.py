@@ -14,11 +14,12 @@ from planner.inputs import documents, profiles
 from planner.inputs.checkpoint import INDEX_NAME, read_config, weight_warnings
 from planner.inputs.documents import Frozen
 from planner.inputs.engines import EngineFile, load_engine
+from planner.inputs.gpu import Efficiency
 from planner.inputs.huggingface import model_from_config
 from planner.inputs.model import Model
 from planner.inputs.precision import ActivationName, Precision, WeightName
 from planner.inputs.strict_yaml import Document, read_yaml
-from planner.inputs.topology import Efficiency, Topology, load_topology, topology_of_nodes
+from planner.inputs.topology import Topology, load_topology, topology_of_nodes
 from planner.inputs.units import Duration, Percentage
 from planner.inputs.workload import Communication, Dedup, KernelFile, Workload
 

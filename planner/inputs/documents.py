@@ -10,9 +10,9 @@ import difflib
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 from pydantic_core import ErrorDetails
 
 from planner.errors import InputError, Place, Problem
@@ -30,6 +30,21 @@ class Frozen(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+class Sparse(Frozen):
+    """A record that is written without its optional keys where they say nothing new."""
+
+    optional_keys: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields, written = type(self).model_fields, write(self)
+        return {
+            key: value
+            for key, value in written.items()
+            if key not in self.optional_keys or getattr(self, key) != fields[key].default
+        }
 
 
 Record = TypeVar("Record", bound=BaseModel)

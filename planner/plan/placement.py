@@ -60,15 +60,23 @@ def slots_of_ranks(num_slots: int, num_ranks: int) -> Ints:
     return base + (np.arange(num_ranks, dtype=np.int64) < longer)
 
 
-def linear(num_experts: int, slots_R: Ints) -> Ints:
+def linear(num_experts: int, slots_R: Ints, slots_per_rank: int | None = None) -> Ints:
     """The layout that engines use unasked: slots in order take experts 0, 1, ..., E-1, 0, 1, ...
 
     Args:
         num_experts: logical experts.
         slots_R: filled slots of each rank; at most `num_experts`, so no rank holds one twice.
+        slots_per_rank: slots of a rank, empty ones counted; default: of the longest.
     """
     experts = np.arange(slots_R.sum(), dtype=np.int64) % num_experts
-    return from_ranks([part.tolist() for part in np.split(experts, np.cumsum(slots_R)[:-1])], int(slots_R.max()))
+    width = int(slots_R.max()) if slots_per_rank is None else slots_per_rank
+    return from_ranks([part.tolist() for part in np.split(experts, np.cumsum(slots_R)[:-1])], width)
+
+
+def widened(expert_P: Ints, num_ranks: int, slots_per_rank: int) -> Ints:
+    """The same layer with more (empty) slots on each rank."""
+    by_rank = expert_P.reshape(num_ranks, -1)
+    return np.pad(by_rank, ((0, 0), (0, slots_per_rank - by_rank.shape[1])), constant_values=-1).reshape(-1)
 
 
 @dataclass(frozen=True)

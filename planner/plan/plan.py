@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from planner.errors import InputError, Place, Problem
 from planner.inputs import documents
 from planner.inputs.constants import Constants
-from planner.inputs.documents import Frozen
+from planner.inputs.documents import Frozen, Sparse
 from planner.inputs.engines import EngineRules
+from planner.inputs.gpu import Gpu
 from planner.inputs.model import Model
 from planner.inputs.sourced import Basis
-from planner.inputs.topology import Gpu, TopologyFile
+from planner.inputs.topology_file import TopologyFile
 from planner.inputs.workload import Workload
 
 Number = Annotated[float, Field(ge=0)]
@@ -173,13 +174,17 @@ class BaselineRecord(Frozen):
     """Rank-layer pairs that hold some expert twice."""
 
 
-class CandidateRecord(Frozen):
+class CandidateRecord(Sparse):
     """One split that was looked at, and its outcome."""
+
+    optional_keys: ClassVar[frozenset[str]] = frozenset({"layout"})
 
     split: SplitRecord
     """The split."""
     redundant_experts: Whole
     """Redundant experts per layer."""
+    layout: str = ""
+    """With unequal GPUs, how they form stages and how slots are shared out; left out: as with equal ones."""
     outcome: Literal["chosen", "priced", "bounded", "rejected"]
     """chosen; priced: a plan was found; bounded: only its bound is known; rejected."""
     bound_s: float | None = None
@@ -277,7 +282,9 @@ class Plan(Frozen):
         traced, predicted = len(self.inputs.traced_layer_ids), self.predicted
         curves = [predicted.layer_imbalance, *(record.layer_imbalance for record in self.baselines.values())]
         wrong = {
-            "inputs.topology.gpu: a plan holds its GPU in full": not isinstance(self.inputs.topology.gpu, Gpu),
+            "inputs.topology: a plan holds its GPUs in full": not all(
+                isinstance(gpu, Gpu) for gpu in self.inputs.topology.gpu_kinds()
+            ),
             "baselines: linear is missing": "linear" not in self.baselines,
             f"layer_imbalance: expected one figure for each of {traced} traced layers": any(
                 len(curve) != traced for curve in curves

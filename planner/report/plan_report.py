@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import groupby
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.text import Text
 
-from planner.inputs.topology import Gpu
+from planner.check import slots_of
 from planner.inputs.units import format_bytes, format_count, format_percent, format_rate, format_seconds
 from planner.plan.plan import BaselineRecord, CandidateRecord, Plan, SplitRecord
+from planner.report.machine_text import fullest_gpus, machine_of, machine_text
 from planner.report.style import bar, heat, plain_table
 
 _IMBALANCE_STEPS = (1.02, 1.05, 1.1, 1.2, 1.35, 1.6, 2.0)
@@ -44,13 +48,8 @@ def render_plan(plan: Plan, console: Console, *, verbose: bool = False) -> None:
 
 def _headline(plan: Plan, console: Console) -> None:
     inputs = plan.inputs
-    gpu = inputs.topology.gpu
-    name = gpu.name if isinstance(gpu, Gpu) else gpu
-    machine = f"{inputs.gpus} x {name}"
-    if inputs.topology.nodes > 1:
-        machine += f" on {inputs.topology.nodes} nodes"
     work = inputs.workload
-    text = Text(f"{inputs.name} on {machine}", "bold")
+    text = Text(f"{inputs.name} on {machine_text(machine_of(plan))}", "bold")
     text.append(
         f"\n{work.phase}, {work.tokens_per_gpu:,} tokens per GPU and step, context {work.context_length:,}; "
         f"experts in {inputs.cost.precision.experts}; {inputs.cost.communication.kernel}"
@@ -79,16 +78,21 @@ def _verdict(plan: Plan, console: Console) -> None:
     table.add_row(Text("plan", "bold"), Text(split_text(plan.split), "bold green"))
     table.add_row("", f"{step} per step, {format_count(predicted.tokens_per_s)} tokens/s, {per_gpu} per GPU")
     copies = f" + {placement.redundant_experts} copies" if placement.redundant_experts else ""
-    table.add_row(
-        "",
-        f"{moe.num_experts} experts{copies} per layer, "
-        f"{placement.slots_per_rank} slot{'s' if placement.slots_per_rank > 1 else ''} "
-        f"on {'each of ' if plan.split.ep > 1 else ''}{plan.split.ep} EP rank{'s' if plan.split.ep > 1 else ''}",
-    )
+    slots = slots_of(plan)
+    if all((slots_R == slots_R[0]).all() for slots_R in slots):
+        held = f"{placement.slots_per_rank} slot{'s' if placement.slots_per_rank > 1 else ''}"
+        on = f"on {'each of ' if plan.split.ep > 1 else ''}{plan.split.ep} EP rank{'s' if plan.split.ep > 1 else ''}"
+    else:
+        held, on = f"{_slot_text(slots)} slots", f"on {plan.split.ep} EP ranks"
+    table.add_row("", f"{moe.num_experts} experts{copies} per layer, {held} {on}")
+    if machine_of(plan).is_mixed:
+        for row in _stage_rows(plan):
+            table.add_row("", row)
     table.add_row(Text("proof", "bold"), _proof(plan))
     for name, text in _balance(plan):
         table.add_row(Text(name, "bold"), text)
-    table.add_row(Text("memory", "bold"), _fullest(plan))
+    for number, row in enumerate(_fullest(plan)):
+        table.add_row("" if number else Text("memory", "bold"), row)
     console.print(table)
 
 
@@ -131,14 +135,38 @@ def _shown_baselines(plan: Plan) -> list[tuple[str, BaselineRecord]]:
     ]
 
 
-def _fullest(plan: Plan) -> str:
-    gpu = plan.inputs.topology.gpu
-    assert isinstance(gpu, Gpu)
-    capacity, fullest = gpu.memory.value, max(plan.predicted.memory_bytes)
-    where = plan.predicted.memory_bytes.index(fullest)
-    part = fullest / capacity
-    share = f"{bar(part, 12)} {format_percent(part, 0)}"
-    return f"{format_bytes(fullest)} of {format_bytes(capacity)} on the fullest GPU ({where})  {share}"
+def _slot_text(slots: Sequence[NDArray[np.int64]]) -> str:
+    """Slots of the ranks in rank order, runs together, such as "20 x4, 12 x4"; one text for each stage."""
+    texts = []
+    for slots_R in slots:
+        runs = [(count, len(list(run))) for count, run in groupby(slots_R.tolist())]
+        texts.append(", ".join(f"{count} x{length}" for count, length in runs))
+    return " / ".join(dict.fromkeys(texts))
+
+
+def _stage_rows(plan: Plan) -> list[str]:
+    """With several stages, the layers and GPUs of each."""
+    if len(plan.stages) == 1:
+        return []
+    machine = machine_of(plan)
+    rows = []
+    for number, stage in enumerate(plan.stages):
+        counts = Counter(machine.kinds[machine.kind_G[gpu]].name for gpu in stage.gpus)
+        gpus = " + ".join(f"{count} x {name}" for name, count in counts.items())
+        rows.append(f"stage {number}: {stage.layers[1] - stage.layers[0]} layers on {gpus}")
+    return rows
+
+
+def _fullest(plan: Plan) -> list[str]:
+    """The fullest GPU of each kind."""
+    machine = machine_of(plan)
+    rows = []
+    for name, where, used, capacity in fullest_gpus(plan, machine):
+        part = used / capacity
+        share = f"{bar(part, 12)} {format_percent(part, 0)}"
+        what = f"{name} " if machine.is_mixed else ""
+        rows.append(f"{format_bytes(used)} of {format_bytes(capacity)} on the fullest {what}GPU ({where})  {share}")
+    return rows
 
 
 def _time(plan: Plan, console: Console) -> None:
@@ -181,7 +209,7 @@ def _split_row(candidate: CandidateRecord) -> tuple[str, ...]:
         format_seconds(candidate.step_s) if candidate.step_s is not None else "-",
         format_seconds(candidate.bound_s or 0.0),
         format_bytes(candidate.free_bytes or 0),
-        "chosen" if candidate.outcome == "chosen" else "",
+        ", ".join(word for word in ("chosen" if candidate.outcome == "chosen" else "", candidate.layout) if word),
     )
 
 
@@ -249,8 +277,6 @@ def _sources(plan: Plan, console: Console) -> None:
     for term in plan.predicted.terms:
         table.add_row(term.name, term.basis, Text(term.source, overflow="fold"))
     table.columns[2].no_wrap = False
-    gpu = plan.inputs.topology.gpu
-    assert isinstance(gpu, Gpu)
     for link in plan.inputs.topology.links:
         source = Text(f"{format_rate(link.bandwidth.value)}, {link.bandwidth.source}", overflow="fold")
         table.add_row(f"link {link.level}", link.bandwidth.basis, source)

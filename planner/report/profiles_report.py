@@ -11,9 +11,10 @@ from rich.text import Text
 from planner.errors import UsageError
 from planner.inputs import profiles
 from planner.inputs.fabrics import load_fabric, with_fabric
+from planner.inputs.gpu import load_gpu
 from planner.inputs.precision import COMPUTE_ORDER
 from planner.inputs.strict_yaml import read_yaml
-from planner.inputs.topology import load_gpu, load_node
+from planner.inputs.topology import load_node
 from planner.inputs.units import format_bytes, format_compute, format_rate, format_seconds
 from planner.report.style import plain_table
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from planner.cost.prepare import from_deployment
 from planner.inputs.deployment import ChecksSection, load_deployment
+from planner.inputs.topology import Topology
 from planner.inputs.units import format_percent
 from planner.plan.plan import Plan
 from planner.solve.master import NoWatch
@@ -32,11 +35,11 @@ def check_deployment(path: Path) -> tuple[str, ...]:
         return () if expected else ("expect: infeasible (ep-plan solve says why)",)
     if checks.expect == "infeasible":
         return (f"expect: should be infeasible, but a plan with ep={plan.split.ep} fits",)
-    return tuple(_thresholds(checks, plan, prepared.instance.topology.gpu.memory.value))
+    return tuple(_thresholds(checks, plan, prepared.instance.topology))
 
 
-def _thresholds(checks: ChecksSection, plan: Plan, capacity: int) -> Iterator[str]:
-    headroom = 1 - max(plan.predicted.memory_bytes) / capacity
+def _thresholds(checks: ChecksSection, plan: Plan, topology: Topology) -> Iterator[str]:
+    headroom = 1 - float((np.array(plan.predicted.memory_bytes) / topology.memory_G).max())
     least = checks.min_memory_headroom
     if least is not None and headroom < least:
         yield f"min_memory_headroom: {format_percent(headroom)} free on the fullest GPU, below {format_percent(least)}"

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.baselines import duplicates, placements, weights_of
-from planner.check import cuts_of, placement_of, split_of, structure
+from planner.check import cuts_of, placement_of, slots_of, split_of, structure
 from planner.cost.prepare import from_plan
-from planner.cost.step import Cuts, SplitCost, predict, split_cost
+from planner.cost.step import Cuts, SplitCost, predict, split_cost, stage_of_layers
 from planner.errors import BadAnswerError, PlannerError, UsageError
 from planner.plan.placement import Placement
 from planner.plan.plan import Plan
@@ -73,7 +73,7 @@ def compare(plan: Plan, path: Path, traces: Sequence[Path]) -> Comparison:
         raise BadAnswerError(f"{path}: {broken[0]}", hint=f"see: ep-plan check {path}")
     split, redundant = split_of(plan), plan.placement.redundant_experts
     gpus = [stage.gpus for stage in plan.stages]
-    cost = split_cost(judged, split, redundant, gpus)
+    cost = split_cost(judged, split, redundant, gpus, slots_of(plan))
     cuts, own = cuts_of(plan), placement_of(plan)
     assert judged.windows is not None
     if judged.traced_layer_ids != plan.inputs.traced_layer_ids and plan.inputs.traces:
@@ -85,7 +85,7 @@ def compare(plan: Plan, path: Path, traces: Sequence[Path]) -> Comparison:
     if weight_LE is None:
         weight_LE = weights_of(judged.windows)
     scores = [_score("plan", cost, cuts, own)]
-    for name, placement in placements(cost, weight_LE).items():
+    for name, placement in placements(cost, stage_of_layers(cost, cuts), weight_LE).items():
         scores.append(_score(name, cost, cuts, placement))
     return Comparison(
         path=str(path),
@@ -112,7 +112,7 @@ def _planning_weights(plan: Plan, path: Path) -> tuple[Floats | None, str]:
 def _score(name: str, cost: SplitCost, cuts: Cuts, placement: Placement) -> Score:
     prediction = predict(cost, cuts, placement)
     row_of = {layer: row for row, layer in enumerate(placement.layer_ids)}
-    stage_of = {layer: stage for stage, layers in zip(cost.stages, cuts, strict=True) for layer in layers}
+    stage_of = stage_of_layers(cost, cuts)
     mean_LS, max_LS = [], []
     for layer, load in zip(cost.instance.traced_layer_ids, cost.instance.loads, strict=True):
         rows_SR = stage_of[layer].moe.rank_load(load, placement.expert_LP[row_of[layer]])[0]

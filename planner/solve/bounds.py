@@ -7,9 +7,11 @@ Per window, the most loaded rank is at least as slow as
      copies one by one to the largest reaches;
 (B3) without spare slots, some rank holds j + 1 of the j * R + 1 hottest experts (pigeonhole), and
      fills its other slots with at least the coldest ones.
-Traffic is at least that of balanced ranks (B4). The mean over windows of these is the bound.
+Ranks of several classes share the work so that each is busy as long at best (B5), and each has at
+least the coldest experts in its slots (B6). Traffic is at least that of balanced ranks (B4). The mean
+over windows of these is the bound.
 
-Legend: S windows, E experts, R ranks, D domains.
+Legend: S windows, E experts, R ranks, C classes of ranks, U ports or uplinks.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.traffic import Exchange
-from planner.solve.problem import LayerProblem
+from planner.cost.traffic import RANKS, Block
+from planner.solve.problem import LayerProblem, tangent
 
 Floats = NDArray[np.float64]
 
@@ -43,11 +45,52 @@ def layer_bound(problem: LayerProblem) -> float:
 
 
 def _mean_rank(problem: LayerProblem) -> Floats:
-    """(B1)."""
+    """(B1) for ranks of one class, (B5) for others."""
+    if problem.moe.num_classes > 1:
+        return np.maximum(_weighted_ranks(problem), _coldest(problem))
     ranks = problem.num_ranks
     rows_S = problem.rows_SE.sum(axis=1) / ranks
     touched_S = least_touched_S(problem) / ranks
-    return problem.moe.expert_s(rows_S, touched_S, problem.num_slots / ranks)
+    return problem.moe.class_s(0, rows_S, touched_S, problem.num_slots / ranks)
+
+
+def _weighted_ranks(problem: LayerProblem) -> Floats:
+    """(B5): any weighted mean of the ranks' times, their tangents at the ratio of all rows and touches."""
+    moe = problem.moe
+    rows_S, touched_S = problem.rows_SE.sum(axis=1), least_touched_S(problem)
+    plane = tangent(moe, rows_S, touched_S)
+    constant_R = np.array([moe.kernels_C[c].base_s + moe.kernels_C[c].per_expert_s * q for c, q in _ranks(problem)])
+    at_mean_CS = plane.per_row_CS * rows_S + plane.per_touched_CS * touched_S
+    best_S = np.zeros_like(rows_S)
+    for slow_CS in (at_mean_CS, plane.per_row_CS, plane.per_touched_CS):
+        if (slow_CS <= 0).any():
+            continue
+        weight_CS = 1.0 / slow_CS
+        weight_CS = weight_CS / weight_CS[moe.class_R].sum(axis=0)
+        least_S = np.einsum("r,rs->s", constant_R, weight_CS[moe.class_R])
+        least_S += (weight_CS * plane.per_row_CS).min(axis=0) * rows_S
+        least_S += (weight_CS * plane.per_touched_CS).min(axis=0) * touched_S
+        best_S = np.maximum(best_S, least_S)
+    return np.asarray(best_S)
+
+
+def _coldest(problem: LayerProblem) -> Floats:
+    """(B6): a rank serves at least its part of the coldest experts that fill its slots."""
+    most = float(problem.most_copies)
+    rows_SE = np.cumsum(np.sort(problem.rows_SE / most, axis=1), axis=1)
+    one_copy_SE, many_copies_SE = problem.touched_SE(1.0), problem.touched_SE(most)
+    touched_SE = np.cumsum(np.sort(np.minimum(one_copy_SE, many_copies_SE), axis=1), axis=1)
+    best_S = np.zeros(len(rows_SE))
+    for number, slots in dict.fromkeys(_ranks(problem)):
+        if slots:
+            seconds_S = problem.moe.class_s(number, rows_SE[:, slots - 1], touched_SE[:, slots - 1], float(slots))
+            best_S = np.maximum(best_S, seconds_S)
+    return best_S
+
+
+def _ranks(problem: LayerProblem) -> list[tuple[int, int]]:
+    """Class and slots of each rank."""
+    return list(zip(problem.moe.class_R.tolist(), problem.slots_R.tolist(), strict=True))
 
 
 def least_touched_S(problem: LayerProblem) -> Floats:
@@ -108,57 +151,64 @@ def _pigeonhole(falling_SE: Floats, ranks: int, fewest_slots: int) -> Floats:
 
 
 def _hottest(problem: LayerProblem, rows_S: Floats) -> Floats:
-    """Expert time of a rank with at least so many rows; its weights touched are at least none."""
-    return problem.moe.expert_s(rows_S, np.zeros_like(rows_S), float(problem.slots_R.min()))
+    """Expert time of the fastest rank with at least so many rows; its weights touched are at least none."""
+    none_S, fewest = np.zeros_like(rows_S), float(problem.slots_R.min())
+    classes = [problem.moe.class_s(c, rows_S, none_S, fewest) for c in range(problem.moe.num_classes)]
+    return np.asarray(np.min(classes, axis=0))
 
 
 def _volume(problem: LayerProblem, rows_S: Floats) -> Floats:
     """(B4): seconds per byte on the slowest unit, whatever the placement."""
-    moe = problem.moe
+    moe, exchange = problem.moe, problem.moe.exchange
     shard = 1.0 / moe.etp
     worst_S = np.zeros_like(rows_S)
     if not moe.has_exchange:
         return worst_S
-    for exchange in moe.exchanges:
-        for level in exchange.group.levels_used:
-            seconds = exchange.seconds_per_byte_V[level] * shard
-            worst_S = np.maximum(worst_S, _level(problem, exchange, level, rows_S) * seconds)
+    arriving: dict[int, tuple[Floats, Floats]] = {}
+    if exchange.ranks_share_volume:
+        arriving[RANKS] = problem.rows_SE.sum(axis=1), rows_S
+    elif not exchange.partitions:  # else all of a token's experts may share its home's rank
+        arriving[RANKS] = _visits(problem, exchange.num_ranks)
+    for number, domain_R in enumerate(exchange.partitions):
+        arriving[number] = _visits(problem, int(domain_R.max()) + 1)
+    for block in exchange.blocks:
+        slowest = float(block.seconds_U.max())
+        least_S = _busiest(block, slowest, arriving, np.zeros_like(rows_S))
+        worst_S = np.maximum(worst_S, least_S * (slowest * shard))
     return worst_S
 
 
-def _level(problem: LayerProblem, exchange: Exchange, level: int, rows_S: Floats) -> Floats:
-    """Least volume of the busiest unit at one level."""
-    if exchange.dedup == "node" and exchange.num_domains > 1:
-        if level <= exchange.scale_up_level:
-            return np.zeros_like(rows_S)  # all of a token's experts may share its home's rank
-        return _between_domains(problem, exchange, level)
-    if exchange.ranks_share_volume:
-        total_S, peak_S = problem.rows_SE.sum(axis=1), rows_S
-    else:
-        total_S, peak_S = _visits(problem, exchange.num_ranks)
-    reach_RR = exchange.reach_RR(level) / exchange.num_ranks
-    received_R, sent_R = reach_RR.sum(axis=1), reach_RR.mean(axis=1)
-    if (received_R <= 0).any():
-        return np.zeros_like(rows_S)
-    spread_S = total_S / (1.0 / received_R).sum()  # rows placed so that all ranks receive equally
-    least: Floats = np.maximum(np.maximum(spread_S, total_S * sent_R.min()), peak_S * received_R.min())
-    return least
+def _busiest(block: Block, slowest: float, arriving: dict[int, tuple[Floats, Floats]], none_S: Floats) -> Floats:
+    """Least volume of the busiest unit of a block, in copies on its slowest unit.
 
-
-def _between_domains(problem: LayerProblem, exchange: Exchange, level: int) -> Floats:
-    """Copies that leave their home's domain, per GPU of the busiest domain.
-
-    Homes are uniform, so of the tokens that visit a domain the part 1 - (its share of the ranks)
-    comes from outside.
+    The busiest unit has at least any weighted mean of all, and the mean grows with every copy at
+    least by the least coefficient: with even weights, and for units that receive with weights that
+    make all coefficients equal. And whoever has the most copies brings them all to some unit.
     """
-    total_S, peak_S = _visits(problem, exchange.num_domains)
-    if not _outermost(exchange, level):
-        return np.zeros_like(total_S)
-    ranks_D = exchange.in_domain_RD.sum(axis=0)
-    away_D = 1.0 - ranks_D / exchange.num_ranks
-    on_average_S = total_S * away_D.min() / exchange.num_ranks
-    least: Floats = np.maximum(on_average_S, peak_S * (away_D / ranks_D).min())
-    return least
+    parts = {key: table * (block.seconds_U / slowest) for key, table in block.parts.items() if key in arriving}
+    even_S, spread_S, peak_S = none_S, none_S, none_S
+    if not parts:
+        return none_S
+    if all(table.ndim == 1 for table in parts.values()):
+        ((key, table),) = parts.items()
+        total_S, top_S = arriving[key]
+        spread_S = total_S / (1.0 / table).sum() if (table > 0).all() else none_S
+        return np.asarray(np.maximum(spread_S, top_S * table.min()))
+    weight_U = _leveling(list(parts.values())) if block.receives else None
+    for key, table in parts.items():
+        total_S, top_S = arriving[key]
+        even_S = even_S + total_S * table.mean(axis=1).min()
+        peak_S = np.maximum(peak_S, top_S * table.max(axis=1).min())
+        if weight_U is not None:
+            spread_S = spread_S + total_S * float((table @ weight_U).min())
+    return np.asarray(np.maximum(np.maximum(even_S, spread_S), peak_S))
+
+
+def _leveling(tables: list[Floats]) -> Floats:
+    """Weights of units, summing to 1, with which the largest coefficients of all are equal."""
+    largest_U = np.max([table.max(axis=0) for table in tables], axis=0)
+    weight_U = np.divide(1.0, largest_U, out=np.zeros_like(largest_U), where=largest_U > 0)
+    return np.asarray(weight_U / max(weight_U.sum(), 1e-300))
 
 
 def _visits(problem: LayerProblem, units: int) -> tuple[Floats, Floats]:
@@ -188,9 +238,3 @@ def _recorded_tokens(problem: LayerProblem) -> Floats:
     windows = problem.num_windows
     hits = np.bincount(sets.window_N, weights=some_N, minlength=windows)
     return np.asarray(hits / np.maximum(np.bincount(sets.window_N, minlength=windows), 1))
-
-
-def _outermost(exchange: Exchange, level: int) -> bool:
-    """Whether every message between domains loads the port at this level."""
-    last = len(exchange.ports) - 1
-    return level == exchange.scale_up_level + 1 and exchange.ports[last] == exchange.ports[level]

@@ -20,11 +20,13 @@ from planner.cost.memory import StageMemory, stage_memories
 from planner.cost.step import SplitCost, StageCost, split_cost
 from planner.inputs.model import MoeFfn
 from planner.inputs.units import format_bytes
+from planner.plan.placement import slots_of_ranks
 from planner.plan.split import Split
-from planner.rules import Broken, Limits, broken_rules
+from planner.rules import Broken, Limits, Shares, broken_rules
 from planner.solve.bounds import layer_bound_S
 from planner.solve.cuts import BestCuts, StageLimits, best_cuts, least_memory_excess
 from planner.solve.problem import LayerProblem
+from planner.solve.shares import Stages, orders, unequal_slots
 from planner.trace.windows import TokenSets
 
 Floats = NDArray[np.float64]
@@ -95,6 +97,8 @@ class Candidate:
     split: Split
     redundant_experts: int
     reasons: list[Broken]
+    layout: str = ""
+    """How it is laid on unequal GPUs, in words; empty: stages of consecutive GPUs, slots as even as possible."""
     cost: SplitCost | None = None
     memories: tuple[StageMemory, ...] = ()
     bound_s: float = 0.0
@@ -103,6 +107,7 @@ class Candidate:
     """Of the best plan found with this split."""
     cuts: tuple[range, ...] = ()
     free_bytes: int = 0
+    """Memory left on the fullest GPU under the cuts that need least."""
     layer_bound: dict[tuple[bytes, ...], Floats] = field(default_factory=dict)
     """Proved seconds of each traced layer, by kind of stage."""
 
@@ -115,7 +120,7 @@ class Candidate:
     def order(self) -> tuple[int, ...]:
         """Fixed order among candidates that are equally good: simple splits first."""
         s = self.split
-        return (s.pp, s.edp, s.etp, s.tp, -s.ep, s.micro_batches, self.redundant_experts)
+        return (s.pp, s.edp, s.etp, s.tp, -s.ep, s.micro_batches, self.redundant_experts, len(self.layout))
 
 
 class Bounder:
@@ -150,9 +155,9 @@ class Bounder:
 
     def rough_layers(self, cost: SplitCost, stage: StageCost) -> Floats:
         """Seconds that no placement beats, for each traced layer [M] on this kind of stage."""
-        key = (stage.moe.tokens, cost.split.ep, cost.split.etp, int(cost.slots_R.sum()), stage.grid.key)
+        key = (stage.moe.tokens, cost.split.ep, cost.split.etp, stage.kind)
         if key not in self._rough:
-            problem = LayerProblem(stage.moe, self.stacked, cost.slots_R)
+            problem = LayerProblem(stage.moe, self.stacked, stage.slots_R)
             bound_S = layer_bound_S(problem)
             self._rough[key] = bound_S.reshape(len(self.instance.loads), -1).mean(axis=1)
         return self._rough[key]
@@ -188,32 +193,71 @@ class Bounder:
 
 
 def memory_limits(instance: Instance, candidate: Candidate) -> StageLimits:
-    """Bytes of every layer on the fullest rank of every stage; no times."""
+    """Bytes of every layer on the ranks of every stage, fullest first among those of equal memory; no times."""
     assert candidate.cost is not None
-    memories, slots = candidate.memories, int(candidate.cost.slots_R.max())
-    layers = instance.model.num_layers
+    memories, layers = candidate.memories, instance.model.num_layers
     is_moe = np.array([isinstance(run.ffn, MoeFfn) for run in instance.model.layer_list])
-    rows = {id(m): np.array(m.layer_bytes, dtype=np.int64) + is_moe * (slots * m.slot_bytes) for m in memories}
+    most = [fullest_ranks(stage, memory) for stage, memory in zip(candidate.cost.stages, memories, strict=True)]
+    kinds = max(len(of_stage) for of_stage in most)
+    padded = [of_stage + of_stage[-1:] * (kinds - len(of_stage)) for of_stage in most]
+    layer_bytes = np.zeros((len(memories), kinds, layers), dtype=np.int64)
+    for k, (memory, of_stage) in enumerate(zip(memories, padded, strict=True)):
+        for q, (_, slots) in enumerate(of_stage):
+            layer_bytes[k, q] = np.array(memory.layer_bytes, dtype=np.int64) + is_moe * (slots * memory.slot_bytes)
     return StageLimits(
         layer_s_KL=np.zeros((len(memories), layers)),
         extra_s_K=np.zeros(len(memories)),
-        layer_bytes_KL=np.stack([rows[id(memory)] for memory in memories]),
+        layer_bytes_KQL=layer_bytes,
         base_bytes_K=np.array([memory.base_bytes for memory in memories], dtype=np.int64),
-        capacity_K=np.array([memory.capacity_bytes for memory in memories], dtype=np.int64),
+        capacity_KQ=np.array([[capacity for capacity, _ in of_stage] for of_stage in padded], dtype=np.int64),
     )
 
 
-def ruled(instance: Instance, split: Split, redundant: int, limits: Limits) -> Candidate:
-    """Check one split against all rules and memory."""
-    candidate = Candidate(split, redundant, broken_rules(instance, split, redundant, limits))
+def fullest_ranks(stage: StageCost, memory: StageMemory) -> list[tuple[int, int]]:
+    """For each size of memory among the ranks of a stage, the size and the most slots of such a rank."""
+    capacity_R = memory.capacity_R(stage.grid)
+    return [(size, int(stage.slots_R[capacity_R == size].max())) for size in np.unique(capacity_R).tolist()]
+
+
+def laid_out(instance: Instance, split: Split, redundant: int, limits: Limits) -> Iterator[Candidate]:
+    """One split in every way in which it is laid on the machine, checked against all rules and memory."""
+    several = instance.topology.is_mixed
+    for name, gpus in orders(instance.topology, split).items():
+        even = ruled(instance, split, redundant, limits, gpus=gpus)
+        even.layout = name
+        yield even
+        if not several or even.cost is None or split.ep == 1 or limits.rules.uneven_experts != "always":
+            continue
+        for how, slots_KR in unequal_slots(even.cost, even.memories):
+            candidate = ruled(instance, split, redundant, limits, gpus=gpus, slots_KR=slots_KR)
+            candidate.layout = ", ".join(words for words in (name, how) if words)
+            yield candidate
+
+
+def ruled(
+    instance: Instance,
+    split: Split,
+    redundant: int,
+    limits: Limits,
+    *,
+    gpus: Stages | None = None,
+    slots_KR: tuple[Ints, ...] | None = None,
+) -> Candidate:
+    """Check one split, on these GPUs with these slots, against all rules and memory."""
+    shares = None
+    if gpus is not None:
+        even_R = slots_of_ranks(instance.model.moe.num_experts + redundant, split.ep)
+        shares = Shares(gpus, slots_KR or (even_R,) * split.pp)
+    candidate = Candidate(split, redundant, broken_rules(instance, split, redundant, limits, shares))
     if any(broken.rule in ("experts", "slots", "stages", "batch") for broken in candidate.reasons):
         return candidate  # the grid itself makes no sense; memory has no meaning
-    candidate.cost = split_cost(instance, split, redundant)
+    candidate.cost = split_cost(instance, split, redundant, gpus, slots_KR)
     candidate.memories = stage_memories(instance, (stage.grid for stage in candidate.cost.stages))
-    over, stage = least_memory_excess(memory_limits(instance, candidate))
+    limits_of_memory = memory_limits(instance, candidate)
+    over, stage, kind = least_memory_excess(limits_of_memory)
     candidate.free_bytes = -over
     if over > 0:
-        capacity = candidate.memories[stage].capacity_bytes
+        capacity = int(limits_of_memory.capacity_KQ[stage, kind])
         where = f"memory of a GPU of stage {stage}" if split.pp > 1 else "memory of a GPU"
         detail = f"needs {format_bytes(capacity + over)}, has {format_bytes(capacity)}"
         candidate.reasons.append(Broken(where, detail))
@@ -229,7 +273,7 @@ def bounded(candidate: Candidate, bounder: Bounder) -> Candidate:
     assert found is not None, "cuts that fit were found before"
     candidate.bound_s, best = found
     candidate.cuts = best.cuts
-    candidate.layer_bound = {stage.grid.key: bound.copy() for stage, bound in zip(cost.stages, rough, strict=True)}
+    candidate.layer_bound = {stage.kind: bound.copy() for stage, bound in zip(cost.stages, rough, strict=True)}
     return candidate
 
 
@@ -237,7 +281,7 @@ def feasible_split(instance: Instance, space: SearchSpace) -> Split | None:
     """Some split that breaks no rule, or None; nothing is priced."""
     for split in all_splits(instance, space.pins):
         for redundant in redundancies(instance, split, space):
-            if ruled(instance, split, redundant, space.limits).is_feasible:
+            if any(candidate.is_feasible for candidate in laid_out(instance, split, redundant, space.limits)):
                 return split
     return None
 
@@ -245,9 +289,10 @@ def feasible_split(instance: Instance, space: SearchSpace) -> Split | None:
 def all_candidates(instance: Instance, space: SearchSpace, bounder: Bounder) -> list[Candidate]:
     """Every candidate, feasible ones by rising bound, then the rejected ones."""
     found = [
-        ruled(instance, split, redundant, space.limits)
+        candidate
         for split in all_splits(instance, space.pins)
         for redundant in redundancies(instance, split, space)
+        for candidate in laid_out(instance, split, redundant, space.limits)
     ]
     for candidate in found:
         if candidate.is_feasible:

@@ -3,7 +3,7 @@
 The slowest stage counts, so its time is minimised first; memory of every stage is a hard limit
 (docs/model.md, "Cuts").
 
-Legend: K stages, L hidden layers.
+Legend: K stages, L hidden layers, Q kinds of ranks of a stage by memory.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class StageLimits:
 
     layer_s_KL: Floats
     extra_s_K: Floats
-    layer_bytes_KL: Ints
+    layer_bytes_KQL: Ints
     base_bytes_K: Ints
-    capacity_K: Ints
+    capacity_KQ: Ints
 
 
 @dataclass(frozen=True)
@@ -63,34 +63,40 @@ def best_cuts(limits: StageLimits) -> BestCuts | None:
 def _segments(limits: StageLimits, stage: int) -> tuple[Floats, NDArray[np.bool_]]:
     """Seconds of the layers [i, j) on a stage, and whether they fit; at least one layer each."""
     seconds = np.concatenate([[0.0], np.cumsum(limits.layer_s_KL[stage])])
-    num_bytes = np.concatenate([[0], np.cumsum(limits.layer_bytes_KL[stage])])
     cost_ij = seconds[None, :] - seconds[:, None] + limits.extra_s_K[stage]
-    bytes_ij = num_bytes[None, :] - num_bytes[:, None] + limits.base_bytes_K[stage]
     index = np.arange(len(seconds))
-    return cost_ij, (bytes_ij <= limits.capacity_K[stage]) & (index[:, None] < index[None, :])
+    return cost_ij, (_over(limits, stage) <= 0) & (index[:, None] < index[None, :])
 
 
-def least_memory_excess(limits: StageLimits) -> tuple[int, int]:
-    """How far the fullest stage is over its memory under the cuts that need least, and that stage."""
-    over = [
-        int(limits.layer_bytes_KL[k, layers.start : layers.stop].sum() + limits.base_bytes_K[k] - limits.capacity_K[k])
-        for k, layers in enumerate(cuts_of_least_memory(limits))
-    ]
-    return max(over), int(np.argmax(over))
+def _over(limits: StageLimits, stage: int) -> Ints:
+    """Bytes by which the rank that lacks most is over its memory with the layers [i, j); below 0 if it has room."""
+    none_Q = np.zeros((limits.layer_bytes_KQL.shape[1], 1), dtype=np.int64)
+    num_bytes = np.concatenate([none_Q, np.cumsum(limits.layer_bytes_KQL[stage], axis=1)], axis=1)
+    room_Q = limits.capacity_KQ[stage] - limits.base_bytes_K[stage]
+    over_Qij = num_bytes[:, None, :] - num_bytes[:, :, None] - room_Q[:, None, None]
+    return np.asarray(over_Qij.max(axis=0))
+
+
+def least_memory_excess(limits: StageLimits) -> tuple[int, int, int]:
+    """How far the fullest rank is over its memory under the cuts that need least, its stage, and its kind."""
+    over = []
+    for k, layers in enumerate(cuts_of_least_memory(limits)):
+        num_bytes_Q = limits.layer_bytes_KQL[k, :, layers.start : layers.stop].sum(axis=1) + limits.base_bytes_K[k]
+        over_Q = num_bytes_Q - limits.capacity_KQ[k]
+        over.append((int(over_Q.max()), k, int(over_Q.argmax())))
+    return max(over, key=lambda found: found[0])
 
 
 def cuts_of_least_memory(limits: StageLimits) -> tuple[range, ...]:
     """The cuts whose fullest stage has most room (or lacks least)."""
-    stages, layers = limits.layer_bytes_KL.shape
+    stages, _, layers = limits.layer_bytes_KQL.shape
     never = np.iinfo(np.int64).max // 2
     excess = np.full(layers + 1, never, dtype=np.int64)
     excess[0] = -never
     index = np.arange(layers + 1)
     choices = []
     for stage in range(stages):
-        num_bytes = np.concatenate([[0], np.cumsum(limits.layer_bytes_KL[stage])])
-        over_ij = num_bytes[None, :] - num_bytes[:, None] + limits.base_bytes_K[stage] - limits.capacity_K[stage]
-        worst_ij = np.where(index[:, None] < index[None, :], np.maximum(excess[:, None], over_ij), never)
+        worst_ij = np.where(index[:, None] < index[None, :], np.maximum(excess[:, None], _over(limits, stage)), never)
         choices.append(worst_ij.argmin(axis=0))
         excess = worst_ij.min(axis=0)
     return _followed_back(choices, layers)

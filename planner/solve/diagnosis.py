@@ -12,11 +12,11 @@ from dataclasses import replace
 from planner.cost.instance import Instance
 from planner.errors import InfeasibleError, Problem
 from planner.inputs.precision import WEIGHTS, Precision
-from planner.inputs.topology import Gpu, Topology, resolve
+from planner.inputs.topology import resolve
 from planner.inputs.units import format_bytes
 from planner.inputs.workload import Workload
-from planner.solve.candidates import Candidate, SearchSpace, feasible_split, memory_limits
-from planner.solve.cuts import cuts_of_least_memory
+from planner.solve.candidates import Candidate, SearchSpace, feasible_split, fullest_ranks, memory_limits
+from planner.solve.cuts import cuts_of_least_memory, least_memory_excess
 
 _SHOWN = 8
 _MOST_NODES = 16
@@ -68,17 +68,16 @@ def _arithmetic(instance: Instance, candidate: Candidate) -> Iterator[str]:
     if candidate.cost is None or not any("memory" in reason.rule for reason in candidate.reasons):
         return
     limits = memory_limits(instance, candidate)
-    cuts = cuts_of_least_memory(limits)
-    slots = int(candidate.cost.slots_R.max())
-    moe = set(instance.model.moe_layer_ids)
-    filled = [slots * sum(layer in moe for layer in layers) for layers in cuts]
-    totals = [m.total(layers, f) for m, layers, f in zip(candidate.memories, cuts, filled, strict=True)]
-    fullest = totals.index(max(totals))
-    memory = candidate.memories[fullest]
+    layers_of = cuts_of_least_memory(limits)
+    _, fullest, kind = least_memory_excess(limits)
+    layers, memory = layers_of[fullest], candidate.memories[fullest]
+    ranks = fullest_ranks(candidate.cost.stages[fullest], memory)
+    capacity, slots = ranks[min(kind, len(ranks) - 1)]
+    filled = slots * len(set(instance.model.moe_layer_ids).intersection(layers))
     yield f"memory of a GPU with {candidate.split}:"
-    for line in sorted(memory.lines(cuts[fullest], filled[fullest]), key=lambda line: -line.num_bytes):
+    for line in sorted(memory.lines(layers, filled), key=lambda line: -line.num_bytes):
         yield f"  {line.name:<28} {format_bytes(line.num_bytes):>10}"
-    yield f"  {'needs':<28} {format_bytes(totals[fullest]):>10}, has {format_bytes(memory.capacity_bytes)}"
+    yield f"  {'needs':<28} {format_bytes(memory.total(layers, filled)):>10}, has {format_bytes(capacity)}"
 
 
 # --- repairs ----------------------------------------------------------------------------------------
@@ -93,7 +92,7 @@ def repairs(instance: Instance, space: SearchSpace) -> Iterator[str]:
         yield "no redundant experts"
     nodes = _fewest(lambda count: _with_nodes(instance, count), instance, space)
     if nodes is not None:
-        yield f"{nodes} nodes ({nodes * instance.topology.file.gpus_per_node} GPUs)"
+        yield f"{nodes} nodes ({_with_nodes(instance, nodes).topology.num_gpus} GPUs)"
     yield from _formats(instance, space)
     for name, text in (("context_length", "context_length {:,}"), ("tokens_per_gpu", "tokens_per_gpu {:,}")):
         value = _largest(instance, space, name)
@@ -102,19 +101,15 @@ def repairs(instance: Instance, space: SearchSpace) -> Iterator[str]:
 
 
 def _with_nodes(instance: Instance, nodes: int) -> Instance:
-    topology = instance.topology
-    assert isinstance(topology.file.gpu, Gpu)
-    links = topology.file.links
-    if len(links) == 1 and topology.file.nodes == 1:
-        return instance  # nothing is known about a link between nodes
-    file = topology.file.model_copy(update={"nodes": nodes, "links": links})
-    grown: Topology = resolve(file, topology.file.gpu)
-    return replace(instance, topology=grown, windows=None)
+    file = instance.topology.file
+    if file.groups or (len(file.links) == 1 and file.nodes == 1):
+        return instance  # it is not known which nodes to add, or by what they would be linked
+    return replace(instance, topology=resolve(file.model_copy(update={"nodes": nodes})), windows=None)
 
 
 def _fewest(change: Callable[[int], Instance], instance: Instance, space: SearchSpace) -> int | None:
     """The least number of nodes that fits, up to a few times as many."""
-    now = instance.topology.file.nodes
+    now = instance.topology.file.num_nodes
     for nodes in range(now + 1, min(now * 4, now + _MOST_NODES) + 1):
         changed = change(nodes)
         if changed is instance:

@@ -7,7 +7,7 @@ the smooth maximum, sent[s] the slowest unit's traffic, total[s] both with their
 (C1) sum_k y[e, k] = 1 and sum_r x[e, r, k] = k y[e, k]
 (C2) sum_{e, k} x[e, r, k] = slots[r]
 (C3) sum_k x[e, r, k] <= 1
-(C4) busy[s] >= each tangent of each rank, with rows n[e, s] / k and touches as data
+(C4) busy[s] >= each tangent of each rank, of its own class, with rows n[e, s] / k and touches as data
 (C5) sent[s] >= each unit's traffic, linear in rows without de-duplication; else only its bound
 (C6) x[e, r, k] <= g[group of e, node of r] and sum_n g[a, n] = 1
 
@@ -16,7 +16,7 @@ coefficients stays below 2**29 (a presolve rule of 9.15 overflows above 2**31, o
 are rounded down, so the solver's bound times the quantum is valid; incumbents are priced by the
 truth, and tangents at the incumbent are added until truth and bound meet.
 
-Legend: S windows, E experts, R ranks, U units, k copies.
+Legend: S windows, E experts, R ranks, C classes of ranks, U units, k copies.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 from ortools.sat.python import cp_model
 
+from planner.cost.traffic import RANKS
 from planner.plan.placement import from_ranks
 from planner.solve.bounds import bound_parts_S
 from planner.solve.problem import CLOSED, LayerProblem, Tangent, mean_tangent, tangent
@@ -91,7 +92,7 @@ def solve_exactly(problem: LayerProblem, incumbent_P: Ints, effort: float, seed:
 def _at(problem: LayerProblem, expert_P: Ints) -> list[Tangent]:
     """Tangents at the slowest rank of each window, and at the rank with the most rows."""
     rows_SR, touched_SR, filled_R = problem.moe.rank_load(problem.load, expert_P)
-    seconds_SR = problem.moe.expert_s(rows_SR, touched_SR, filled_R.astype(float))
+    seconds_SR = problem.moe.expert_s(rows_SR, touched_SR, filled_R.astype(float))  # [S, R]
     found = []
     for rank_S in (seconds_SR.argmax(axis=1), rows_SR.argmax(axis=1), touched_SR.argmax(axis=1)):
         pick = (np.arange(len(rank_S)), rank_S)
@@ -146,12 +147,8 @@ class _Program:
     def _break_symmetry(self) -> None:
         """If any rank can be mapped to any other, the hottest expert may as well sit on rank 0."""
         p = self.problem
-        alike = (p.slots_R == p.slots_R[0]).all() and all(
-            len(np.unique(np.unique(units, return_counts=True)[1])) == 1
-            for exchange in p.moe.exchanges
-            for units in exchange.group.unit_VR
-        )
-        if alike and len(p.moe.exchanges) == 1:
+        alike = (p.slots_R == p.slots_R[0]).all() and p.moe.num_classes == 1
+        if alike and p.moe.exchange.interchangeable:
             hottest = int(p.rows_SE.sum(axis=0).argmax())
             self.model.add_exactly_one(self.x[hottest, 0].tolist())
 
@@ -176,10 +173,13 @@ class _Program:
         rows_SEk = p.rows_SE[:, :, None] / copies
         touched_SEk = np.stack([p.touched_SE(float(k)) for k in copies], axis=2)
         costs = [
-            t.per_row_S[:, None, None] * rows_SEk + t.per_touched_S[:, None, None] * touched_SEk
+            t.per_row_CS[:, :, None, None] * rows_SEk + t.per_touched_CS[:, :, None, None] * touched_SEk
             for t in _distinct(tangents)
         ]
-        slot_s_R = moe.kernel.base_s + moe.kernel.per_expert_s * p.slots_R
+        base_C, slot_C = np.array([(k.base_s, k.per_expert_s) for k in moe.kernels_C]).T
+        slot_s_R = base_C[moe.class_R] + slot_C[moe.class_R] * p.slots_R
+        speed_R = 1.0 / p.slow_R
+        part_R = speed_R.sum() / speed_R  # of the mean over ranks, weighted so that unequal ranks count alike
         per_byte = moe.dispatch_bytes + moe.combine_bytes
         units, gather = self._units() * per_byte, moe.gather_s_per_row_byte * per_byte
         self.quantum = self._quantum(costs, rows_SEk, units, gather)
@@ -188,14 +188,15 @@ class _Program:
         totals = []
         for s in range(p.num_windows):
             busy = self._variable(f"busy[{s}]", expert_floor_S[s])
-            for cost_SEk in costs:
+            for cost_CSEk in costs:
+                cost_REk = cost_CSEk[moe.class_R, s]
                 for rank in range(p.num_ranks):
-                    row = self._row(self.x[:, rank], cost_SEk[s])
+                    row = self._row(self.x[:, rank], cost_REk[rank])
                     self.model.add(busy >= row + self._down(slot_s_R[rank]))
                 # The mean over ranks: implied, but it lets the solver see that the ranks' rows add up. Over the
                 # copies themselves, not their numbers: written with y the README example of EPLB is not closed.
-                mean = self._row(self.x, cost_SEk[s][:, None, :] / p.num_ranks)
-                self.model.add(busy >= mean + self._down(float(slot_s_R.mean())))
+                mean = self._row(self.x, (cost_REk / part_R[:, None, None]).transpose(1, 0, 2))
+                self.model.add(busy >= mean + self._down(float((slot_s_R * speed_R).sum() / speed_R.sum())))
             moved, gathered = self._variable(f"moved[{s}]"), self._variable(f"gathered[{s}]")
             for weight_R in units:
                 self.model.add(moved >= self._row(self.x, weight_R[None, :, None] * rows_SEk[s][:, None, :]))
@@ -209,7 +210,7 @@ class _Program:
     def _quantum(self, costs: Sequence[Floats], rows_SEk: Floats, units: Floats, gather: float) -> float:
         """Seconds per integer step, as fine as the row limit allows."""
         rows = float(rows_SEk.sum(axis=(1, 2)).max())
-        largest = [float(cost.sum(axis=(1, 2)).max()) for cost in costs]
+        largest = [float(cost.sum(axis=(2, 3)).max()) for cost in costs]
         largest += [rows * float(weight_R.sum()) for weight_R in units]
         return max(*largest, rows * gather, self.upper) / _ROW_LIMIT
 
@@ -241,13 +242,11 @@ class _Program:
     def _units(self) -> Floats:
         """For each unit of the exchange, seconds per byte that a row on each rank costs it [U, R]."""
         p, moe = self.problem, self.problem.moe
-        found = [np.zeros((0, p.num_ranks))]
-        for exchange in moe.exchanges if moe.has_exchange else ():
-            if exchange.ranks_share_volume:
-                columns_RU = exchange.unit_seconds_SU(np.eye(p.num_ranks) / moe.etp, None)
-                found.append(np.unique(columns_RU.T, axis=0))
-        units_UR = np.concatenate(found)
-        return units_UR[units_UR.any(axis=1)]
+        if not (moe.has_exchange and moe.exchange.ranks_share_volume):
+            return np.zeros((0, p.num_ranks))
+        columns_RU = moe.exchange.unit_seconds_SU({RANKS: np.eye(p.num_ranks) / moe.etp})
+        units_UR = np.unique(columns_RU.T, axis=0)
+        return np.asarray(units_UR[units_UR.any(axis=1)])
 
     # --- solving ----------------------------------------------------------------------------------
 
@@ -292,6 +291,7 @@ def _distinct(tangents: Sequence[Tangent]) -> list[Tangent]:
     """Leave out tangents that are alike to ten digits in every window."""
     kept: dict[bytes, Tangent] = {}
     for t in tangents:
-        key = np.round(np.concatenate([t.per_row_S / t.per_row_S.max(), t.per_touched_S / t.per_row_S.max()]), 10)
+        largest = t.per_row_CS.max()
+        key = np.round(np.concatenate([t.per_row_CS / largest, t.per_touched_CS / largest]), 10)
         kept.setdefault(key.tobytes(), t)
     return list(kept.values())

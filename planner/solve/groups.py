@@ -24,7 +24,7 @@ def assign_groups(problem: LayerProblem) -> Ints | None:
     even = -(-groups // len(most_N))
     while np.clip(even, fewest_N, most_N).sum() < groups:
         even += 1
-    ranks_N = np.bincount(problem.node_R).astype(float)
+    ranks_N = np.bincount(problem.node_R, weights=1.0 / problem.slow_R).astype(float)  # slow ranks count less
     load_SA = np.zeros((problem.num_windows, groups))
     np.add.at(load_SA.T, problem.group_E, problem.rows_SE.T)
     node_A = _greedy(load_SA, fewest_N, np.clip(even, fewest_N, most_N), ranks_N)

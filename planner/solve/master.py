@@ -20,9 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.instance import Instance, LayerLoad
-from planner.cost.moe import MoeCost
-from planner.cost.step import Prediction, SplitCost, StageCost, predict
-from planner.plan.placement import Placement
+from planner.cost.step import Prediction, StageCost, predict, stage_of_layers
+from planner.plan.placement import Placement, widened
 from planner.solve.candidates import Bounder, Candidate, SearchSpace, all_candidates
 from planner.solve.cuts import best_cuts
 from planner.solve.place import LayerJob, LayerResult, linear_start
@@ -129,7 +128,7 @@ class Master:
         self.bounder = Bounder(instance)
         self.best: Best | None = None
         self.effort = 0.0
-        self._known: dict[tuple[object, ...], Ints] = {}
+        self._known: dict[Key, Ints] = {}
         self._row = {layer: row for row, layer in enumerate(instance.traced_layer_ids)}
 
     def run(self) -> Solution:
@@ -192,12 +191,12 @@ class Master:
         """A first plan at once: the engines' own layout."""
         cost = work.candidate.cost
         assert cost is not None
-        layouts = {stage.grid.key: self._start(cost, stage) for stage in cost.stages}
+        layouts = {stage.kind: self._start(stage) for stage in cost.stages}
         self._offer(work.candidate, {(key, row): layouts[key] for key in layouts for row in self._row.values()})
 
-    def _start(self, cost: SplitCost, stage: StageCost) -> Ints:
+    def _start(self, stage: StageCost) -> Ints:
         """The linear layout, or what comes nearest to it where groups stay together."""
-        return linear_start(self.problem(cost, stage.moe, self.instance.loads[0]))
+        return linear_start(self.problem(stage, self.instance.loads[0]))
 
     # --- placing ----------------------------------------------------------------------------------
 
@@ -206,27 +205,27 @@ class Master:
         cost = work.candidate.cost
         assert cost is not None
         keys: dict[Key, None] = {}
-        kinds = {stage.grid.key for stage in cost.stages}
+        kinds = {stage.kind for stage in cost.stages}
         for stage, layers in zip(cost.stages, work.candidate.cuts, strict=True):
             # With stages of one kind the cuts may still move; else they stay as bounded.
             for layer in range(self.instance.model.num_layers) if len(kinds) == 1 else layers:
                 if layer in self._row:
-                    keys[stage.grid.key, self._row[layer]] = None
+                    keys[stage.kind, self._row[layer]] = None
         return list(keys)
 
-    def problem(self, cost: SplitCost, moe: MoeCost, load: LayerLoad) -> LayerProblem:
+    def problem(self, stage: StageCost, load: LayerLoad) -> LayerProblem:
         """One layer of a stage as an optimisation problem."""
         group_E = None
         if self.space.limits.keep_groups and self.instance.model.moe.num_groups > 1:
             experts, groups = self.instance.model.moe.num_experts, self.instance.model.moe.num_groups
             group_E = np.arange(experts) // (experts // groups)
-        return LayerProblem(moe, load, cost.slots_R, group_E)
+        return LayerProblem(stage.moe, load, stage.slots_R, group_E)
 
     def _place(self, work: _Work, keys: Sequence[Key], exact_effort: float) -> None:
         """Place layers that are not placed yet (or again, with the integer program)."""
         cost = work.candidate.cost
         assert cost is not None
-        moe_of = {stage.grid.key: stage.moe for stage in cost.stages}
+        stage_of = {stage.kind: stage for stage in cost.stages}
         open_keys = [key for key in keys if exact_effort > 0 or key not in work.results]
         if exact_effort > 0:
             open_keys = [key for key in open_keys if not work.results[key].is_optimal]
@@ -235,7 +234,7 @@ class Master:
             unique.setdefault((key[0], id(self.instance.loads[key[1]])), []).append(key)
         jobs = [
             LayerJob(
-                self.problem(cost, moe_of[same[0][0]], self.instance.loads[same[0][1]]),
+                self.problem(stage_of[same[0][0]], self.instance.loads[same[0][1]]),
                 exact_effort,
                 self.options.seed,
                 self.options.gap,
@@ -264,7 +263,7 @@ class Master:
         ratio = sum(work.results[k].seconds for k in placed) / sum(float(bounds[k[0]][k[1]]) for k in placed)
         cost = work.candidate.cost
         assert cost is not None
-        found = self.bounder.step_bound(work.candidate, [bounds[stage.grid.key] * ratio for stage in cost.stages])
+        found = self.bounder.step_bound(work.candidate, [bounds[stage.kind] * ratio for stage in cost.stages])
         return found[0] if found else float("inf")
 
     def _settle(self, work: _Work) -> None:
@@ -274,21 +273,15 @@ class Master:
         self._offer(candidate, {key: result.expert_P for key, result in work.results.items()})
         for (kind, row), result in work.results.items():
             candidate.layer_bound[kind][row] = max(candidate.layer_bound[kind][row], result.bound)
-            self._known[self._known_key(cost, kind, row)] = result.expert_P
-        traced = [candidate.layer_bound[stage.grid.key] for stage in cost.stages]
+            self._known[kind, row] = result.expert_P
+        traced = [candidate.layer_bound[stage.kind] for stage in cost.stages]
         found = self.bounder.step_bound(candidate, traced)
         if found is not None:
             candidate.bound_s = max(candidate.bound_s, found[0])
 
-    @staticmethod
-    def _known_key(cost: SplitCost, kind: tuple[bytes, ...], row: int) -> tuple[object, ...]:
-        return cost.slots_R.tobytes(), kind, row
-
     def _reprice_known(self, work: _Work) -> None:
         """A placement found for another split with the same ranks is a plan for this one, too."""
-        cost = work.candidate.cost
-        assert cost is not None
-        found = {key: self._known.get(self._known_key(cost, *key)) for key in self._keys(work)}
+        found = {key: self._known.get(key) for key in self._keys(work)}
         complete = {key: expert_P for key, expert_P in found.items() if expert_P is not None}
         if len(complete) == len(found):
             self._offer(work.candidate, complete)
@@ -309,13 +302,13 @@ class Master:
     def _recut(self, candidate: Candidate, expert_P: dict[Key, Ints]) -> tuple[range, ...]:
         cost = candidate.cost
         assert cost is not None
-        kinds = {stage.grid.key for stage in cost.stages}
+        kinds = {stage.kind for stage in cost.stages}
         if cost.split.pp == 1 or len(kinds) > 1:
             return candidate.cuts
         kind = next(iter(kinds))
-        moe = cost.stages[0].moe
+        stage = cost.stages[0]
         seconds_M = np.array(
-            [self.problem(cost, moe, load).seconds(expert_P[kind, row]) for row, load in enumerate(self.instance.loads)]
+            [self.problem(stage, load).seconds(expert_P[kind, row]) for row, load in enumerate(self.instance.loads)]
         )
         best = best_cuts(self.bounder.limits(candidate, [seconds_M] * len(cost.stages)))
         return best.cuts if best is not None else candidate.cuts
@@ -324,11 +317,12 @@ class Master:
         cost = candidate.cost
         assert cost is not None
         layer_ids = self.instance.model.moe_layer_ids
-        stage_of = {layer: stage for stage, layers in zip(cost.stages, cuts, strict=True) for layer in layers}
+        stage_of = stage_of_layers(cost, cuts)
         rows = []
         for layer in layer_ids:
             stage, row = stage_of[layer], self._row.get(layer)
-            rows.append(self._start(cost, stage) if row is None else expert_P[stage.grid.key, row])
+            placed_P = self._start(stage) if row is None else expert_P[stage.kind, row]
+            rows.append(widened(placed_P, cost.split.ep, cost.slots_per_rank))
         return Placement(layer_ids, cost.slots_per_rank, np.stack(rows))
 
 

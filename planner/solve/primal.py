@@ -13,6 +13,9 @@ A move of the sharp objective can only help if it touches the fullest rank of so
 those ranks are tried. Everything is evaluated for all partners of a rank in one numpy expression,
 in single precision, which takes half the time; double precision then decides about the best swap.
 
+Ranks may differ: the weights are those of the first class of ranks, and a rank's load is multiplied
+by how slow it is, so that the same objectives give faster ranks more.
+
 Legend: S windows, E experts, R ranks, P slots (filled), Q slots of one rank, k copies.
 """
 
@@ -83,7 +86,12 @@ class Search:
     def loads(self, table_kSE: Floats) -> Floats:
         """Load of each rank [S, R]."""
         unit_SE = self.unit_weights(table_kSE)
-        return np.stack([unit_SE[:, members].sum(axis=1) for members in self.held], axis=1)
+        return np.stack([self._load(unit_SE, rank) for rank in range(len(self.held))], axis=1)
+
+    def _load(self, unit_SE: Floats, rank: int) -> Floats:
+        """Load of one rank [S]: its copies' weights, times how slow it is."""
+        load_S: Floats = unit_SE[:, self.held[rank]].sum(axis=1) * self.problem.slow_R[rank]
+        return load_S
 
     def placement(self) -> Ints:
         """Slots in canonical order."""
@@ -151,7 +159,9 @@ class Search:
         mine = np.asarray(self.held[rank])
         unit, load = unit_SE.astype(np.float32), load_SR.astype(np.float32)
         delta_SQP = unit[:, None, expert_P] - unit[:, mine][:, :, None]
-        after_QP = _power(load[:, rank][:, None, None] + delta_SQP).sum(axis=0)
+        slow_R = self.problem.slow_R.astype(np.float32)
+        after_QP = _power(load[:, rank][:, None, None] + delta_SQP * slow_R[rank]).sum(axis=0)
+        np.multiply(delta_SQP, slow_R[rank_P], out=delta_SQP)
         np.subtract(load[:, rank_P][:, None, :], delta_SQP, out=delta_SQP)
         after_QP += _power(delta_SQP).sum(axis=0)
         change_QP = after_QP - (power_R[rank] + power_R[rank_P])[None, :]
@@ -160,13 +170,14 @@ class Search:
         best = int(np.argmin(change_QP))
         slot, partner = divmod(best, len(expert_P))
         delta_S = unit_SE[:, expert_P[partner]] - unit_SE[:, mine[slot]]
-        pair_SR = np.stack([load_SR[:, rank] + delta_S, load_SR[:, rank_P[partner]] - delta_S])
+        slow, slow_partner = self.problem.slow_R[rank], self.problem.slow_R[rank_P[partner]]
+        pair_SR = np.stack([load_SR[:, rank] + delta_S * slow, load_SR[:, rank_P[partner]] - delta_S * slow_partner])
         change = _power(pair_SR).sum() - power_R[rank] - power_R[rank_P[partner]]
         if not (np.isfinite(change_QP.flat[best]) and change < -_TINY * power_R.sum()):
             return False
         _, _, other = self._swap(rank, slot, partner, rank_P)
         for changed in (rank, other):
-            load_SR[:, changed] = unit_SE[:, self.held[changed]].sum(axis=1)
+            load_SR[:, changed] = self._load(unit_SE, changed)
             power_R[changed] = _power(load_SR[:, changed]).sum()
         return True
 
@@ -176,7 +187,9 @@ class Search:
         rest_SP = _fullest_without(load_SR, rank, rank_P)
         unit, load, rest = (array.astype(np.float32) for array in (unit_SE, load_SR, rest_SP))
         delta_SQP = unit[:, None, expert_P] - unit[:, mine][:, :, None]
-        top_SQP = load[:, rank][:, None, None] + delta_SQP
+        slow_R = self.problem.slow_R.astype(np.float32)
+        top_SQP = load[:, rank][:, None, None] + delta_SQP * slow_R[rank]
+        np.multiply(delta_SQP, slow_R[rank_P], out=delta_SQP)
         np.subtract(load[:, rank_P][:, None, :], delta_SQP, out=delta_SQP)
         np.maximum(top_SQP, delta_SQP, out=top_SQP)
         np.maximum(top_SQP, rest[:, None, :], out=top_SQP)
@@ -186,13 +199,14 @@ class Search:
         best = int(np.argmin(after_QP))
         slot, partner = divmod(best, len(expert_P))
         delta_S = unit_SE[:, expert_P[partner]] - unit_SE[:, mine[slot]]
-        pair_S = np.maximum(load_SR[:, rank] + delta_S, load_SR[:, rank_P[partner]] - delta_S)
+        slow, slow_partner = self.problem.slow_R[rank], self.problem.slow_R[rank_P[partner]]
+        pair_S = np.maximum(load_SR[:, rank] + delta_S * slow, load_SR[:, rank_P[partner]] - delta_S * slow_partner)
         after = np.maximum(pair_S, rest_SP[:, partner]).sum()
         if not (np.isfinite(after_QP.flat[best]) and after < load_SR.max(axis=1).sum() * (1 - _TINY)):
             return False
         _, _, other = self._swap(rank, slot, partner, rank_P)
         for changed in (rank, other):
-            load_SR[:, changed] = unit_SE[:, self.held[changed]].sum(axis=1)
+            load_SR[:, changed] = self._load(unit_SE, changed)
         return True
 
     # --- copies -----------------------------------------------------------------------------------
@@ -225,14 +239,15 @@ class Search:
     def _replacement(self, rank: int, expert: int, load_SR: Floats, unit_SE: Floats, more_SE: Floats) -> Floats:
         """Smooth objective [E] after a copy of `expert` on `rank` gives way to each other expert."""
         fewer_S = self.smooth_kSE[self.copies_E[expert] - 2, :, expert]
+        slow_R = self.problem.slow_R
         kept_SR = load_SR.copy()
-        kept_SR[:, rank] -= unit_SE[:, expert]
+        kept_SR[:, rank] -= unit_SE[:, expert] * slow_R[rank]
         others = self.member_ER[expert].copy()
         others[rank] = False
-        kept_SR[:, others] += (fewer_S - unit_SE[:, expert])[:, None]
+        kept_SR[:, others] += (fewer_S - unit_SE[:, expert])[:, None] * slow_R[others]
         change_SE = more_SE - unit_SE
-        after_SER = kept_SR[:, None, :] + change_SE[:, :, None] * self.member_ER[None]
-        after_SER[:, :, rank] = kept_SR[:, rank][:, None] + more_SE
+        after_SER = kept_SR[:, None, :] + change_SE[:, :, None] * (self.member_ER[None] * slow_R)
+        after_SER[:, :, rank] = kept_SR[:, rank][:, None] + more_SE * slow_R[rank]
         value_E = np.asarray(_power(after_SER).sum(axis=(0, 2)))
         impossible = self.member_ER[:, rank] | (self.copies_E >= len(self.smooth_kSE))
         impossible[expert] = True
@@ -284,24 +299,19 @@ def weight_table(problem: LayerProblem) -> Floats:
     Expert time and what the rank's rows cost in traffic (receiving, and gathering if etp > 1).
     """
     moe, tangent = problem.moe, mean_tangent(problem)
-    per_row_S = tangent.per_row_S + (moe.dispatch_bytes + moe.combine_bytes) * _traffic_s_per_row(problem)
+    per_row_S = tangent.per_row_CS[0] + (moe.dispatch_bytes + moe.combine_bytes) * _traffic_s_per_row(problem)
     rows_SE = problem.rows_SE
     table = []
     for copies in range(1, problem.most_copies + 1):
         touched_SE = problem.touched_SE(float(copies))
-        table.append(per_row_S[:, None] * rows_SE / copies + tangent.per_touched_S[:, None] * touched_SE)
+        table.append(per_row_S[:, None] * rows_SE / copies + tangent.per_touched_CS[0][:, None] * touched_SE)
     return np.stack(table)
 
 
 def _traffic_s_per_row(problem: LayerProblem) -> float:
     """Seconds per byte that one more row costs the rank that receives it, at its slowest level."""
     moe = problem.moe
-    worst = 0.0
-    if moe.has_exchange:
-        for exchange in moe.exchanges:
-            for level in exchange.group.levels_used:
-                received = float(exchange.reach_RR(level).mean(axis=0).max())
-                worst = max(worst, received * exchange.seconds_per_byte_V[level])
+    worst = float(moe.exchange.row_s_R.max()) if moe.has_exchange else 0.0
     return worst / moe.etp + moe.gather_s_per_row_byte
 
 
@@ -352,7 +362,7 @@ def start(problem: LayerProblem, smooth_kSE: Floats, node_of_group: Ints | None)
                 continue
             rank = int(np.argmin(np.where(allowed_R, load_R, np.inf)))
             held[rank].append(expert)
-            load_R[rank] += mean_E[expert]
+            load_R[rank] += mean_E[expert] * problem.slow_R[rank]
             room_R[rank] -= 1
     return held
 
@@ -386,8 +396,8 @@ def _make_room(
                 continue
             held[source][held[source].index(moved)] = expert
             held[target].append(moved)
-            load_R[source] += mean_E[expert] - mean_E[moved]
-            load_R[target] += mean_E[moved]
+            load_R[source] += (mean_E[expert] - mean_E[moved]) * problem.slow_R[source]
+            load_R[target] += mean_E[moved] * problem.slow_R[target]
             room_R[target] -= 1
             return
     raise AssertionError("no legal slot for a copy: slots per rank exceed the number of experts")

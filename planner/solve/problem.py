@@ -15,7 +15,6 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.grid import EpGroup
 from planner.cost.instance import LayerLoad
 from planner.cost.moe import LayerTimes, MoeCost, rows_of, touched_of
 from planner.cost.roofline import Kernel
@@ -66,8 +65,26 @@ class LayerProblem:
     @cached_property
     def node_R(self) -> Ints:
         """Node of each rank, for keeping groups together; of the first all-to-all group."""
-        node: Ints = self.moe.exchanges[0].group.unit_VR[0]
-        return node
+        return self.moe.exchange.node_R
+
+    @cached_property
+    def slow_R(self) -> Floats:
+        """Seconds of each rank with balanced load over those of a mean rank; exactly 1 where ranks are alike.
+
+        A search that multiplies the load of a rank by it gives faster ranks more.
+        """
+        row_s_R = self.moe.exchange.row_s_R
+        if self.moe.num_classes == 1 and self.moe.exchange.alike:
+            return np.ones(self.num_ranks)
+        rows = float(self.rows_SE.sum(axis=1).mean()) / self.num_ranks
+        touched = float(self.touched_SE(1.0).sum(axis=1).mean()) / self.num_ranks
+        per_byte = (self.moe.dispatch_bytes + self.moe.combine_bytes) / self.moe.etp
+        by_class = [
+            float(self.moe.class_s(number, np.array(rows), np.array(touched), 0.0) - kernel.base_s)
+            for number, kernel in enumerate(self.moe.kernels_C)
+        ]
+        seconds_R = np.array(by_class)[self.moe.class_R] + rows * per_byte * row_s_R
+        return np.asarray(seconds_R * (1.0 / seconds_R).mean())
 
     @cached_property
     def rows_SE(self) -> Floats:
@@ -92,16 +109,20 @@ class Tangent:
     """busy >= per_row * rows + per_touched * touched, with equality along one ratio of the two.
 
     The smooth maximum is homogeneous, so its tangent planes pass through the origin and each is
-    named by a ratio (docs/model.md, (C4)). Values per window [S].
+    named by a ratio (docs/model.md, (C4)). Values per class of ranks and window [C, S].
     """
 
-    per_row_S: Floats
-    per_touched_S: Floats
+    per_row_CS: Floats
+    per_touched_CS: Floats
 
 
 def tangent(moe: MoeCost, rows_S: Floats, touched_S: Floats) -> Tangent:
-    """Tangent of a rank's expert time at the ratio of these rows and touched experts."""
-    k = moe.kernel
+    """Tangent of the expert time of each class of ranks at the ratio of these rows and touched experts."""
+    planes = [_plane(moe, kernel, rows_S, touched_S) for kernel in moe.kernels_C]
+    return Tangent(np.stack([plane[0] for plane in planes]), np.stack([plane[1] for plane in planes]))
+
+
+def _plane(moe: MoeCost, k: Kernel, rows_S: Floats, touched_S: Floats) -> tuple[Floats, Floats]:
     row_s = moe.flop_per_row * k.s_per_flop
     touched_s = moe.weight_bytes * k.s_per_byte
     compute_S = np.maximum(rows_S * row_s, 1e-30)
@@ -109,10 +130,7 @@ def tangent(moe: MoeCost, rows_S: Floats, touched_S: Floats) -> Tangent:
     power = k.exponent
     norm_S = (compute_S**power + memory_S**power) ** ((power - 1) / power)
     moved = moe.moved_bytes_per_row * k.s_per_moved_byte
-    return Tangent(
-        row_s * compute_S ** (power - 1) / norm_S + moved,
-        touched_s * memory_S ** (power - 1) / norm_S,
-    )
+    return row_s * compute_S ** (power - 1) / norm_S + moved, touched_s * memory_S ** (power - 1) / norm_S
 
 
 def mean_tangent(problem: LayerProblem) -> Tangent:
@@ -134,23 +152,29 @@ def plain_load_problem(
         group_E: group of each expert, if groups must stay on a node.
     """
     nodes = np.zeros(len(slots_R), dtype=np.int64) if node_R is None else node_R
+    sizes = np.bincount(nodes)
     free = Exchange(
-        group=EpGroup(np.stack([nodes, np.zeros_like(nodes)])),
         dedup="expert",
-        seconds_per_byte_V=(0.0, 0.0),
-        latency_s_V=(0.0, 0.0),
-        ports=(0, 1),
+        num_ranks=len(slots_R),
+        node_R=nodes,
+        partitions=(),
+        blocks=(),
+        row_s_R=np.zeros(len(slots_R)),
+        latency_s=0.0,
+        alike=True,
+        interchangeable=bool((sizes == sizes[0]).all()),
     )
     unit = Kernel(0.0, 0.0, 1.0, 0.0, 0.0, 4, "given", "one second per row", 1.0, 0.0)
     moe = MoeCost(
         num_ranks=len(slots_R),
         etp=1,
         tokens=1.0,
-        kernel=unit,
+        kernels_C=(unit,),
+        class_R=np.zeros(len(slots_R), dtype=np.int64),
         flop_per_row=1.0,
         weight_bytes=0.0,
         moved_bytes_per_row=0.0,
-        exchanges=(free,),
+        exchange=free,
         dispatch_bytes=0.0,
         combine_bytes=0.0,
         launch_s=0.0,

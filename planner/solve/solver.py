@@ -134,6 +134,7 @@ def _candidate_record(candidate: Candidate, best: Best) -> CandidateRecord:
         return CandidateRecord(
             split=_split_record(candidate.split),
             redundant_experts=candidate.redundant_experts,
+            layout=candidate.layout,
             outcome="rejected",
             free_bytes=None if not candidate.memories else candidate.free_bytes,
             reasons=tuple(str(reason) for reason in candidate.reasons),
@@ -142,6 +143,7 @@ def _candidate_record(candidate: Candidate, best: Best) -> CandidateRecord:
     return CandidateRecord(
         split=_split_record(candidate.split),
         redundant_experts=candidate.redundant_experts,
+        layout=candidate.layout,
         outcome="chosen" if chosen else outcome,
         bound_s=candidate.bound_s,
         step_s=candidate.step_s,
@@ -198,8 +200,11 @@ def _held_out(instance: Instance, best: Best, master: Master, workers: Workers, 
         seen, unseen = list(range(0, count, 2)), list(range(1, count, 2))
         how = f"placed on every other window ({len(seen)}), judged on the rest ({len(unseen)})"
     split, redundant = best.candidate.split, best.candidate.redundant_experts
-    planning = split_cost(replace(instance, windows=subset(windows, seen)), split, redundant)
-    judging = split_cost(replace(instance, windows=subset(windows, unseen)), split, redundant)
+    assert best.candidate.cost is not None
+    stages = best.candidate.cost.stages
+    shares = [stage.grid.gpus for stage in stages], [stage.slots_R for stage in stages]
+    planning = split_cost(replace(instance, windows=subset(windows, seen)), split, redundant, *shares)
+    judging = split_cost(replace(instance, windows=subset(windows, unseen)), split, redundant, *shares)
     rows = len(instance.traced_layer_ids)
     step = max(1, rows // _HELD_OUT_LAYERS)
     chosen = list(range(step // 2, rows, step))[:_HELD_OUT_LAYERS]
@@ -210,7 +215,8 @@ def _held_out(instance: Instance, best: Best, master: Master, workers: Workers, 
         placed[chosen[index]] = result.expert_P
         watch.advance()
     assert planning.instance.windows is not None
-    rivals = placements(planning, weights_of(planning.instance.windows))
+    stage_of = dict.fromkeys(range(instance.model.num_layers), planning.stages[0])
+    rivals = placements(planning, stage_of, weights_of(planning.instance.windows))
     row_of = {layer: row for row, layer in enumerate(best.placement.layer_ids)}
     imbalance: dict[str, float] = {}
     layer_s: dict[str, float] = {}
@@ -223,7 +229,7 @@ def _held_out(instance: Instance, best: Best, master: Master, workers: Workers, 
 
 
 def _problem(cost: SplitCost, row: int, master: Master) -> LayerProblem:
-    return master.problem(cost, cost.stages[0].moe, cost.instance.loads[row])
+    return master.problem(cost.stages[0], cost.instance.loads[row])
 
 
 def _judge(cost: SplitCost, layout: dict[int, Ints], rows: Sequence[int]) -> tuple[float, float]:

@@ -6,59 +6,135 @@ Written from docs/model.md. Slow on purpose: loops over windows, ranks and exper
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from itertools import combinations, product
+from typing import Any
 
 from planner.cost.instance import Instance
+from planner.inputs.gpu import Roofline
+from planner.inputs.links import End
 from planner.inputs.model import DenseFfn, GroupedAttention, MoeFfn
-from planner.inputs.topology import Roofline
 from planner.plan.split import Split
 
 Placement = tuple[frozenset[int], ...]
 """Experts of each EP rank."""
 
 
-class PlainCost:
-    """Times of one split, computed the long way."""
+Message = tuple[int, int, float]
+"""Sender and receiver, as GPU ids, and bytes."""
 
-    def __init__(self, instance: Instance, split: Split) -> None:
-        self.i, self.s = instance, split
+
+class PlainCost:
+    """Times of one split on some GPUs, computed the long way."""
+
+    def __init__(self, instance: Instance, split: Split, gpus: Sequence[Sequence[int]]) -> None:
+        self.i, self.s, self.gpus = instance, split, [list(stage) for stage in gpus]
         self.b = instance.workload.tokens_per_gpu * instance.topology.num_gpus
         constants = instance.constants
         self.eff, self.kernel, self.nccl = constants.efficiency, constants.kernel, constants.collectives
-        gpu = instance.topology.gpu
-        self.peak, self.hbm = gpu.compute["bf16"].value, gpu.hbm_bandwidth.value
-        self.per_node = instance.topology.file.gpus_per_node
+        machine = instance.topology
+        self.node, self.local = machine.node_G.tolist(), machine.local_G.tolist()
+        self.card = [machine.kinds[kind] for kind in machine.kind_G.tolist()]
+        groups = machine.file.node_groups()
+        self.group = [group for group in groups for _ in range(group.nodes)]  # of each node
+        self.slow = {
+            frozenset(ends): (link.bandwidth.value, link.latency)
+            for link in machine.file.overrides
+            for ends in product(*([g for g in range(machine.num_gpus) if self.is_end(g, end)] for end in link.between))
+            if len(set(ends)) == 2
+        }
+
+    def is_end(self, gpu: int, end: End) -> bool:
+        return self.node[gpu] == end.node and end.gpu in (None, self.local[gpu])
 
     # --- pieces -------------------------------------------------------------------------------
 
-    def roof(self, r: Roofline, flop: float, weight_bytes: float, launches: int = 1) -> float:
-        a, b = flop / (r.compute * self.peak), weight_bytes / (r.memory * self.hbm)
+    def roof(self, r: Roofline, gpu: int, flop: float, weight_bytes: float, launches: int = 1) -> float:
+        return self.roof_of(r, [gpu], flop, weight_bytes, launches)
+
+    def roof_of(self, r: Roofline, gpus: Sequence[int], flop: float, weight_bytes: float, launches: int = 1) -> float:
+        """Of GPUs that wait for each other: compute and bandwidth of the slowest."""
+        a = flop / (r.compute * min(self.card[g].compute["bf16"].value for g in gpus))
+        b = weight_bytes / (r.memory * min(self.card[g].hbm_bandwidth.value for g in gpus))
         return float(launches * r.base + (a**r.exponent + b**r.exponent) ** (1 / r.exponent))
 
-    def link(self, level: int, *, collective: bool) -> float:
-        """Bytes per second."""
+    # --- links: a level inside a node and one between nodes ----------------------------------------
+
+    def level(self, one: int, other: int) -> int:
+        return 0 if self.node[one] == self.node[other] else 1
+
+    def said(self, gpu: int, level: int, name: str) -> Any:
+        """A value of a level, as the GPU's group or else the topology says."""
+        link = self.i.topology.links[level]
+        own = self.group[self.node[gpu]].link(link.level)
+        value = getattr(own, name, None)
+        return getattr(link, name) if value is None else value
+
+    def port(self, gpu: int, level: int) -> tuple[int, int]:
+        return self.node[gpu], self.local[gpu] // self.said(gpu, level, "shared_by")
+
+    def reached(self, level: int, *, collective: bool) -> float:
         source = self.nccl if collective else self.kernel
-        part = source.scale_up.value if level == 0 else source.scale_out.value
-        return float(self.i.topology.links[level].bandwidth.value * part)
+        return float(source.scale_up.value if level == 0 else source.scale_out.value)
 
-    def level(self, gpus: Sequence[int]) -> int:
-        return 0 if len({g // self.per_node for g in gpus}) == 1 else 1
+    def port_speed(self, gpu: int, level: int, among: Sequence[int], *, collective: bool) -> float:
+        """Of the port, the part that these GPUs have."""
+        port, every = self.port(gpu, level), range(self.i.topology.num_gpus)
+        here = sum(self.port(g, level) == port for g in among)
+        part = here / sum(self.port(g, level) == port for g in every)
+        return float(self.said(gpu, level, "bandwidth").value * self.reached(level, collective=collective) * part)
 
-    def stage_gpus(self, k: int) -> list[int]:
-        size = self.s.tp * self.s.dp
-        return list(range(k * size, (k + 1) * size))
+    def send_s(self, messages: Sequence[Message], among: Sequence[int], *, collective: bool) -> float:
+        """Seconds of the busiest port, uplink or slow pair."""
+        load: dict[tuple[object, ...], float] = defaultdict(float)
+        speed: dict[tuple[object, ...], float] = {}
+        for sender, receiver, num_bytes in messages:
+            level = self.level(sender, receiver)
+            for way, gpu in (("out", sender), ("in", receiver)):
+                key: tuple[object, ...] = ("port", way, level, self.port(gpu, level))
+                load[key] += num_bytes
+                speed[key] = self.port_speed(gpu, level, among, collective=collective)
+                if level == 1:
+                    inside = {self.port(g, 1): g for g in among if self.node[g] == self.node[gpu]}
+                    ports = [self.port_speed(g, 1, among, collective=collective) for g in inside.values()]
+                    key = ("uplink", way, self.node[gpu])
+                    load[key] += num_bytes
+                    speed[key] = sum(ports) / self.i.topology.links[1].oversubscription
+            if frozenset((sender, receiver)) in self.slow:
+                key = ("pair", sender, receiver)
+                load[key] += num_bytes
+                bandwidth = self.slow[frozenset((sender, receiver))][0]
+                speed[key] = bandwidth * self.reached(level, collective=collective)
+        return max((load[key] / speed[key] for key in load), default=0.0)
 
-    def worst_block_level(self, k: int, size: int) -> int:
-        gpus = self.stage_gpus(k)
-        return max(self.level(gpus[j : j + size]) for j in range(0, len(gpus), size))
+    def latency(self, pairs: Iterable[tuple[int, int]]) -> float:
+        worst = 0.0
+        for one, other in pairs:
+            level = self.level(one, other)
+            worst = max(worst, *(self.said(g, level, "latency").value for g in (one, other)))
+            known = self.slow.get(frozenset((one, other)))
+            if known is not None and known[1] is not None:
+                worst = max(worst, known[1].value)
+        return worst
 
-    def launch(self, level: int) -> float:
-        return float(self.nccl.launch.value + self.i.topology.links[level].latency.value)
+    def ring_s(self, k: int, size: int, num_bytes: float) -> tuple[float, float]:
+        """Seconds that so many bytes need from each GPU to the next of its block, and the latency."""
+        gpus = self.gpus[k]
+        blocks = [gpus[j : j + size] for j in range(0, len(gpus), size)]
+        hops = [(block[j], block[(j + 1) % size]) for block in blocks for j in range(size)]
+        return self.send_s([(*hop, num_bytes) for hop in hops], gpus, collective=True), self.latency(hops)
 
     # --- what does not depend on the placement -------------------------------------------------
 
     def layer_fixed(self, k: int, layer: int) -> float:
+        """Of the slowest data-parallel rank; in a rank every step waits for the slowest GPU."""
+        gpus, tp = self.gpus[k], self.s.tp
+        ranks = [gpus[j : j + tp] for j in range(0, len(gpus), tp)]
+        each = [[self.layer_parts(k, layer, gpu) for gpu in rank] for rank in ranks]
+        return max(float(sum(map(max, zip(*of_rank, strict=True)))) for of_rank in each)
+
+    def layer_parts(self, k: int, layer: int, gpu: int) -> list[float]:
         run = self.i.model.layer_list[layer]
         s, h = self.s, self.i.model.hidden_size
         n = self.b / (s.micro_batches * s.dp)
@@ -66,33 +142,35 @@ class PlainCost:
         assert isinstance(att, GroupedAttention)
         kv = max(1, math.ceil(att.num_kv_heads / s.tp))
         weights = h * (att.num_heads // s.tp + 2 * kv) * att.head_dim + att.num_heads // s.tp * att.head_dim * h
-        total = self.roof(self.eff.gemm.value, 2 * weights * n, 2 * weights, 2)
+        parts = [self.roof(self.eff.gemm.value, gpu, 2 * weights * n, 2 * weights, 2)]
         context = self.i.workload.context_length
         pairs = 2 * att.head_dim * (att.num_heads / s.tp)
         cache = 2 * kv * att.head_dim * 2
         if self.i.workload.phase == "decode":
-            total += self.roof(self.eff.attention_decode.value, 2 * n * context * pairs, n * context * cache)
+            parts.append(self.roof(self.eff.attention_decode.value, gpu, 2 * n * context * pairs, n * context * cache))
         else:
             moved = n * (cache + 2 * 2 * (att.num_heads / s.tp) * att.head_dim)
-            total += self.roof(self.eff.attention_prefill.value, 2 * n * (context + 1) / 2 * pairs, moved)
-        total += 8 * 2 * n / s.tp * h / self.hbm / self.eff.gemm.value.memory
-        total += self.all_reduce(k, n)
+            parts.append(self.roof(self.eff.attention_prefill.value, gpu, 2 * n * (context + 1) / 2 * pairs, moved))
+        hbm = self.card[gpu].hbm_bandwidth.value
+        parts.append(8 * 2 * n / s.tp * h / hbm / self.eff.gemm.value.memory)
+        parts.append(self.all_reduce(k, n))
         if isinstance(run.ffn, DenseFfn):
             weights = 3 * h * (run.ffn.intermediate_size // s.tp)
-            return total + self.roof(self.eff.gemm.value, 2 * weights * n, 2 * weights, 2) + self.all_reduce(k, n)
+            dense = self.roof(self.eff.gemm.value, gpu, 2 * weights * n, 2 * weights, 2)
+            return [*parts, dense, self.all_reduce(k, n)]
         router = run.ffn.num_experts * h
-        total += self.roof(self.eff.gemm.value, 2 * router * n / s.tp, 2 * router)
+        parts.append(self.roof(self.eff.gemm.value, gpu, 2 * router * n / s.tp, 2 * router))
         if run.ffn.shared_intermediate_size:
             weights = 3 * h * (run.ffn.shared_intermediate_size // s.tp)
-            total += self.roof(self.eff.gemm.value, 2 * weights * n, 2 * weights, 2)
-        return total
+            parts.append(self.roof(self.eff.gemm.value, gpu, 2 * weights * n, 2 * weights, 2))
+        return parts
 
     def all_reduce(self, k: int, n: float) -> float:
         if self.s.tp == 1:
             return 0.0
-        level = self.worst_block_level(k, self.s.tp)
         num_bytes = 2 * (self.s.tp - 1) / self.s.tp * n * self.i.model.hidden_size * 2
-        return num_bytes / self.link(level, collective=True) + 2 * self.launch(level)
+        seconds, latency = self.ring_s(k, self.s.tp, num_bytes)
+        return seconds + 2 * (self.nccl.launch.value + latency)
 
     def stage_extra(self, k: int) -> float:
         s, h = self.s, self.i.model.hidden_size
@@ -100,10 +178,11 @@ class PlainCost:
         if k == s.pp - 1:
             scored = n if self.i.workload.phase == "decode" else max(1.0, n / self.i.workload.context_length)
             weights = math.ceil(self.i.model.vocab_size / s.tp) * h
-            return self.roof(self.eff.gemm.value, 2 * weights * scored, 2 * weights)
-        mine, theirs = self.stage_gpus(k), self.stage_gpus(k + 1)
-        level = max(self.level(pair) for pair in zip(mine, theirs, strict=True))
-        return n / s.tp * h * 2 / self.link(level, collective=True) + self.launch(level)
+            return max(self.roof(self.eff.gemm.value, g, 2 * weights * scored, 2 * weights) for g in self.gpus[k])
+        pairs = list(zip(self.gpus[k], self.gpus[k + 1], strict=True))
+        messages = [(*pair, n / s.tp * h * 2) for pair in pairs]
+        seconds = self.send_s(messages, self.gpus[k] + self.gpus[k + 1], collective=True)
+        return seconds + self.nccl.launch.value + self.latency(pairs)
 
     # --- the MoE layer ----------------------------------------------------------------------------
 
@@ -119,85 +198,72 @@ class PlainCost:
         copies = [sum(e in held for held in placement) for e in range(ffn.num_experts)]
         rows = [sum(share[e] * choices * tokens / copies[e] for e in held) for held in placement]
         hit = [sum(1 - (1 - share[e] / copies[e]) ** (choices * tokens) for e in held) for held in placement]
-        expert = max(self.expert_s(rows[r], hit[r], len(placement[r]), width) for r in range(s.ep))
-        volume = self.volume(k, rows, [len(placement)], placement, share, choices, tokens)
+        of_rank = [[group[r] for group in self.groups(k)] for r in range(s.ep)]
+        expert = max(self.expert_s(rows[r], hit[r], len(placement[r]), width, of_rank[r]) for r in range(s.ep))
+        volume = self.volume(k, rows, placement, share, choices, tokens)
         gather, constant = 0.0, 0.0
         if s.etp > 1:
-            level = self.worst_block_level(k, s.etp)
-            gather = max(rows) * (s.etp - 1) / s.etp / self.link(level, collective=True)
-            constant += self.launch(level)
+            per_byte, latency = self.ring_s(k, s.etp, 1.0)
+            gather = max(rows) * (s.etp - 1) / s.etp * per_byte
+            constant += self.nccl.launch.value + latency
         if s.ep > 1:
-            constant += self.kernel.launch.value + max(
-                self.i.topology.links[v].latency.value for v in self.levels_in_use(k)
-            )
+            constant += self.kernel.launch.value
+            constant += self.latency(pair for group in self.groups(k) for pair in combinations(group, 2))
         num_bytes = 2 * h + self.kernel.header_bytes
         traffic = 2 * (constant + (volume + gather) * num_bytes)
         overlap = self.eff.overlap.value
         return expert + traffic - overlap * min(expert, traffic)
 
-    def expert_s(self, rows: float, hit: float, slots: int, width: int) -> float:
+    def expert_s(self, rows: float, hit: float, slots: int, width: int, gpus: Sequence[int]) -> float:
         r, h = self.eff.experts.value, self.i.model.hidden_size
         assert r.activation is not None
-        busy = self.roof(r, 6 * h * width * rows, 2 * 3 * h * width * hit)
-        return busy + r.per_expert * slots + rows * 2 * (2 * h + 3 * width) / (r.activation * self.hbm)
+        busy = self.roof_of(r, gpus, 6 * h * width * rows, 2 * 3 * h * width * hit)
+        hbm = min(self.card[g].hbm_bandwidth.value for g in gpus)
+        return float(busy + r.per_expert * slots + rows * 2 * (2 * h + 3 * width) / (r.activation * hbm))
 
     def groups(self, k: int) -> list[list[int]]:
         """GPUs of each all-to-all group, by EP rank."""
-        s, gpus = self.s, self.stage_gpus(k)
+        s, gpus = self.s, self.gpus[k]
         return [
             [gpus[copy * s.etp * s.ep + rank * s.etp + shard] for rank in range(s.ep)]
             for copy in range(s.edp)
             for shard in range(s.etp)
         ]
 
-    def levels_in_use(self, k: int) -> set[int]:
-        return {self.level(pair) for group in self.groups(k) for pair in combinations(group, 2)}
-
     def volume(
-        self,
-        k: int,
-        rows: list[float],
-        _: list[int],
-        placement: Placement,
-        share: list[float],
-        choices: float,
-        tokens: float,
+        self, k: int, rows: list[float], placement: Placement, share: list[float], choices: float, tokens: float
     ) -> float:
-        """Seconds per byte on the slowest port."""
+        """Seconds per byte of a copy on the slowest port, uplink or pair, message by message."""
         if self.s.ep == 1:
             return 0.0
         dedup = self.i.constants.communication.dedup
         copies = [sum(e in held for held in placement) for e in range(len(share))]
-        worst = 0.0
+
+        def visited(some: Sequence[int]) -> float:
+            missed = 1.0
+            for e in range(len(share)):
+                part = sum(e in placement[r] for r in some) / copies[e]
+                missed *= 1 - min(1.0, share[e] * choices) * part
+            return (1 - missed) * tokens
+
+        ranks = range(self.s.ep)
+        arriving = rows if dedup == "expert" else [visited([r]) for r in ranks]
+        messages: list[Message] = []
         for group in self.groups(k):
-            node = [g // self.per_node for g in group]
-            ranks = range(len(group))
-
-            def visited(some: Sequence[int]) -> float:
-                missed = 1.0
-                for e in range(len(share)):
-                    part = sum(e in placement[r] for r in some) / copies[e]
-                    missed *= 1 - min(1.0, share[e] * choices) * part
-                return (1 - missed) * tokens
-
-            arriving = rows if dedup == "expert" else [visited([r]) for r in ranks]
+            node = [self.node[gpu] for gpu in group]
             forwards = dedup == "node" and len(set(node)) > 1
-            for r in ranks:
-                for level in (0, 1):
-                    peers = [o for o in ranks if o != r and (node[o] == node[r]) == (level == 0)]
-                    if level == 1 and forwards:
-                        inside = [o for o in ranks if node[o] == node[r]]
-                        received = visited(inside) * len(peers) / len(group) / len(inside)
-                        sent = 0.0
-                        for other in set(node) - {node[r]}:
-                            sent += visited([o for o in ranks if node[o] == other]) / len(group)
-                    else:
-                        homes = len([o for o in ranks if node[o] == node[r]]) if forwards else len(group)
-                        received = arriving[r] * len(peers) / homes
-                        sent = sum(arriving[o] for o in peers) / homes
-                    speed = self.link(level, collective=False)
-                    worst = max(worst, received / self.s.etp / speed, sent / self.s.etp / speed)
-        return worst
+            for home, to in product(ranks, ranks):
+                inside = [r for r in ranks if node[r] == node[to]]
+                if home == to:
+                    continue
+                if not forwards:
+                    amount = arriving[to] / len(group)
+                elif node[home] == node[to]:
+                    amount = arriving[to] / len(inside)
+                else:
+                    amount = visited(inside) / len(group) / len(inside)
+                messages.append((group[home], group[to], amount / self.s.etp))
+        return self.send_s(messages, self.gpus[k], collective=False)
 
     # --- the step ----------------------------------------------------------------------------------
 
@@ -222,14 +288,18 @@ def all_placements(experts: int, slots: Sequence[int]) -> list[Placement]:
     ]
 
 
-def best_step(instance: Instance, split: Split, redundant: int) -> float:
-    """The least step time over all cuts and placements, by enumeration."""
-    cost = PlainCost(instance, split)
+def best_step(instance: Instance, split: Split, gpus: Sequence[Sequence[int]], slots: Sequence[Sequence[int]]) -> float:
+    """The least step time over all cuts that fit and all placements, by enumeration.
+
+    Args:
+        instance: everything given.
+        split: the degrees.
+        gpus: of each stage in rank order.
+        slots: filled slots of each rank, by stage.
+    """
+    cost = PlainCost(instance, split, gpus)
     moe_ids = instance.model.moe_layer_ids
-    slots = [(instance.model.moe.num_experts + redundant) // split.ep] * split.ep
-    for rank in range((instance.model.moe.num_experts + redundant) % split.ep):
-        slots[rank] += 1
-    candidates = all_placements(instance.model.moe.num_experts, slots)
+    candidates = {tuple(held): all_placements(instance.model.moe.num_experts, held) for held in slots}
     known: dict[tuple[int, int], float] = {}
 
     def layer_s(k: int, layer: int) -> float:
@@ -237,7 +307,7 @@ def best_step(instance: Instance, split: Split, redundant: int) -> float:
             seconds = cost.layer_fixed(k, layer)
             if isinstance(instance.model.layer_list[layer].ffn, MoeFfn):
                 row = moe_ids.index(layer)
-                seconds += min(cost.moe_mean(k, row, placement) for placement in candidates)
+                seconds += min(cost.moe_mean(k, row, placement) for placement in candidates[tuple(slots[k])])
             known[k, layer] = seconds
         return known[k, layer]
 

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from planner.cost.instance import Instance
-from planner.solve.candidates import SearchSpace, all_splits, redundancies, ruled
+from planner.inputs.documents import validated
+from planner.inputs.topology import Topology, resolve
+from planner.inputs.topology_file import TopologyFile
+from planner.solve.candidates import SearchSpace, all_splits, laid_out, redundancies
 from planner.solve.master import NoWatch, Options
 from planner.solve.solver import solve
 from planner.solve.workers import Workers
@@ -14,6 +17,7 @@ from tests import building
 from tests.oracle.plain_cost import best_step
 
 INSTANCES = 300
+UNEQUAL = 60
 PER_TEST = 10
 
 
@@ -58,21 +62,89 @@ def _pins(rng: np.random.Generator, gpus: int, experts: int, layers: int) -> dic
     return {"pp": pp, "ep": pick(2, gpus // pp, experts)}
 
 
+def unequal_machine(seed: int) -> Topology:
+    """Two to four GPUs of two kinds, on one or two nodes whose links differ; sometimes all is alike."""
+    rng = np.random.default_rng(seed)
+
+    def card() -> dict[str, object]:
+        return {
+            "memory": "80 GiB",
+            "hbm_bandwidth": f"{rng.integers(50, 300)} GB/s",
+            "compute": {"bf16": f"{rng.integers(5, 40)} TFLOP/s"},
+        }
+
+    cards = [card(), card()]
+    if rng.random() < 0.3:  # both kinds in one node
+        per_node = int(rng.integers(2, 4))
+        groups: list[dict[str, object]] = [{"gpus": [cards[int(rng.random() < 0.5)] for _ in range(per_node)]}]
+    else:
+        sizes = [(1, 1), (2, 2), (2, 1), (1, 3)][rng.integers(4)]
+        groups = [{"gpu": cards[i], "gpus_per_node": size} for i, size in enumerate(sizes)]
+        if rng.random() < 0.5:
+            groups[1]["links"] = [{"level": "node", "bandwidth": f"{rng.integers(1, 40)} GB/s"}]
+    between: dict[str, object] = {"level": "cluster", "bandwidth": f"{rng.integers(1, 10)} GB/s", "latency": "10 us"}
+    between |= {"shared_by": int(rng.integers(1, 3)), "oversubscription": float(rng.choice([1.0, 1.5, 3.0]))}
+    inside = {"level": "node", "bandwidth": f"{rng.integers(1, 40)} GB/s", "latency": "3 us"}
+    data: dict[str, object] = {"groups": groups, "links": [inside, between]}
+    if rng.random() < 0.5:
+        ends = [{"node": 0, "gpu": 0}, {"node": len(groups) - 1, "gpu": 0 if len(groups) > 1 else 1}]
+        data["overrides"] = [{"between": ends, "bandwidth": f"{rng.integers(50, 900)} MB/s", "latency": "50 us"}]
+    if len(groups) > 1 and groups[1]["gpus_per_node"] == 3:
+        data["out_of_service"] = [{"node": 1, "gpus": [1]}]
+    return resolve(validated(TopologyFile, data))
+
+
+def unequal_instance(seed: int) -> tuple[Instance, SearchSpace]:
+    """As `small_instance`, on unequal GPUs and links, with fewer layers."""
+    rng = np.random.default_rng(1000 + seed)
+    machine = unequal_machine(seed)
+    experts = int(rng.integers(2, 5))
+    made = building.model(
+        experts=experts,
+        top_k=int(rng.integers(1, min(2, experts) + 1)),
+        layers=int(rng.integers(1, 3)),
+        hidden=int(64 * rng.integers(1, 4)),
+        width=int(48 * rng.integers(1, 5)),
+    )
+    windows = building.random_windows(rng, made, int(rng.integers(1, 3)), int(rng.integers(5, 400)))
+    using = building.constants(overlap=str(rng.choice(["0%", "50%"])))
+    phase = "decode" if rng.random() < 0.5 else "prefill"
+    tokens = int(rng.integers(1, 3000))
+    whole = building.instance(made, machine, phase=phase, tokens=tokens, windows=windows, using=using)  # type: ignore[arg-type]
+    return whole, building.space(int(rng.integers(0, 2)), **_pins(rng, machine.num_gpus, experts, made.num_layers))
+
+
+def compare_with_enumeration(whole: Instance, space: SearchSpace, seed: int) -> None:
+    """Solve and enumerate; both must agree, and the solver's bound must hold."""
+    legal = [
+        candidate
+        for split in all_splits(whole, space.pins)
+        for redundant in redundancies(whole, split, space)
+        for candidate in laid_out(whole, split, redundant, space.limits)
+        if candidate.is_feasible
+    ]
+    expected = np.inf
+    for candidate in legal:
+        assert candidate.cost is not None
+        stages = candidate.cost.stages
+        gpus, slots = [s.grid.gpus for s in stages], [s.slots_R.tolist() for s in stages]
+        expected = min(expected, best_step(whole, candidate.split, gpus, slots))
+    with Workers(cores=1) as workers:
+        options = Options(gap=0.0, effort=1e6)
+        solved = solve(whole, space, options, building.inputs_of(whole), workers, NoWatch())
+    assert solved.plan is not None
+    assert solved.plan.predicted.step_s == pytest.approx(expected, rel=1e-6), seed
+    assert solved.plan.solver.status == "optimal", (seed, solved.plan.solver)
+    assert solved.plan.solver.bound_s <= expected * (1 + 1e-9), seed
+
+
 @pytest.mark.parametrize("first", range(0, INSTANCES, PER_TEST))
 def test_optimum_equals_enumeration(first: int) -> None:
     for seed in range(first, first + PER_TEST):
-        whole, space = small_instance(seed)
-        legal = [
-            (split, redundant)
-            for split in all_splits(whole, space.pins)
-            for redundant in redundancies(whole, split, space)
-            if ruled(whole, split, redundant, space.limits).is_feasible
-        ]
-        expected = min(best_step(whole, split, redundant) for split, redundant in legal)
-        with Workers(cores=1) as workers:
-            options = Options(gap=0.0, effort=1e6)
-            solved = solve(whole, space, options, building.inputs_of(whole), workers, NoWatch())
-        assert solved.plan is not None
-        assert solved.plan.solver.status == "optimal", (seed, solved.plan.solver)
-        assert solved.plan.predicted.step_s == pytest.approx(expected, rel=1e-6), seed
-        assert solved.plan.solver.bound_s <= expected * (1 + 1e-9), seed
+        compare_with_enumeration(*small_instance(seed), seed)
+
+
+@pytest.mark.parametrize("first", range(0, UNEQUAL, PER_TEST))
+def test_optimum_on_unequal_machines_equals_enumeration(first: int) -> None:
+    for seed in range(first, first + PER_TEST):
+        compare_with_enumeration(*unequal_instance(seed), seed)

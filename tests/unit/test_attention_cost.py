@@ -51,7 +51,7 @@ def model(*parts: Attention, norms: int = 2) -> Model:
 
 def terms(part: Attention, phase: Phase = "decode", context: int = 128) -> dict[str, float]:
     made = building.instance(model(part), phase=phase, context=context)
-    cost = DenseCost(made, stages_of(SPLIT, made.topology)[0])
+    cost = DenseCost(made, stages_of(SPLIT, made.topology)[0], kind=0)
     return {term.name: term.light_s for term in cost.run_terms[made.model.layers[0]]}
 
 
@@ -98,7 +98,7 @@ def test_layers_without_attention_or_feed_forward_part() -> None:
     assert memory(NoAttention()) == 0
     empty = LayerRun(count=1, attention=STATE, ffn=DenseFfn(intermediate_size=0), norms=1)
     made = building.instance(model(NoAttention(), norms=1).model_copy(update={"layers": (empty,)}))
-    cost = DenseCost(made, stages_of(SPLIT, made.topology)[0])
+    cost = DenseCost(made, stages_of(SPLIT, made.topology)[0], kind=0)
     names = {term.name for term in cost.run_terms[empty]}
     assert names == {"attention projections", "recurrent state", "attention all-reduce", "norms and residuals"}
 

@@ -135,7 +135,8 @@ def test_scores_are_those_of_the_placements() -> None:
     windows = building.random_windows(np.random.default_rng(0), model, 3)
     instance = building.instance(model, building.topology(2, 2), windows=windows)
     cost = split_cost(instance, Split(tp=1, dp=4, pp=1, ep=4), 4)
-    layouts = placements(cost, windows.counts_SLE.sum(axis=0).astype(float))
+    stage_of = dict.fromkeys(range(instance.model.num_layers), cost.stages[0])
+    layouts = placements(cost, stage_of, windows.counts_SLE.sum(axis=0).astype(float))
     records = score(cost, (range(2),))
     assert set(records) == set(layouts) == {"linear", "round_robin", "eplb", "eplb_hierarchical"}
     for name, placement in layouts.items():

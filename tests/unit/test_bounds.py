@@ -69,13 +69,13 @@ def test_tangents_lie_below_the_truth_and_touch_it() -> None:
         shape = (problem.num_windows, 50)
         rows = problem.rows_SE.sum(axis=1, keepdims=True) * rng.random(shape)
         touched = problem.num_experts * rng.random(shape)
-        truth = moe.expert_s(rows, touched, 0.0) - moe.kernel.base_s
+        truth = moe.class_s(0, rows, touched, 0.0) - moe.kernels_C[0].base_s
         at_rows, at_touched = rows[:, 0], touched[:, 0]
         for line in (tangent(moe, at_rows, at_touched), mean_tangent(problem)):
-            below = line.per_row_S[:, None] * rows + line.per_touched_S[:, None] * touched
+            below = line.per_row_CS[0][:, None] * rows + line.per_touched_CS[0][:, None] * touched
             assert (below <= truth * ROUND).all(), seed
         there = tangent(moe, at_rows, at_touched)
-        touching = there.per_row_S * at_rows + there.per_touched_S * at_touched
+        touching = there.per_row_CS[0] * at_rows + there.per_touched_CS[0] * at_touched
         assert touching == pytest.approx(truth[:, 0], rel=1e-9)
 
 

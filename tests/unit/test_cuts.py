@@ -21,9 +21,9 @@ def random_limits(seed: int) -> StageLimits:
     return StageLimits(
         layer_s_KL=rng.integers(1, 50, (stages, layers)).astype(float),
         extra_s_K=rng.integers(0, 30, stages).astype(float),
-        layer_bytes_KL=layer_bytes,
+        layer_bytes_KQL=layer_bytes[:, None],
         base_bytes_K=rng.integers(0, 6, stages),
-        capacity_K=rng.integers(max(1, int(room * 0.7)), int(room * 1.3) + 6, stages),
+        capacity_KQ=rng.integers(max(1, int(room * 0.7)), int(room * 1.3) + 6, stages)[:, None],
     )
 
 
@@ -44,7 +44,11 @@ def seconds(limits: StageLimits, cuts: list[range]) -> list[float]:
 
 def excess(limits: StageLimits, cuts: list[range]) -> list[int]:
     """Bytes of each stage above its capacity."""
-    rows, base, capacity = limits.layer_bytes_KL.tolist(), limits.base_bytes_K.tolist(), limits.capacity_K.tolist()
+    rows, base, capacity = (
+        limits.layer_bytes_KQL[:, 0].tolist(),
+        limits.base_bytes_K.tolist(),
+        limits.capacity_KQ[:, 0].tolist(),
+    )
     return [base[k] + sum(rows[k][layer] for layer in layers) - capacity[k] for k, layers in enumerate(cuts)]
 
 
@@ -73,12 +77,12 @@ def test_least_memory_equals_enumeration() -> None:
         cuts = list(cuts_of_least_memory(limits))
         assert cuts in all_cuts(limits), seed
         assert max(excess(limits, cuts)) == least, seed
-        over, stage = least_memory_excess(limits)
+        over, stage, _ = least_memory_excess(limits)
         assert (over, excess(limits, cuts)[stage]) == (least, least), seed
 
 
 def test_equal_layers_are_cut_evenly() -> None:
-    limits = StageLimits(np.ones((4, 8)), np.zeros(4), np.ones((4, 8), int), np.zeros(4, int), np.full(4, 100))
+    limits = StageLimits(np.ones((4, 8)), np.zeros(4), np.ones((4, 1, 8), int), np.zeros(4, int), np.full((4, 1), 100))
     found = best_cuts(limits)
     assert found is not None
     assert [len(layers) for layers in found.cuts] == [2, 2, 2, 2]
@@ -87,14 +91,14 @@ def test_equal_layers_are_cut_evenly() -> None:
 def test_a_stage_that_is_full_gets_fewer_layers() -> None:
     # Six layers of 1 s and 1 B on two stages of 6 B; the first holds 4 B besides, so 2 layers fit.
     one, room = np.ones((2, 6)), np.array([6, 6])
-    found = best_cuts(StageLimits(one, np.zeros(2), one.astype(int), np.array([4, 0]), room))
+    found = best_cuts(StageLimits(one, np.zeros(2), one[:, None].astype(int), np.array([4, 0]), room[:, None]))
     assert found is not None
     assert ([len(layers) for layers in found.cuts], found.slowest_s) == ([2, 4], 4)
-    free = best_cuts(StageLimits(one, np.zeros(2), one.astype(int), np.array([0, 0]), room))
+    free = best_cuts(StageLimits(one, np.zeros(2), one[:, None].astype(int), np.array([0, 0]), room[:, None]))
     assert free is not None
     assert ([len(layers) for layers in free.cuts], free.slowest_s) == ([3, 3], 3)
 
 
 def test_more_stages_than_layers_do_not_fit() -> None:
-    limits = StageLimits(np.ones((3, 2)), np.zeros(3), np.ones((3, 2), int), np.zeros(3, int), np.full(3, 100))
+    limits = StageLimits(np.ones((3, 2)), np.zeros(3), np.ones((3, 1, 2), int), np.zeros(3, int), np.full((3, 1), 100))
     assert best_cuts(limits) is None

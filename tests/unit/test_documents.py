@@ -49,6 +49,7 @@ links:
 rack: yes
 """
     rate, compute = 'expected a rate such as "450 GB/s" or "400 Gb/s"', 'expected a rate such as "989 TFLOP/s"'
+    known = "known keys: gpu, gpus_per_node, groups, links, nodes, out_of_service, overrides"
     missing, *others = problems(tmp_path, text)
     assert missing.startswith("error: topology.yaml:2:6: gpu: hbm_bandwidth is missing")
     assert others == [
@@ -59,7 +60,7 @@ rack: yes
         'error: topology.yaml:4:16: gpus_per_node: "eight": input should be a valid integer',
         f"error: topology.yaml:6:30: links[0].bandwidth: 450 has no unit\n  {rate}",
         "error: topology.yaml:7:51: links[1].latency: '-1 us' must be 0 or more",
-        "error: topology.yaml:8:1: rack: unknown key\n  known keys: gpu, gpus_per_node, links, nodes",
+        f"error: topology.yaml:8:1: rack: unknown key\n  {known}",
     ]
 
 

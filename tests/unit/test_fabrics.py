@@ -10,7 +10,8 @@ from planner.errors import InputError
 from planner.inputs import profiles
 from planner.inputs.documents import validated
 from planner.inputs.fabrics import load_fabric
-from planner.inputs.topology import Link, Topology, load_topology
+from planner.inputs.links import Link
+from planner.inputs.topology import Topology, load_topology
 
 FABRICS = profiles.names("fabrics")
 

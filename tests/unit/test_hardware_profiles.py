@@ -9,8 +9,9 @@ import pytest
 
 from planner.errors import InputError
 from planner.inputs import profiles
+from planner.inputs.gpu import Gpu, load_gpu
 from planner.inputs.strict_yaml import read_yaml
-from planner.inputs.topology import Gpu, load_gpu, topology_of_nodes
+from planner.inputs.topology import topology_of_nodes
 
 GPUS = profiles.names("gpus")
 NODES = profiles.names("nodes")
@@ -79,7 +80,7 @@ def test_older_chips_have_no_fp8() -> None:
 def test_every_node_loads_and_scales(name: str) -> None:
     for count in (1, 2, 18, 40):
         made = topology_of_nodes(count, name, None)
-        assert made.num_gpus == count * made.file.gpus_per_node
+        assert made.num_gpus == count * (made.file.gpus_per_node or 0)
         bandwidths = [link.bandwidth.value for link in made.links]
         assert bandwidths == sorted(bandwidths, reverse=True)
 

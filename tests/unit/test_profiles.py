@@ -11,7 +11,8 @@ import yaml
 from planner.inputs import profiles
 from planner.inputs.deployment import load_default_efficiency, load_kernel, read_model
 from planner.inputs.engines import load_engine
-from planner.inputs.topology import load_gpu, topology_of_nodes
+from planner.inputs.gpu import load_gpu
+from planner.inputs.topology import topology_of_nodes
 from planner.inputs.units import UNITS
 
 UNIT_NAMES = {unit for known, _ in UNITS.values() for unit in known}

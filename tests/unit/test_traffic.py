@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from planner.cost.step import split_cost
+from planner.inputs.links import Link
 from planner.inputs.sourced import Sourced
-from planner.inputs.topology import Gpu, Link, Topology, TopologyFile, resolve
+from planner.inputs.topology import Topology, resolve
+from planner.inputs.topology_file import TopologyFile
 from planner.inputs.units import Duration, Rate
 from planner.inputs.workload import Dedup
 from planner.plan.split import Split
@@ -35,8 +37,7 @@ def link(level: str, bandwidth: str, nodes: int | None = None, same_port: bool |
 def machine(nodes: int, per_node: int, *links: Link, gpus: int | None = None) -> Topology:
     """A machine with these links."""
     file = TopologyFile(gpu=building.gpu(), nodes=nodes, gpus_per_node=per_node, links=links)
-    assert isinstance(file.gpu, Gpu)
-    return resolve(file, file.gpu, gpus)
+    return resolve(file, gpus)
 
 
 NODE, CLUSTER = link("node", "10 GB/s"), link("cluster", "1 GB/s")
@@ -149,7 +150,7 @@ def test_volumes_equal_the_count_of_messages(name: str, dedup: Dedup, redundant:
     model = building.model(experts=experts, top_k=top_k, layers=1)
     instance = building.instance(model, topology, tokens=8, windows=exact, using=building.constants(dedup))
     cost = split_cost(instance, Split(tp=1, dp=gpus, pp=1, ep=gpus), redundant)
-    expert_P = building.random_placement(rng, experts, cost.slots_R)
+    expert_P = building.random_placement(rng, experts, cost.stages[0].slots_R)
     moe, load = cost.stages[0].moe, instance.loads[0]
     found_S = moe.volume_S(load, expert_P, moe.rank_load(load, expert_P)[0])
     held = [{expert for expert in rank if expert >= 0} for rank in expert_P.reshape(gpus, -1).tolist()]
@@ -179,5 +180,5 @@ def test_sharded_experts_share_the_traffic() -> None:
 def test_one_rank_sends_nothing() -> None:
     instance = building.instance(building.model(layers=1), building.topology(1, 4))
     cost = split_cost(instance, Split(tp=1, dp=4, pp=1, ep=1, etp=1, edp=4), 0)
-    times = cost.stages[0].moe.layer(instance.loads[0], cost.linear_P)
+    times = cost.stages[0].moe.layer(instance.loads[0], cost.linear_P(cost.stages[0]))
     assert (times.dispatch_S.tolist(), times.combine_S.tolist()) == ([0.0], [0.0])

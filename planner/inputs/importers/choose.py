@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from planner.errors import InputError, Place, Problem, UsageError
 from planner.inputs import profiles
 from planner.inputs.fabrics import load_fabric
+from planner.inputs.gpu import load_gpu
 from planner.inputs.importers import nvidia_smi, slurm
 from planner.inputs.importers.cluster import draw_cluster, plain_node
 from planner.inputs.importers.drawn import Drawn
 from planner.inputs.importers.one_host import draw_host
-from planner.inputs.topology import NodeFile, load_gpu, load_node
+from planner.inputs.topology import NodeFile, load_node
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from planner.errors import InputError, Place, Problem
 from planner.inputs import profiles
 from planner.inputs.fabrics import load_fabric
+from planner.inputs.gpu import Gpu
 from planner.inputs.importers.drawn import Drawn, DrawnLink
 from planner.inputs.importers.slurm import Groups
-from planner.inputs.topology import Gpu, Link, NodeFile, load_node
+from planner.inputs.links import Link
+from planner.inputs.topology import NodeFile, load_node
 
 
 def draw_cluster(groups: Groups, node: NodeFile) -> Drawn:

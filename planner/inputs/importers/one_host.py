@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from planner.errors import InputError, Place, Problem
 from planner.inputs import profiles
 from planner.inputs.fabrics import load_fabric
+from planner.inputs.gpu import Gpu
 from planner.inputs.importers.drawn import Drawn, DrawnLink
 from planner.inputs.importers.nvidia_smi import CLOSENESS, Matrix
-from planner.inputs.topology import Gpu, load_node
+from planner.inputs.topology import load_node
 
 
 def draw_host(matrix: Matrix, gpu: Gpu, file: str, *, nodes: int = 1, nic: str | None = None) -> Drawn:
