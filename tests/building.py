@@ -12,6 +12,7 @@ from planner.cost.instance import Instance
 from planner.cost.step import split_cost
 from planner.inputs.constants import Constants
 from planner.inputs.deployment import load_default_efficiency, load_kernel
+from planner.inputs.documents import validated
 from planner.inputs.engines import EngineRules
 from planner.inputs.gpu import Efficiency, Gpu
 from planner.inputs.links import Link
@@ -60,6 +61,38 @@ def topology(
     )
     file = TopologyFile(gpu=of or gpu(), nodes=nodes, gpus_per_node=per_node, links=links)
     return resolve(file, gpus)
+
+
+def unequal_topology(seed: int) -> Topology:
+    """A random machine of two to four GPUs of two kinds, whose links differ, too; sometimes all is alike."""
+    rng = np.random.default_rng(seed)
+
+    def card() -> dict[str, object]:
+        return {
+            "memory": "80 GiB",
+            "hbm_bandwidth": f"{rng.integers(50, 300)} GB/s",
+            "compute": {"bf16": f"{rng.integers(5, 40)} TFLOP/s"},
+        }
+
+    cards = [card(), card()]
+    if rng.random() < 0.3:  # both kinds in one node
+        per_node = int(rng.integers(2, 4))
+        groups: list[dict[str, object]] = [{"gpus": [cards[int(rng.random() < 0.5)] for _ in range(per_node)]}]
+    else:
+        sizes = [(1, 1), (2, 2), (2, 1), (1, 3)][rng.integers(4)]
+        groups = [{"gpu": cards[i], "gpus_per_node": size} for i, size in enumerate(sizes)]
+        if rng.random() < 0.5:
+            groups[1]["links"] = [{"level": "node", "bandwidth": f"{rng.integers(1, 40)} GB/s"}]
+    between: dict[str, object] = {"level": "cluster", "bandwidth": f"{rng.integers(1, 10)} GB/s", "latency": "10 us"}
+    between |= {"shared_by": int(rng.integers(1, 3)), "oversubscription": float(rng.choice([1.0, 1.5, 3.0]))}
+    inside = {"level": "node", "bandwidth": f"{rng.integers(1, 40)} GB/s", "latency": "3 us"}
+    data: dict[str, object] = {"groups": groups, "links": [inside, between]}
+    if rng.random() < 0.5:
+        ends = [{"node": 0, "gpu": 0}, {"node": len(groups) - 1, "gpu": 0 if len(groups) > 1 else 1}]
+        data["overrides"] = [{"between": ends, "bandwidth": f"{rng.integers(50, 900)} MB/s", "latency": "50 us"}]
+    if len(groups) > 1 and groups[1]["gpus_per_node"] == 3:
+        data["out_of_service"] = [{"node": 1, "gpus": [1]}]
+    return resolve(validated(TopologyFile, data))
 
 
 def model(
@@ -207,13 +240,23 @@ def random_placement(rng: np.random.Generator, experts: int, slots_R: NDArray[np
             return from_ranks([sorted(members) for members in held], int(slots_R.max()))
 
 
-def random_layer(seed: int, dedup: Dedup, *, recorded: bool = False) -> LayerProblem:
-    """One layer of a random machine, model, split and routing."""
+def uneven_slots(rng: np.random.Generator, total: int, ranks: int, most: int) -> NDArray[np.int64]:
+    """A total in random parts, 1 to `most` each."""
+    parts = np.ones(ranks, dtype=np.int64)
+    while parts.sum() < total:
+        parts[rng.choice(np.flatnonzero(parts < most))] += 1
+    return parts
+
+
+def random_layer(seed: int, dedup: Dedup, *, recorded: bool = False, unequal: bool = False) -> LayerProblem:
+    """One layer of a random machine (unequal: of different GPUs and links), model, split and routing."""
     rng = np.random.default_rng(seed)
     nodes, per_node = ((1, 2), (1, 4), (2, 2), (3, 2), (2, 3))[rng.integers(5)]
-    gpus, experts, top_k = nodes * per_node, int(rng.integers(4, 9)), int(rng.integers(1, 4))
-    of = model(experts=experts, top_k=top_k, layers=1, hidden=64 * int(rng.integers(1, 4)))
     on = topology(nodes, per_node, inner=f"{rng.integers(2, 40)} GB/s", outer=f"{rng.integers(1, 10)} GB/s")
+    if unequal:
+        on = unequal_topology(seed)
+    gpus, experts, top_k = on.num_gpus, int(rng.integers(4, 9)), int(rng.integers(1, 4))
+    of = model(experts=experts, top_k=top_k, layers=1, hidden=64 * int(rng.integers(1, 4)))
     if recorded:
         window_T = np.sort(rng.integers(0, 3, 60)).astype(np.int32)
         window_T[:3] = [0, 1, 2]
@@ -227,5 +270,7 @@ def random_layer(seed: int, dedup: Dedup, *, recorded: bool = False) -> LayerPro
     edp = 2 if gpus // etp % 2 == 0 and gpus // etp > 2 and rng.random() < 0.3 else 1
     ep = gpus // etp // edp
     redundant = max(ep - experts, int(rng.integers(0, 1 + min(4, ep * experts - experts))))
-    cost = split_cost(made, Split(tp=1, dp=gpus, pp=1, ep=ep, etp=etp, edp=edp), redundant)
+    split = Split(tp=1, dp=gpus, pp=1, ep=ep, etp=etp, edp=edp)
+    slots_KR = [uneven_slots(rng, experts + redundant, ep, experts)] if unequal else None
+    cost = split_cost(made, split, redundant, None, slots_KR)
     return LayerProblem(cost.stages[0].moe, made.loads[0], cost.stages[0].slots_R)

@@ -6,9 +6,6 @@ import numpy as np
 import pytest
 
 from planner.cost.instance import Instance
-from planner.inputs.documents import validated
-from planner.inputs.topology import Topology, resolve
-from planner.inputs.topology_file import TopologyFile
 from planner.solve.candidates import SearchSpace, all_splits, laid_out, redundancies
 from planner.solve.master import NoWatch, Options
 from planner.solve.solver import solve
@@ -62,42 +59,10 @@ def _pins(rng: np.random.Generator, gpus: int, experts: int, layers: int) -> dic
     return {"pp": pp, "ep": pick(2, gpus // pp, experts)}
 
 
-def unequal_machine(seed: int) -> Topology:
-    """Two to four GPUs of two kinds, on one or two nodes whose links differ; sometimes all is alike."""
-    rng = np.random.default_rng(seed)
-
-    def card() -> dict[str, object]:
-        return {
-            "memory": "80 GiB",
-            "hbm_bandwidth": f"{rng.integers(50, 300)} GB/s",
-            "compute": {"bf16": f"{rng.integers(5, 40)} TFLOP/s"},
-        }
-
-    cards = [card(), card()]
-    if rng.random() < 0.3:  # both kinds in one node
-        per_node = int(rng.integers(2, 4))
-        groups: list[dict[str, object]] = [{"gpus": [cards[int(rng.random() < 0.5)] for _ in range(per_node)]}]
-    else:
-        sizes = [(1, 1), (2, 2), (2, 1), (1, 3)][rng.integers(4)]
-        groups = [{"gpu": cards[i], "gpus_per_node": size} for i, size in enumerate(sizes)]
-        if rng.random() < 0.5:
-            groups[1]["links"] = [{"level": "node", "bandwidth": f"{rng.integers(1, 40)} GB/s"}]
-    between: dict[str, object] = {"level": "cluster", "bandwidth": f"{rng.integers(1, 10)} GB/s", "latency": "10 us"}
-    between |= {"shared_by": int(rng.integers(1, 3)), "oversubscription": float(rng.choice([1.0, 1.5, 3.0]))}
-    inside = {"level": "node", "bandwidth": f"{rng.integers(1, 40)} GB/s", "latency": "3 us"}
-    data: dict[str, object] = {"groups": groups, "links": [inside, between]}
-    if rng.random() < 0.5:
-        ends = [{"node": 0, "gpu": 0}, {"node": len(groups) - 1, "gpu": 0 if len(groups) > 1 else 1}]
-        data["overrides"] = [{"between": ends, "bandwidth": f"{rng.integers(50, 900)} MB/s", "latency": "50 us"}]
-    if len(groups) > 1 and groups[1]["gpus_per_node"] == 3:
-        data["out_of_service"] = [{"node": 1, "gpus": [1]}]
-    return resolve(validated(TopologyFile, data))
-
-
 def unequal_instance(seed: int) -> tuple[Instance, SearchSpace]:
     """As `small_instance`, on unequal GPUs and links, with fewer layers."""
     rng = np.random.default_rng(1000 + seed)
-    machine = unequal_machine(seed)
+    machine = building.unequal_topology(seed)
     experts = int(rng.integers(2, 5))
     made = building.model(
         experts=experts,

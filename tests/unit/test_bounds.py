@@ -32,10 +32,11 @@ def some_placements(problem: LayerProblem, seed: int, count: int) -> list[np.nda
     return [building.random_placement(rng, problem.num_experts, problem.slots_R) for _ in range(count)]
 
 
+@pytest.mark.parametrize("unequal", [False, True])
 @pytest.mark.parametrize(("dedup", "recorded"), KINDS)
-def test_no_placement_beats_the_bound_in_any_window(dedup: Dedup, recorded: bool) -> None:
+def test_no_placement_beats_the_bound_in_any_window(dedup: Dedup, recorded: bool, unequal: bool) -> None:
     for seed in SEEDS:
-        problem = building.random_layer(seed, dedup, recorded=recorded)
+        problem = building.random_layer(seed, dedup, recorded=recorded, unequal=unequal)
         bound_S = layer_bound_S(problem)
         for expert_P in some_placements(problem, seed, 20):
             assert (bound_S <= problem.times(expert_P).total_S * ROUND).all(), seed
@@ -62,27 +63,30 @@ def test_bounds_hold_with_less_than_one_choice_per_step() -> None:
             assert (layer_bound_S(sparse) <= sparse.times(expert_P).total_S * ROUND).all(), seed
 
 
-def test_tangents_lie_below_the_truth_and_touch_it() -> None:
+@pytest.mark.parametrize("unequal", [False, True])
+def test_tangents_lie_below_the_truth_and_touch_it(unequal: bool) -> None:
     for seed in SEEDS:
-        problem = building.random_layer(seed, "expert")
+        problem = building.random_layer(seed, "expert", unequal=unequal)
         moe, rng = problem.moe, np.random.default_rng(seed)
         shape = (problem.num_windows, 50)
         rows = problem.rows_SE.sum(axis=1, keepdims=True) * rng.random(shape)
         touched = problem.num_experts * rng.random(shape)
-        truth = moe.class_s(0, rows, touched, 0.0) - moe.kernels_C[0].base_s
         at_rows, at_touched = rows[:, 0], touched[:, 0]
-        for line in (tangent(moe, at_rows, at_touched), mean_tangent(problem)):
-            below = line.per_row_CS[0][:, None] * rows + line.per_touched_CS[0][:, None] * touched
-            assert (below <= truth * ROUND).all(), seed
-        there = tangent(moe, at_rows, at_touched)
-        touching = there.per_row_CS[0] * at_rows + there.per_touched_CS[0] * at_touched
-        assert touching == pytest.approx(truth[:, 0], rel=1e-9)
+        for number, kernel in enumerate(moe.kernels_C):
+            truth = moe.class_s(number, rows, touched, 0.0) - kernel.base_s
+            for line in (tangent(moe, at_rows, at_touched), mean_tangent(problem)):
+                row_S, touched_S = line.per_row_CS[number], line.per_touched_CS[number]
+                assert (row_S[:, None] * rows + touched_S[:, None] * touched <= truth * ROUND).all(), seed
+            there = tangent(moe, at_rows, at_touched)
+            touching = there.per_row_CS[number] * at_rows + there.per_touched_CS[number] * at_touched
+            assert touching == pytest.approx(truth[:, 0], rel=1e-9)
 
 
+@pytest.mark.parametrize("unequal", [False, True])
 @pytest.mark.parametrize(("dedup", "recorded"), KINDS)
-def test_placing_a_layer_is_legal_and_above_its_bound(dedup: Dedup, recorded: bool) -> None:
+def test_placing_a_layer_is_legal_and_above_its_bound(dedup: Dedup, recorded: bool, unequal: bool) -> None:
     for seed in SEEDS:
-        problem = building.random_layer(seed, dedup, recorded=recorded)
+        problem = building.random_layer(seed, dedup, recorded=recorded, unequal=unequal)
         found = place_layer(LayerJob(problem, effort=0.0, seed=0, gap=0.0))
         placement = Placement((0,), int(problem.slots_R.max()), found.expert_P[None])
         assert violations(placement, problem.num_experts) == []
