@@ -83,9 +83,17 @@ def test_a_mesh_adds_its_links_up(tmp_path: Path) -> None:
 def test_pcie_box_with_two_numa_nodes(tmp_path: Path) -> None:
     made = _import(_pcie_box(), gpu="l40s", nic="roce-200")
     topology = _load(made, tmp_path)
-    assert [link.bandwidth.value for link in topology.links] == [32e9, 12.5e9]  # a NIC for two GPUs
+    assert [link.bandwidth.value for link in topology.links] == [32e9, 25e9]
+    assert topology.port_VG[1].tolist() == [0, 0, 1, 1]  # a NIC for two GPUs
     assert any("GPU0 GPU1 and GPU2 GPU3" in sentence for sentence in made.left_out)
-    assert any("mlx5_0 (GPU0 GPU1)" in sentence for sentence in made.left_out)
+    assert not any("mlx5_0" in sentence for sentence in made.left_out)
+
+
+def test_nics_shared_across_the_order_of_gpus_are_taken_in_parts(tmp_path: Path) -> None:
+    text = _table(_cells(4, "SYS", [["PIX", "SYS"], ["SYS", "PIX"]] * 2), 2)
+    made = _import(text, gpu="l40s", nic="roce-200")
+    assert _load(made, tmp_path).links[1].bandwidth.value == 12.5e9
+    assert any("mlx5_0 (GPU0 GPU2)" in sentence for sentence in made.left_out)
 
 
 def test_tray_of_a_rack(tmp_path: Path) -> None:
@@ -100,8 +108,19 @@ def test_bridges_between_some_cards_only(tmp_path: Path) -> None:
     for a, b in ((0, 1), (2, 3)):
         cells[a][b] = cells[b][a] = "NV12"
     made = _import(_table(cells, 0), gpu="h100-nvl")
-    assert _load(made, tmp_path).links[0].bandwidth.value == 64e9
-    assert any("GPU1-GPU0, GPU3-GPU2" in sentence for sentence in made.left_out)
+    topology = _load(made, tmp_path)
+    assert [link.bandwidth.value for link in topology.links] == [300e9, 64e9]
+    assert topology.unit_VG.tolist() == [[0, 0, 1, 1], [0, 0, 0, 0]]
+    assert made.left_out == ()
+
+
+def test_bridges_between_cards_that_are_no_neighbours(tmp_path: Path) -> None:
+    cells = _cells(4, "SYS", [[]] * 4)
+    for a, b in ((0, 2), (1, 3)):
+        cells[a][b] = cells[b][a] = "NV12"
+    made = _import(_table(cells, 0), gpu="h100-nvl")
+    assert [link.bandwidth.value for link in _load(made, tmp_path).links] == [64e9]
+    assert any("GPU2-GPU0, GPU3-GPU1" in sentence for sentence in made.left_out)
 
 
 def test_one_gpu_and_old_headers(tmp_path: Path) -> None:
@@ -176,8 +195,17 @@ def test_slurm_tree(text: str, tmp_path: Path) -> None:
     made = _import(text, node="hgx-h100")
     topology = _load(made, tmp_path)
     assert (topology.num_nodes, topology.num_gpus) == (8, 64)
-    assert [link.bandwidth.value for link in topology.links] == [450e9, 50e9]
-    assert any("2 leaf switches of 4 nodes (and 1 above" in sentence for sentence in made.left_out)
+    assert [link.bandwidth.value for link in topology.links] == [450e9, 50e9, 50e9]
+    assert (topology.file.spans(), topology.ports) == ([1, 4, 8], (0, 1, 1))
+    (said,) = made.left_out
+    assert "uplinks of 2 leaf switches" in said
+    assert "`oversubscription: 2`" in said
+
+
+def test_slurm_leaves_of_unequal_size_are_one_level(tmp_path: Path) -> None:
+    made = _import(TREE.replace(",spare1", ""), node="hgx-h100")
+    assert _load(made, tmp_path).file.spans() == [1, 7]
+    assert any("2 leaf switches of 3 or 4 nodes (and 1 above" in sentence for sentence in made.left_out)
 
 
 def test_slurm_blocks_of_racks(tmp_path: Path) -> None:
@@ -203,7 +231,7 @@ def test_slurm_with_a_gpu_instead_of_a_node(tmp_path: Path) -> None:
     made = _import(TREE, gpu="h800-sxm", gpus_per_node=4, nic="roce-400")
     topology = _load(made, tmp_path)
     assert topology.num_gpus == 32
-    assert [link.bandwidth.value for link in topology.links] == [200e9, 50e9]
+    assert [link.bandwidth.value for link in topology.links] == [200e9, 50e9, 50e9]
 
 
 @pytest.mark.parametrize(

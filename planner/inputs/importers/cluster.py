@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from planner.errors import InputError, Place, Problem
 from planner.inputs import profiles
 from planner.inputs.fabrics import load_fabric
@@ -27,7 +29,18 @@ def draw_cluster(groups: Groups, node: NodeFile) -> Drawn:
             links.append(_drawn(link, groups.num_nodes))
             break
         links.append(_drawn(link, joined))
+    leaf = _leaf_size(groups, node)
+    if leaf:
+        links.insert(1, replace(links[-1], level="leaf", nodes=leaf))
     return Drawn(node.gpu, groups.num_nodes, node.gpus_per_node, tuple(links), tuple(left_out))
+
+
+def _leaf_size(groups: Groups, node: NodeFile) -> int:
+    """Nodes of each leaf switch, where all have as many and lie between a node and the whole; else 0."""
+    sizes = {len(members) for members in groups.members.values()}
+    plain = len(node.links) == 2 and node.links[0].nodes is None
+    equal = groups.kind == "switch" and len(groups.members) > 1 and len(sizes) == 1
+    return min(sizes) if equal and plain and min(sizes) > 1 else 0
 
 
 def _drawn(link: Link, nodes: int | None) -> DrawnLink:
@@ -45,7 +58,12 @@ def _unsaid(groups: Groups, node: NodeFile) -> list[str]:
     some = " or ".join(map(str, sizes))
     domain = node.links[0].nodes
     said: list[str] = []
-    if groups.kind == "switch" and count > 1:
+    if _leaf_size(groups, node):
+        said.append(
+            f"how far the uplinks of {count} leaf switches are oversubscribed: Slurm does not tell; for 2:1 add "
+            "`oversubscription: 2` to the outermost level"
+        )
+    elif groups.kind == "switch" and count > 1:
         said.append(
             f"{count} leaf switches of {some} nodes (and {groups.num_upper} above them): Slurm does not tell how much "
             "slower the way between leaves is, so all nodes are taken to be equally far"

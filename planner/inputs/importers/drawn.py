@@ -20,6 +20,10 @@ class DrawnLink:
     """Basis of the bandwidth."""
     nodes: int | None = None
     """Nodes that this level joins, where it is not implied."""
+    gpus: int | None = None
+    """GPUs in a row that a level inside a node joins."""
+    shared_by: int = 1
+    """GPUs in a row that share a port."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,10 @@ class Drawn:
                 lines.append(f"    bandwidth: {{value: {link.bandwidth}, basis: {link.basis}, source: {source}}}")
             if link.nodes is not None:
                 lines.append(f"    nodes: {link.nodes}")
+            if link.gpus is not None:
+                lines.append(f"    gpus: {link.gpus}")
+            if link.shared_by > 1:
+                lines.append(f"    shared_by: {link.shared_by}")
         return "\n".join(lines) + "\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from planner.errors import InputError, Place, Problem
 from planner.inputs import profiles
@@ -27,7 +28,7 @@ def draw_host(matrix: Matrix, gpu: Gpu, file: str, *, nodes: int = 1, nic: str |
         InputError: the table and the GPU disagree, or hosts are to be joined and nothing joins them.
     """
     left_out: list[str] = []
-    links = [_inside(matrix, gpu, file, left_out)]
+    links = _inside(matrix, gpu, file, left_out)
     if nic is not None and matrix.nics:
         links.append(_outside(matrix, nic, left_out))
     elif nodes > 1 or nic is not None:
@@ -40,22 +41,36 @@ def draw_host(matrix: Matrix, gpu: Gpu, file: str, *, nodes: int = 1, nic: str |
     return Drawn(gpu.name, nodes, matrix.num_gpus, tuple(links), tuple(left_out))
 
 
-def _inside(matrix: Matrix, gpu: Gpu, file: str, left_out: list[str]) -> DrawnLink:
-    """The level inside the host: NVLink if it joins every pair, else PCIe."""
+def _inside(matrix: Matrix, gpu: Gpu, file: str, left_out: list[str]) -> list[DrawnLink]:
+    """The levels inside the host: NVLink if it joins every pair, else PCIe, with bridges inside where they are."""
     others = [[count for at, count in enumerate(row) if at != self] for self, row in enumerate(matrix.nvlinks)]
     linked = [count for row in others for count in row if count]
     if linked:
         _check_nvlinks(max(linked), gpu, file)
     if linked and all(count for row in others for count in row):
-        return _nvlink(others, str(gpu.scale_up or gpu.bridge), left_out)
+        return [_nvlink(others, str(gpu.scale_up or gpu.bridge), left_out)]
     if gpu.host is None:
         hint = "describe the GPU's node by hand in a topology.yaml"
         raise InputError(Problem(f"some GPUs meet over PCIe, and the profile {gpu.name} names none", Place(file), hint))
-    if linked:
+    bridged = _bridged(matrix)
+    links = [DrawnLink("node", gpu.host)]
+    if bridged:
+        joined = [[count for count in row if count] for row in matrix.nvlinks]
+        bridge = _nvlink(joined, str(gpu.scale_up or gpu.bridge), left_out)
+        links.insert(0, replace(bridge, level="bridge", gpus=bridged))
+    elif linked:
         pairs = [f"GPU{a}-GPU{b}" for a, row in enumerate(matrix.nvlinks) for b in range(a) if row[b]]
         left_out.append(f"NVLink joins only {', '.join(pairs)}: all GPUs are taken to meet over PCIe, the slower path")
     left_out += _uneven_paths(matrix)
-    return DrawnLink("node", gpu.host)
+    return links
+
+
+def _bridged(matrix: Matrix) -> int:
+    """GPUs of each block that NVLink joins whole, where it joins equal blocks in a row and nothing else; else 0."""
+    blocks = [{at for at, count in enumerate(row) if count} | {own} for own, row in enumerate(matrix.nvlinks)]
+    size = len(blocks[0])
+    even = all(block == set(range(own - own % size, own - own % size + size)) for own, block in enumerate(blocks))
+    return size if size > 1 and even else 0
 
 
 def _check_nvlinks(most: int, gpu: Gpu, file: str) -> None:
@@ -77,7 +92,7 @@ def _nvlink(others: Sequence[Sequence[int]], name: str, left_out: list[str]) -> 
     count = min(totals)
     if max(totals) > count:
         left_out.append(f"NVLinks per GPU differ ({count} to {max(totals)}): the least is taken")
-    if len(others) > 2 and sum(others[0]) <= fabric.num_links:
+    if len(others[0]) > 1 and sum(others[0]) <= fabric.num_links:
         left_out.append("NVLink is a mesh: one pair alone has only its own links, not the sum")
     if count == fabric.num_links or fabric.link_bandwidth is None:
         return DrawnLink("node", name)
@@ -120,7 +135,8 @@ def _outside(matrix: Matrix, name: str, left_out: list[str]) -> DrawnLink:
     part = min(parts)
     if max(parts) > part:
         left_out.append(f"NICs per GPU differ ({part:g} to {max(parts):g}): the least is taken")
-    if part < 1:
+    in_a_row = _shared_in_a_row(nearest)
+    if part < 1 and not in_a_row:
         shared = [
             f"{matrix.nics[nic]} ({' '.join(f'GPU{g}' for g in on)})" for nic, on in enumerate(users) if len(on) > 1
         ]
@@ -131,10 +147,19 @@ def _outside(matrix: Matrix, name: str, left_out: list[str]) -> DrawnLink:
     if idle:
         left_out.append(f"the NICs {', '.join(idle)}: every GPU has a nearer one")
     port = load_fabric(name).bandwidth
-    if part == 1:
-        return DrawnLink("cluster", name)
+    if part == 1 or in_a_row:
+        return DrawnLink("cluster", name, shared_by=in_a_row or 1)
     why = f"{part:g} NICs per GPU, each as {port.source}"
     return DrawnLink("cluster", name, f"{part * port.value * 8 / 1e9:g} Gb/s", why, port.basis)
+
+
+def _shared_in_a_row(nearest: Sequence[Sequence[int]]) -> int:
+    """GPUs in a row that share each NIC, where every GPU has one NIC and all NICs as many GPUs; else 0."""
+    size = sum(nics == nearest[0] for nics in nearest)
+    blocks = [nearest[at : at + size] for at in range(0, len(nearest), size)]
+    even = all(len(block) == size and all(nics == block[0] for nics in block) for block in blocks)
+    one_each = all(len(nics) == 1 for nics in nearest) and len({tuple(block[0]) for block in blocks}) == len(blocks)
+    return size if size > 1 and even and one_each else 0
 
 
 def _nearest(row: Sequence[str]) -> list[int]:
