@@ -77,7 +77,7 @@ class Grid:
     @cached_property
     def _different(self) -> dict[bytes, EpGroup]:
         machine, gpus = self.topology, np.array(self.gpus)
-        tables = (machine.bandwidth_VG, machine.efficiency_VG, machine.latency_VG)
+        tables = () if machine.links_alike else (machine.bandwidth_VG, machine.efficiency_VG, machine.latency_VG)
         found: dict[bytes, EpGroup] = {}
         for group in self.every_group:
             ports = b"".join(table[:, gpus[group.index_R]].tobytes() for table in tables)
@@ -91,6 +91,8 @@ class Grid:
 
     def _slow_pairs(self, gpus: Ints) -> bytes:
         """The slow pairs among these GPUs, by position."""
+        if not self.topology.pairs:
+            return b""
         position = {gpu: index for index, gpu in enumerate(gpus.tolist())}
         inside = [pair for pair in self.topology.pairs if position.keys() >= set(pair.gpus)]
         return repr([(*(position[gpu] for gpu in p.gpus), p.bandwidth, p.latency_s) for p in inside]).encode()

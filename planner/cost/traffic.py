@@ -116,9 +116,10 @@ def exchange_of(grid: Grid, dedup: Dedup, kernel: KernelFile) -> Exchange:
     """The all-to-alls of a stage, bound to its links."""
     ports = Ports(grid.topology, kernel, grid.gpus)
     partitions: dict[bytes, Ints] = {}
-    sends = {id(group): _Sends.of(group, dedup, grid, partitions) for group in grid.every_group}
     blocks: list[Block] = []
     shared = [neck for neck in ports.bottlenecks if not neck.is_own]
+    groups = grid.every_group if shared else grid.ep_groups
+    sends = {id(group): _Sends.of(group, dedup, grid, partitions) for group in groups}
     for group in grid.ep_groups:
         for neck in ports.bottlenecks:
             if neck.is_own and neck.level in group.levels_used:
@@ -252,24 +253,24 @@ def _row_s_R(grid: Grid, ports: Ports) -> Floats:
     """See `Exchange.row_s_R`; every row is taken to travel by itself."""
     slowest_R = np.zeros(grid.split.ep)
     others_RR = ~np.eye(grid.split.ep, dtype=bool)
-    shared = {id(neck): np.zeros(len(neck.rate_U)) for neck in ports.bottlenecks if not neck.is_own}
-    for group in grid.every_group:
+    for group in grid.ep_groups:
         for neck in ports.bottlenecks:
-            rows_R = (ports.passes(group.level_RR, neck.level) & others_RR).mean(axis=1)
-            unit_R = neck.unit_G[group.index_R]
             if neck.is_own:
-                slowest_R = np.maximum(slowest_R, rows_R * (1.0 / neck.rate_U[unit_R]))
-            else:
-                np.add.at(shared[id(neck)], unit_R, rows_R)
+                rows_R = (ports.passes(group.level_RR, neck.level) & others_RR).mean(axis=1)
+                slowest_R = np.maximum(slowest_R, rows_R * (1.0 / neck.rate_U[neck.unit_G[group.index_R]]))
+        rank = {index: position for position, index in enumerate(group.index_R.tolist())}
         for pair in ports.slow_pairs:
-            for rank, index in enumerate(group.index_R.tolist()):
-                if index in pair.ends and set(group.index_R.tolist()) >= set(pair.ends):
-                    slowest_R[rank] = max(slowest_R[rank], 1.0 / len(others_RR) / pair.rate)
+            if rank.keys() >= set(pair.ends):
+                ends = [rank[end] for end in pair.ends]
+                slowest_R[ends] = np.maximum(slowest_R[ends], 1.0 / len(rank) / pair.rate)
     for neck in ports.bottlenecks:
         if not neck.is_own:
-            busy_U = shared[id(neck)] / neck.rate_U
+            rows_U = np.zeros(len(neck.rate_U))
             for group in grid.every_group:
-                slowest_R = np.maximum(slowest_R, busy_U[neck.unit_G[group.index_R]])
+                rows_R = (ports.passes(group.level_RR, neck.level) & others_RR).mean(axis=1)
+                np.add.at(rows_U, neck.unit_G[group.index_R], rows_R)
+            for group in grid.every_group:
+                slowest_R = np.maximum(slowest_R, (rows_U / neck.rate_U)[neck.unit_G[group.index_R]])
     return slowest_R
 
 
@@ -285,11 +286,9 @@ def _latency_s(grid: Grid, ports: Ports) -> float:
 
 
 def _alike(grid: Grid, ports: Ports) -> bool:
-    topology, gpus = grid.topology, list(grid.gpus)
-    tables = (topology.bandwidth_VG, np.nan_to_num(topology.efficiency_VG, nan=-1.0))
-    equal = all((table[:, gpus] == table[:, gpus[:1]]).all() for table in tables)
+    topology = grid.topology
     own = all(neck.is_own for neck in ports.bottlenecks)
-    return bool(equal and own and not ports.slow_pairs and not any(link.rails for link in topology.links))
+    return topology.links_alike and own and not ports.slow_pairs and not any(link.rails for link in topology.links)
 
 
 def _even(grid: Grid) -> bool:

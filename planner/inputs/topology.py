@@ -111,6 +111,12 @@ class Topology:
         return max(level for level, port in enumerate(self.ports) if port <= self.file.node_level)
 
     @cached_property
+    def links_alike(self) -> bool:
+        """Whether every GPU has the same rates at every level."""
+        tables = (self.bandwidth_VG, self.latency_VG, np.nan_to_num(self.efficiency_VG, nan=-1.0))
+        return all(bool((table == table[:, :1]).all()) for table in tables)
+
+    @cached_property
     def shares_ports(self) -> bool:
         """Whether some GPUs share a port or an oversubscribed uplink."""
         return bool((self.port_users_VG > 1).any()) or any(link.oversubscription > 1 for link in self.links)
