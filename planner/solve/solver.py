@@ -155,6 +155,11 @@ def _notes(instance: Instance, solution: Solution, gap: float) -> list[str]:
     """What a reader must know before trusting the figures."""
     notes = []
     windows = instance.windows
+    gone = instance.topology.file.out_of_service
+    if gone:
+        named = [f"node {g.node}" + (f" GPU {', '.join(map(str, g.gpus))}" if g.gpus else "") for g in gone[:8]]
+        more = f" and {len(gone) - 8} more" if len(gone) > 8 else ""
+        notes.append(f"GPU ids count those in service, node by node; out of service: {'; '.join(named)}{more}")
     if windows is None:
         notes.append("no trace: every expert is taken to be chosen equally often; the real balance is unknown")
     else:

@@ -126,6 +126,7 @@ def test_gpus_out_of_service_are_not_numbered(tmp_path: Path) -> None:
     assert plan["stages"][0]["gpus"] == [0, 1, 2]
     assert Counter(slots(plan)) == {3: 2, 2: 1}
     assert len(plan["predicted"]["memory_bytes"]) == 3
+    assert any("out of service: node 0 GPU 0" in note for note in plan["notes"])
     result = run("solve", "deployment.yaml", "--gpus", "4", cwd=tmp_path)
     assert (result.code, "4 GPUs asked for, 3 are there" in result.err) == (3, True)
 
