@@ -52,6 +52,7 @@ def _node_figures(name: str) -> dict[str, Any]:
             "bytes_per_s": link.bandwidth.value,
             "latency_s": link.latency.value,
             "nodes": link.nodes,
+            "shared_by": link.shared_by,
         }
         for link in node.links
     ]
@@ -94,7 +95,8 @@ def render_listing(console: Console) -> None:
 
 def _link_text(link: dict[str, Any]) -> str:
     reach = f", {link['nodes']} nodes" if link["nodes"] else ""
-    return f"{format_rate(link['bytes_per_s'])} {link['fabric'] or link['level']}{reach}"
+    shared = f" for {link['shared_by']} GPUs" if link["shared_by"] > 1 else ""
+    return f"{format_rate(link['bytes_per_s'])} {link['fabric'] or link['level']}{shared}{reach}"
 
 
 def _found(name: str) -> list[tuple[profiles.Kind, dict[str, Any]]]:

@@ -47,9 +47,10 @@ def _drawn(link: Link, nodes: int | None) -> DrawnLink:
     name = link.fabric
     assert name is not None, "shipped nodes and `plain_node` name a fabric for each link"
     if link.bandwidth == load_fabric(name).bandwidth:
-        return DrawnLink(link.level, name, nodes=nodes)
+        return DrawnLink(link.level, name, nodes=nodes, shared_by=link.shared_by)
     rate = f"{link.bandwidth.value * 8 / 1e9:g} Gb/s"
-    return DrawnLink(link.level, name, rate, link.bandwidth.source, link.bandwidth.basis, nodes)
+    basis, source = link.bandwidth.basis, link.bandwidth.source
+    return DrawnLink(link.level, name, rate, source, basis, nodes, shared_by=link.shared_by)
 
 
 def _unsaid(groups: Groups, node: NodeFile) -> list[str]:
