@@ -14,7 +14,7 @@ from typing import Any, Final
 import click
 
 from planner import __version__
-from planner.errors import MissingEnvironmentError, PlannerError, Problem
+from planner.errors import InputError, MissingEnvironmentError, PlannerError, Problem
 
 # Command -> (module, what it does). Modules are imported only when needed: help stays fast.
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
@@ -26,6 +26,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "topology": ("planner.cli.topology", "Make a topology.yaml from what other tools say about a machine."),
     "env": ("planner.cli.env", "Versions and devices, to paste into an issue."),
 }
+_WRITING: Final = ("solve", "topology")
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -72,6 +73,7 @@ def run() -> None:
 def call(arguments: list[str]) -> int:
     """Run a command line and return its exit code."""
     problems: Sequence[Problem]
+    writes = next((word for word in arguments if not word.startswith("-")), "") in _WRITING
     try:
         code = cli.main(arguments, prog_name="ep-plan", standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -80,13 +82,14 @@ def call(arguments: list[str]) -> int:
     except SystemExit:  # so click and rich end where the reader has gone (`| head`): no further complaint
         return 0
     except PlannerError as error:
-        click.echo(str(error), err=True)
+        tail = "" if not isinstance(error, InputError) else "; nothing was written." if writes else "."
+        click.echo(f"{error}{tail}", err=True)
         exit_code, problems = error.exit_code, error.problems
     except click.ClickException as error:
         error.show()
         exit_code, problems = 2, (Problem(error.format_message()),)
     except (click.Abort, KeyboardInterrupt):
-        exit_code, problems = 130, (Problem("interrupted; nothing was written"),)
+        exit_code, problems = 130, (Problem("interrupted; nothing was written" if writes else "interrupted"),)
         click.echo(problems[0].message, err=True)
     except OSError as error:
         if error.errno not in _FULL:

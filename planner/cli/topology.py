@@ -39,9 +39,11 @@ def import_command(
     ep-plan topology import topo.txt --gpu h100-sxm --nic ib-ndr --nodes 4
     ep-plan topology import /etc/slurm/topology.conf --node hgx-h100
     """
-    from planner.files import read_text, write_whole
+    from planner.files import check_target, read_text, refuse_overwriting, write_whole
     from planner.inputs.importers.choose import Given, drawn
 
+    check_target(output)
+    refuse_overwriting(output, [file])
     text = read_text(file, limit_bytes=_LIMIT_BYTES)
     given = Given(source=source, gpu=gpu, node=node, nic=nic, nodes=nodes, gpus_per_node=gpus_per_node)
     made = drawn(text, str(file), given)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from planner.cost.instance import Instance
 from planner.errors import InputError, Place, Problem, ProblemLog, UsageError
-from planner.files import sha256_of
+from planner.files import sha256_of, why_no_file
 from planner.inputs.constants import Constants
 from planner.inputs.deployment import Deployment
 from planner.inputs.model import Model
@@ -95,7 +95,8 @@ def from_plan(plan: Plan, path: Path, traces: Sequence[Path] | None = None) -> P
 def _hashes(plan: Plan, paths: Sequence[Path], own: bool) -> tuple[str, ...]:
     for path in paths:
         if not path.is_file():
-            raise UsageError(f"{path}: no such file", hint="give the trace with --trace" if own else "")
+            option = "" if own else "--trace: "
+            raise UsageError(f"{option}{path}: {why_no_file(path)}", hint="give the trace with --trace" if own else "")
     hashes = tuple(sha256_of(path) for path in paths)
     if own:
         changed = [

@@ -177,7 +177,8 @@ def _notes(instance: Instance, solution: Solution, gap: float) -> list[str]:
     if solution.stopped_by in ("time_limit", "interrupt"):
         what = "the time limit" if solution.stopped_by == "time_limit" else "an interrupt"
         notes.append(
-            f"{what} stopped the search; the plan is the best until then, {format_percent(gap)} above the bound at most"
+            f"{what} stopped the search; the plan is the best until then: "
+            f"another can save at most {format_percent(gap, 2)} of its step time"
         )
     return notes
 

@@ -33,6 +33,10 @@ WRONG_USAGE = {
     "no such model file": ["solve", "deployment.yaml", "--model", "nowhere.json"],
     "no such topology file": ["solve", "deployment.yaml", "--topology", "nowhere.yaml"],
     "no such trace": ["solve", "deployment.yaml", "--trace", "nowhere.npz"],
+    "trace is a folder": ["solve", "deployment.yaml", "--trace", "."],
+    "no such model": ["solve", "deployment.yaml", "--model", "mixtral-8x7c"],
+    "no such node": ["solve", "deployment.yaml", "--topology", "2 x hgx-h1000"],
+    "no nodes": ["solve", "deployment.yaml", "--topology", "0 x hgx-h100"],
     "time limit without unit": ["solve", "deployment.yaml", "--time-limit", "60"],
     "gap without unit": ["solve", "deployment.yaml", "--gap", "2"],
     "negative time limit": ["solve", "deployment.yaml", "--time-limit=-1 s"],
@@ -59,6 +63,62 @@ def test_wrong_usage_is_2(arguments: list[str], tmp_path: Path) -> None:
     assert result.out == ""
     assert "error" in result.err.lower()
     assert files_in(tmp_path) == {"deployment.yaml", "empty"}
+
+
+OPTIONS = {
+    "--model": ("mixtral-8x7c", "mixtral-8x7b"),
+    "--topology": ("hgx-h1000", "hgx-h100"),
+    "--trace": (".", "directory"),
+}
+
+
+def test_wrong_options_are_named_with_value_and_repair_all_at_once(tmp_path: Path) -> None:
+    """The file itself is right; it is not blamed."""
+    deployment_file(tmp_path, GOOD)
+    options = [word for option, (value, _) in OPTIONS.items() for word in (option, value)]
+    result = run("solve", "deployment.yaml", *options, "--json", cwd=tmp_path)
+    assert result.code == 2
+    assert "deployment.yaml" not in result.err
+    told = {problem["file"]: problem for problem in result.problems()}
+    assert set(told) == set(OPTIONS)
+    for option, (value, repair) in OPTIONS.items():
+        assert value in told[option]["message"]
+        assert repair in told[option]["message"] + told[option]["hint"]
+
+
+@pytest.mark.parametrize(("old", "new"), [("mixtral-8x7b", "mixtral-8x7c"), ("1 x hgx-h100", "0 x hgx-h100")])
+def test_the_same_in_the_file_is_3_with_its_place(old: str, new: str, tmp_path: Path) -> None:
+    deployment_file(tmp_path, GOOD.replace(old, new))
+    result = run("solve", "deployment.yaml", "--json", cwd=tmp_path)
+    assert result.code == 3
+    (problem,) = result.problems()
+    assert problem["file"] == "deployment.yaml"
+    assert problem["line"] in (2, 3)
+    assert new in problem["message"]
+
+
+def test_a_fault_inside_a_file_of_the_command_line_is_3(tmp_path: Path) -> None:
+    deployment_file(tmp_path, GOOD)
+    (tmp_path / "node.yaml").write_text("schema: ep-plan/topology/1\ngpu: h100-sxm\n")
+    result = run("solve", "deployment.yaml", "--topology", "node.yaml", "--json", cwd=tmp_path)
+    assert result.code == 3
+    assert {problem["file"] for problem in result.problems()} == {"node.yaml"}
+
+
+def test_an_unknown_name_with_nothing_near_is_told_where_names_are_listed(tmp_path: Path) -> None:
+    deployment_file(tmp_path, GOOD)
+    result = run("solve", "deployment.yaml", "--model", "zzz", cwd=tmp_path)
+    assert "ep-plan profiles" in result.err
+    assert max(map(len, result.err.splitlines())) <= 160
+
+
+def test_a_trace_named_twice_would_count_double(tmp_path: Path) -> None:
+    deployment = example("tiny-moe", tmp_path)
+    trace = deployment.parent / "trace.npz"
+    same = deployment.parent / ".." / "tiny-moe" / "trace.npz"
+    result = run("solve", deployment, "--trace", trace, "--trace", same, cwd=tmp_path)
+    assert result.code == 2
+    assert "count double" in result.err
 
 
 @pytest.mark.parametrize("arguments", [["solve", "--no-such", "--json"], ["solve", "nowhere.yaml", "--json"]])
