@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
-import io
 import json
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any, Final
@@ -14,6 +12,7 @@ from typing import Any, Final
 import click
 
 from planner import __version__
+from planner.cli.streams import discard, steady_output
 from planner.errors import InputError, MissingEnvironmentError, PlannerError, Problem
 
 # Command -> (module, what it does). Modules are imported only when needed: help stays fast.
@@ -64,9 +63,7 @@ def cli() -> None:
 
 def run() -> None:
     """Entry point: expected failures become one message and an exit code, bugs keep their traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # bars are no reason to fail where only ASCII can be shown
+    steady_output()
     sys.exit(call(sys.argv[1:]))
 
 
@@ -79,8 +76,6 @@ def call(arguments: list[str]) -> int:
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as error:
         return error.exit_code
-    except SystemExit:  # so click and rich end where the reader has gone (`| head`): no further complaint
-        return 0
     except PlannerError as error:
         tail = "" if not isinstance(error, InputError) else "; nothing was written." if writes else "."
         click.echo(f"{error}{tail}", err=True)
@@ -94,20 +89,15 @@ def call(arguments: list[str]) -> int:
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        _discard_output()
+        discard(sys.stdout.fileno())
         click.echo(f"error: cannot write the output: {error.strerror}", err=True)
         return MissingEnvironmentError.exit_code
     if "--json" in arguments:
         try:
             click.echo(json.dumps(_as_data(exit_code, problems), ensure_ascii=False, indent=1))
         except OSError:  # stderr has told it
-            _discard_output()
+            discard(sys.stdout.fileno())
     return exit_code
-
-
-def _discard_output() -> None:
-    """Let what is still buffered go nowhere, so that the last flush cannot fail again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _as_data(exit_code: int, all_problems: Sequence[Problem]) -> dict[str, Any]:
