@@ -12,6 +12,7 @@ from typing import Any, Final
 import click
 
 from planner import __version__
+from planner.cli.options import verbosity
 from planner.cli.streams import discard, steady_output
 from planner.errors import InputError, MissingEnvironmentError, PlannerError, Problem
 
@@ -53,7 +54,8 @@ class Commands(click.Group):
 
 @click.group(cls=Commands, context_settings=CONTEXT)
 @click.version_option(__version__, "--version", prog_name="ep-plan")
-def cli() -> None:
+@verbosity
+def cli(**_: bool) -> None:
     """Placement and capacity planning for Mixture-of-Experts models.
 
     \b

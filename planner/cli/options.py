@@ -17,9 +17,13 @@ def json_option(function: Function) -> Function:
 
 
 def verbosity(function: Function) -> Function:
-    """`-v` and `-q`."""
-    function = click.option("-v", "--verbose", is_flag=True, help="Print more.")(function)
-    return click.option("-q", "--quiet", is_flag=True, help="Print only errors.")(function)
+    """`-v` and `-q`, of a command or of a group: given before a command they hold for it, too."""
+    function = click.option("-v", "--verbose", is_flag=True, callback=_or_of_the_group, help="Print more.")(function)
+    return click.option("-q", "--quiet", is_flag=True, callback=_or_of_the_group, help="Print only errors.")(function)
+
+
+def _or_of_the_group(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
+    return value or (ctx.parent is not None and bool(ctx.parent.params.get(str(param.name))))
 
 
 def trace_option(function: Function) -> Function:

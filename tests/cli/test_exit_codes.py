@@ -215,6 +215,39 @@ def test_quiet_says_nothing_but_errors(tmp_path: Path) -> None:
     assert "nowhere.json" in result.err
 
 
+QUIET = [["profiles"], ["profiles", "h100-sxm"], ["env"]]
+
+
+@pytest.mark.parametrize("arguments", QUIET, ids=" ".join)
+def test_v_and_q_hold_everywhere_and_before_the_command(arguments: list[str], tmp_path: Path) -> None:
+    plain, more = run(*arguments, cwd=tmp_path), run(*arguments, "-v", cwd=tmp_path)
+    assert (plain.code, more.code) == (0, 0)
+    assert len(more.out) > len(plain.out)
+    assert run("-v", *arguments, cwd=tmp_path) == more
+    for options in (["-q", *arguments], [*arguments, "-q"]):
+        result = run(*options, cwd=tmp_path)
+        assert (result.code, result.out, result.err) == (0, "", "")
+
+
+def test_q_before_solve_and_topology_import(tmp_path: Path) -> None:
+    deployment = example("mixtral-4gpu", tmp_path)
+    result = run("-q", "solve", deployment, "-o", "plan.json", cwd=tmp_path)
+    assert (result.code, result.out, result.err) == (0, "", "")
+    (tmp_path / "topo.txt").write_text("\tGPU0\tGPU1\tNIC0\nGPU0\t X \tNV12\tPIX\nGPU1\tNV12\t X \tPIX\n")
+    given = ["topo.txt", "--gpu", "a100-sxm-80", "--nic", "ib-hdr"]
+    for options in (["-q", "topology", "import"], ["topology", "-q", "import"], ["topology", "import", "-q"]):
+        result = run(*options, *given, cwd=tmp_path)
+        assert (result.code, result.out, result.err) == (0, "", "")
+    result = run("topology", "import", *given, "-v", cwd=tmp_path)
+    assert result.out == (tmp_path / "topology.yaml").read_text()
+
+
+def test_q_keeps_wrong_usage(tmp_path: Path) -> None:
+    result = run("profiles", "h1000", "-q", cwd=tmp_path)
+    assert result.code == 2
+    assert "h100" in result.err
+
+
 def test_options_take_the_place_of_the_file(tmp_path: Path) -> None:
     deployment = deployment_file(tmp_path, GOOD)
     options = ["--model", "qwen3-30b-a3b", "--topology", "1 x hgx-h200", "--gpus", "4", "--seed", "7"]
@@ -239,6 +272,9 @@ def test_env_names_versions(tmp_path: Path) -> None:
     result = run("env", cwd=tmp_path)
     assert result.code == 0
     assert all(word in result.out for word in ("ep-plan", "python", "numpy", "ortools", "torch"))
+    data = run("env", "--json", cwd=tmp_path).json()
+    assert data.pop("schema") == "ep-plan/env/1"
+    assert {line.split()[0]: line[14:].strip() for line in result.out.splitlines()} == data
 
 
 def test_a_changed_trace_is_3_and_a_missing_one_2(tmp_path: Path) -> None:
