@@ -86,8 +86,8 @@ def render_listing(console: Console, *, verbose: bool = False) -> None:
         table.add_row(name, fabric["joins"], format_rate(fabric["bytes_per_s"]), format_seconds(fabric["latency_s"]))
     console.print()
     console.print(table)
-    others: tuple[profiles.Kind, ...] = ("models", "engines", "kernels")
-    for kind in others:
+    plain: tuple[profiles.Kind, ...] = ("models", "engines", "kernels")
+    for kind in plain:
         if verbose:
             _sources(kind, console)
         else:

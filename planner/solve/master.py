@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +22,13 @@ from numpy.typing import NDArray
 from planner.cost.instance import Instance, LayerLoad
 from planner.cost.moe import MoeCost
 from planner.cost.step import Prediction, SplitCost, StageCost, predict
+from planner.errors import NoPlanFoundError
 from planner.plan.placement import Placement
-from planner.solve.candidates import Bounder, Candidate, SearchSpace, all_candidates
+from planner.solve.candidates import Bounder, Candidate, SearchSpace, all_candidates, count_candidates
 from planner.solve.cuts import best_cuts
 from planner.solve.place import LayerJob, LayerResult, linear_start
 from planner.solve.problem import CLOSED, LayerProblem
+from planner.solve.watch import GaveUpError, NoWatch, Watch
 from planner.solve.workers import TimeIsUpError, Workers
 
 Floats = NDArray[np.float64]
@@ -48,32 +50,6 @@ class Options:
     gap: float = 0.01
     effort: float = DEFAULT_EFFORT
     seed: int = 0
-
-
-class Watch(Protocol):
-    """Who looks on while solving (a progress bar, or nobody)."""
-
-    def begin(self, what: str, total: int) -> None:
-        """A piece of work with so many parts begins."""
-
-    def advance(self) -> None:
-        """One part is done."""
-
-    def status(self, best_s: float | None, bound_s: float) -> None:
-        """The best plan's step time and the proven bound so far."""
-
-
-class NoWatch:
-    """Nobody looks on."""
-
-    def begin(self, what: str, total: int) -> None:
-        """Nothing."""
-
-    def advance(self) -> None:
-        """Nothing."""
-
-    def status(self, best_s: float | None, bound_s: float) -> None:
-        """Nothing."""
 
 
 @dataclass(frozen=True)
@@ -133,18 +109,25 @@ class Master:
         self._row = {layer: row for row, layer in enumerate(instance.traced_layer_ids)}
 
     def run(self) -> Solution:
-        """Search until proof, gap, effort, time limit or Ctrl-C; the best plan is kept in any case."""
-        self.watch.begin("bounding splits", 0)
-        candidates = all_candidates(self.instance, self.space, self.bounder)
+        """Search until proof, gap, effort, time limit or Ctrl-C; the best plan is kept in any case.
+
+        Raises:
+            NoPlanFoundError: the time limit passed before there was one.
+            KeyboardInterrupt: Ctrl-C before there was a plan, or for the second time.
+        """
+        candidates = self._bounded()
         works = [_Work(candidate) for candidate in candidates if candidate.is_feasible]
         if not works:
             return Solution(None, candidates, 0.0, "proof", self.effort)
         stopped: StoppedBy
         try:
-            self._linear(works[0])
-            stopped = self._search(works)
+            with self.watch.stoppable():
+                self._linear(works[0])
+                stopped = self._search(works)
         except TimeIsUpError:
             stopped = "time_limit"
+        except GaveUpError:
+            raise
         except KeyboardInterrupt:
             if self.best is None:
                 raise
@@ -155,6 +138,29 @@ class Master:
             if self.best.prediction.step_s - bound <= CLOSED * self.best.prediction.step_s:
                 stopped = "proof"
         return Solution(self.best, candidates, bound, stopped, self.effort)
+
+    def _bounded(self) -> list[Candidate]:
+        """All candidates with their bounds, as far as the time limit allows."""
+        done = 0
+
+        def one_done() -> None:
+            nonlocal done
+            if self.workers.time_is_up():
+                raise TimeIsUpError
+            done += 1
+            self.watch.advance()
+
+        total = count_candidates(self.instance, self.space)
+        self.watch.begin("bounding splits", 2 * total)  # each is held against the rules, then bounded
+        try:
+            return all_candidates(self.instance, self.space, self.bounder, one_done)
+        except TimeIsUpError:
+            looked = f"{min(done, total)} of {total} splits were held against the rules, {max(0, done - total)} bounded"
+            raise NoPlanFoundError(
+                f"no plan was found within the time limit: {looked}",
+                hint="nothing is proved, a plan may well exist\n"
+                "give more time (--time-limit), or pin degrees (--split tp=1,pp=1): fewer splits are then looked at",
+            ) from None
 
     # --- the loop ---------------------------------------------------------------------------------
 

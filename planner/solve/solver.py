@@ -28,9 +28,10 @@ from planner.plan.plan import (
 )
 from planner.plan.split import Split
 from planner.solve.candidates import Candidate, SearchSpace
-from planner.solve.master import Best, Master, Options, Solution, Watch
+from planner.solve.master import Best, Master, Options, Solution
 from planner.solve.place import LayerJob
 from planner.solve.problem import CLOSED, LayerProblem
+from planner.solve.watch import GaveUpError, Watch
 from planner.solve.workers import TimeIsUpError, Workers
 from planner.trace.windows import subset
 
@@ -66,9 +67,12 @@ def solve(
     held_out = None
     if solution.stopped_by not in ("time_limit", "interrupt"):
         try:
-            held_out = _held_out(instance, solution.best, master, workers, watch)
+            with watch.stoppable():
+                held_out = _held_out(instance, solution.best, master, workers, watch)
         except TimeIsUpError:
             solution.stopped_by = "time_limit"
+        except GaveUpError:
+            raise
         except KeyboardInterrupt:
             solution.stopped_by = "interrupt"
     plan = _booked(instance, solution, solution.best, held_out, inputs)

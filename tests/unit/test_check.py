@@ -17,8 +17,9 @@ from planner.cost.instance import Instance
 from planner.inputs.documents import validated
 from planner.inputs.workload import Dedup, Phase
 from planner.plan.plan import Plan, plan_text, read_plan
-from planner.solve.master import NoWatch, Options
+from planner.solve.master import Options
 from planner.solve.solver import solve
+from planner.solve.watch import NoWatch
 from planner.solve.workers import Workers
 from tests import building
 
