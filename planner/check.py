@@ -225,9 +225,7 @@ def _solver(plan: Plan) -> Iterator[Finding]:
         yield Finding("solver.status", f"{record.status!r} does not go with a gap of {gap:.3g}")
     bounds = [c.bound_s for c in plan.candidates if c.bound_s is not None]
     if bounds and not _equal(record.bound_s, least := min(record.objective_s, *bounds)):
-        detail = (
-            f"{record.bound_s!r} is not the least of all bounds and the objective, {least!r}"
-        )
+        detail = f"{record.bound_s!r} is not the least of all bounds and the objective, {least!r}"
         yield Finding("solver.bound_s", detail)
 
 

@@ -84,12 +84,18 @@ class CopiesOrAuto(click.ParamType[int | str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
         """Parse, or fail with what is expected."""
-        text = str(value)
+        from planner.inputs.deployment import LIMIT_COPIES
+
+        text = str(value).strip().lower()
         if text == "auto":
             return text
-        if not text.isdecimal() or len(text) > 6:
-            self.fail(f"{text!r}: expected a whole number, 0 or more, or auto", param, ctx)
+        if not (text.isascii() and text.isdecimal()) or len(text) > 20 or int(text) > LIMIT_COPIES:
+            self.fail(f"{value!r}: expected a whole number from 0 to {LIMIT_COPIES:,}, or auto", param, ctx)
         return int(text)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002
+        """As it is written, not in capitals."""
+        return self.name
 
 
 def paths(texts: tuple[str, ...]) -> list[Path]:

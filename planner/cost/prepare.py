@@ -15,8 +15,10 @@ from planner.inputs.model import Model
 from planner.inputs.topology import Gpu, resolve
 from planner.inputs.workload import Workload
 from planner.plan.plan import Plan
+from planner.trace.choices import choice_problems
 from planner.trace.consistency import against_model
 from planner.trace.native import read_trace
+from planner.trace.trace import TokenTrace
 from planner.trace.windows import Windows, cut
 
 
@@ -65,6 +67,10 @@ def read_windows(
         traces.append(read.trace)
         warnings += read.warnings
         log.extend(against_model(read.trace, model))
+    if log.problems:  # nothing will be cut, and only cutting looks at every choice
+        for trace in traces:
+            if isinstance(trace, TokenTrace):
+                log.extend(choice_problems(trace))
     log.raise_if_any()
     return cut(traces, workload.phase, step_tokens), tuple(warnings)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from planner.errors import InputError, Place, ProblemLog, UsageError
 from planner.inputs import documents, profiles
@@ -31,7 +31,9 @@ from planner.inputs.topology import Efficiency, Topology
 from planner.inputs.units import Duration, Percentage
 from planner.inputs.workload import Communication, Dedup, KernelFile, Workload
 
-Degree = Annotated[int, Field(ge=1, le=1 << 16)]
+LIMIT_DEGREE: Final = 1 << 16
+LIMIT_COPIES: Final = 1 << 16
+Degree = Annotated[int, Field(ge=1, le=LIMIT_DEGREE)]
 
 
 class PrecisionSection(Frozen):
@@ -86,7 +88,7 @@ class SplitPins(Frozen):
 class SolveSection(Frozen):
     """`solve:` of a deployment."""
 
-    redundant_experts: Annotated[int, Field(ge=0, le=1 << 16)] | Literal["auto"] = 0
+    redundant_experts: Annotated[int, Field(ge=0, le=LIMIT_COPIES)] | Literal["auto"] = 0
     """Redundant experts per layer, over all ranks; auto: the number with the least step time."""
     split: SplitPins = SplitPins()
     """Degrees that are pinned; the others are chosen."""
@@ -345,12 +347,13 @@ def parse_split(text: str) -> dict[str, int]:
         name, equals, value = part.strip().partition("=")
         if not equals or not value.strip().isdecimal():
             raise ValueError(f"{part.strip()!r}: expected degrees such as tp=1,ep=32,pp=1")
-        if name.strip() in pins:
-            raise ValueError(f"{name.strip()} stands twice")
-        pins[name.strip()] = int(value)
-    try:
-        return SplitPins.model_validate(pins).pinned()
-    except ValidationError as error:
-        known = ", ".join(SplitPins.model_fields)
-        details = error.errors()[0]
-        raise ValueError(f"{details['loc'][0]}: {details['msg'].lower()}; degrees: {known}, 1 or more") from None
+        degree, digits = name.strip(), value.strip()
+        if degree not in SplitPins.model_fields:
+            known = ", ".join(SplitPins.model_fields)
+            raise ValueError(f"{degree!r} is not a degree; degrees: {known}")
+        if degree in pins:
+            raise ValueError(f"{degree} stands twice")
+        if len(digits) > 20 or not 1 <= int(digits) <= LIMIT_DEGREE:
+            raise ValueError(f"{degree}={digits}: degrees are whole numbers from 1 to {LIMIT_DEGREE:,}")
+        pins[degree] = int(digits)
+    return SplitPins(**pins).pinned()

@@ -39,7 +39,7 @@ _SAMPLED_LAYERS = 4
 _HOPELESS = 1.03
 """A sample that predicts so much more than the best plan postpones the candidate."""
 _EXACT_EFFORT = 4.0
-"""CP-SAT's deterministic time per layer."""
+"""CP-SAT's deterministic time per layer, where so much is left."""
 DEFAULT_EFFORT = 60.0
 
 
@@ -105,6 +105,7 @@ class Master:
         self.bounder = Bounder(instance)
         self.best: Best | None = None
         self.effort = 0.0
+        self._searched = False
         self._known: dict[tuple[object, ...], Ints] = {}
         self._row = {layer: row for row, layer in enumerate(instance.traced_layer_ids)}
 
@@ -189,10 +190,39 @@ class Master:
             if estimate > _HOPELESS * self.best.prediction.step_s and work.candidate is not self.best.candidate:
                 work.postponed = True
             return
-        exact = _EXACT_EFFORT if work.level == 2 else 0.0
-        self._place(work, self._keys(work), exact)
+        if work.level == 1:
+            if self._searched and self._effort_to_place(work) > self.options.effort - self.effort:
+                work.level = _DONE
+                return
+            self._place(work, self._keys(work), 0.0)
+            self._searched = True
+        else:
+            self._prove(work)
         work.level += 1
         self._settle(work)
+
+    def _effort_to_place(self, work: _Work) -> float:
+        """What placing the other layers will take, judged by those of the sample."""
+        mean = math.fsum(result.effort for result in work.results.values()) / len(work.results)
+        return mean * (len(self._distinct(self._keys(work))) - len(self._distinct(list(work.results))))
+
+    def _prove(self, work: _Work) -> None:
+        """Integer programs on the layers that are not proved, as far as effort goes.
+
+        A batch holds the layers that surely fit into what is left, so its size depends on nothing
+        but effort; what it did not use is there for the next. Layers are searched anew before their
+        program, at the known cost of the first time.
+        """
+        waiting = self._distinct([key for key in self._keys(work) if not work.results[key].is_optimal])
+        while waiting:
+            left = self.options.effort - self.effort
+            cost = np.cumsum([work.results[same[0]].effort + _EXACT_EFFORT for same in waiting])
+            size = max(1, int(np.searchsorted(cost, left, side="right")))
+            exact = min(_EXACT_EFFORT, left - work.results[waiting[0][0]].effort)
+            if exact <= 0:
+                return
+            batch, waiting = waiting[:size], waiting[size:]
+            self._place(work, [key for same in batch for key in same], exact)
 
     def _linear(self, work: _Work) -> None:
         """A first plan at once: the engines' own layout."""
@@ -236,9 +266,7 @@ class Master:
         open_keys = [key for key in keys if exact_effort > 0 or key not in work.results]
         if exact_effort > 0:
             open_keys = [key for key in open_keys if not work.results[key].is_optimal]
-        unique: dict[tuple[tuple[bytes, ...], int], list[Key]] = {}
-        for key in open_keys:  # layers without a trace share one load and are placed once
-            unique.setdefault((key[0], id(self.instance.loads[key[1]])), []).append(key)
+        unique = self._distinct(open_keys)
         jobs = [
             LayerJob(
                 self.problem(cost, moe_of[same[0][0]], self.instance.loads[same[0][1]]),
@@ -246,19 +274,26 @@ class Master:
                 self.options.seed,
                 self.options.gap,
             )
-            for same in unique.values()
+            for same in unique
         ]
         self.watch.begin(f"placing experts: {work.candidate.split}", len(jobs))
         efforts: list[float] = []
         try:
             for index, result in self.workers.place(jobs):
-                for key in list(unique.values())[index]:
+                for key in unique[index]:
                     before = work.results.get(key)
                     work.results[key] = result if before is None else result.merged(before)
                 efforts.append(result.effort)
                 self.watch.advance()
         finally:
             self.effort += math.fsum(efforts)  # exact: the order in which workers finish does not show
+
+    def _distinct(self, keys: Sequence[Key]) -> list[list[Key]]:
+        """Layers that are one problem: those without a trace share one load and are placed once."""
+        unique: dict[tuple[tuple[bytes, ...], int], list[Key]] = {}
+        for key in keys:
+            unique.setdefault((key[0], id(self.instance.loads[key[1]])), []).append(key)
+        return list(unique.values())
 
     def _sampled(self, work: _Work) -> float:
         """Step time that a few placed layers let expect."""

@@ -44,6 +44,9 @@ WRONG_USAGE = {
     "a degree of 0": ["solve", "deployment.yaml", "--split", "ep=0"],
     "a degree twice": ["solve", "deployment.yaml", "--split", "ep=4,ep=2"],
     "no degree": ["solve", "deployment.yaml", "--split", "ep"],
+    "a degree that is none": ["solve", "deployment.yaml", "--split", "foo=3"],
+    "a huge degree": ["solve", "deployment.yaml", "--split", "ep=1000000"],
+    "too many copies": ["solve", "deployment.yaml", "--redundant-experts", "1000000"],
     "negative copies": ["solve", "deployment.yaml", "--redundant-experts=-1"],
     "no GPUs": ["solve", "deployment.yaml", "--gpus", "0"],
     "no such plan": ["show", "nowhere.json"],
@@ -62,6 +65,7 @@ def test_wrong_usage_is_2(arguments: list[str], tmp_path: Path) -> None:
     assert result.code == 2, result.out + result.err
     assert result.out == ""
     assert "error" in result.err.lower()
+    assert not any(words in result.err for words in ("extra inputs", "input should be"))
     assert files_in(tmp_path) == {"deployment.yaml", "empty"}
 
 
@@ -240,6 +244,32 @@ def test_q_before_solve_and_topology_import(tmp_path: Path) -> None:
         assert (result.code, result.out, result.err) == (0, "", "")
     result = run("topology", "import", *given, "-v", cwd=tmp_path)
     assert result.out == (tmp_path / "topology.yaml").read_text()
+
+
+def test_auto_in_any_case_and_shown_as_written(tmp_path: Path) -> None:
+    assert "N|auto" in run("solve", "-h", cwd=tmp_path).out
+    deployment = deployment_file(tmp_path, GOOD)
+    options = ["--split", "tp=1,pp=1,ep=8", "--redundant-experts", "AUTO", "--gap", "90%", "-q"]
+    assert run("solve", deployment, *options, cwd=tmp_path).code == 0
+    result = run("solve", deployment, "--redundant-experts", "1000000", cwd=tmp_path)
+    assert "from 0 to 65,536" in result.err
+
+
+def test_what_is_there_is_checked_though_something_is_missing(mixtral_plan: Path, tmp_path: Path) -> None:
+    result = run("check", mixtral_plan, "nowhere.json", cwd=tmp_path)
+    assert result.code == 2
+    assert "every rule and figure holds" in result.words
+    assert "nowhere.json: no such file" in result.out
+    assert "1 of 2 good" in result.out
+    assert "nothing was written" not in result.out + result.err
+
+
+@pytest.mark.parametrize("command", ["show", "check"])
+def test_commands_that_never_write_do_not_say_so(command: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("{}")
+    result = run(command, "plan.json", cwd=tmp_path)
+    assert result.code == 3
+    assert "nothing was written" not in result.out + result.err
 
 
 def test_q_keeps_wrong_usage(tmp_path: Path) -> None:

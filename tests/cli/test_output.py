@@ -82,6 +82,8 @@ def test_a_narrow_terminal_is_kept_to(commands: list[list[str]], tmp_path: Path)
         if arguments[0] == "show":
             assert re.search(r"^dispatch +[\d.]+ ms ", shown, re.MULTILINE)
             assert re.search(r"^proof ", shown, re.MULTILINE)
+        else:
+            assert re.search(r"^eplb_hierarchical ", shown, re.MULTILINE)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])

@@ -228,9 +228,9 @@ def test_pins_are_read() -> None:
         ("tp=1.5", "'tp=1.5': expected degrees"),
         ("tp=1,,ep=2", "'': expected degrees"),
         ("tp=1,tp=2", "tp stands twice"),
-        ("tp=0", "tp: input should be greater than or equal to 1; degrees: tp, dp, pp, ep, etp, edp"),
-        ("zp=2", "zp: extra inputs are not permitted; degrees: tp, dp, pp, ep, etp, edp"),
-        ("tp=99999999999999999999", "tp: "),
+        ("tp=0", "tp=0: degrees are whole numbers from 1 to 65,536"),
+        ("zp=2", "'zp' is not a degree; degrees: tp, dp, pp, ep, etp, edp"),
+        ("tp=99999999999999999999", "degrees are whole numbers"),
         ("tp=²", "'tp=²': expected degrees"),
     ],
 )
