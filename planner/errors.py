@@ -56,6 +56,13 @@ class UsageError(PlannerError):
 
     exit_code = 2
 
+    @classmethod
+    def of(cls, problems: Sequence[Problem]) -> UsageError:
+        """Several problems at once."""
+        error = cls(problems[0].message)
+        error.problems = tuple(problems)
+        return error
+
 
 class InputError(PlannerError):
     """Input files are invalid or disagree; carries all problems of all files at once."""
@@ -73,7 +80,7 @@ class InputError(PlannerError):
         tail = f"{count} problem{'s' if count > 1 else ''}"
         if files:
             tail = f"{len(files)} file{'s' if len(files) > 1 else ''}, {tail}"
-        return "\n".join([*(str(p) for p in self.problems), f"{tail}; nothing was written."])
+        return "\n".join([*(str(p) for p in self.problems), tail])
 
 
 class InfeasibleError(PlannerError):

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from planner.errors import InputError, MissingEnvironmentError, Place, Problem, UsageError
@@ -64,6 +65,24 @@ def check_target(path: Path) -> None:
         raise UsageError(f"{path}: {getattr(error, 'strerror', None) or error}", hint=hint) from None
     if not os.access(place, os.W_OK):
         raise MissingEnvironmentError(f"cannot write {path}: permission denied", hint=hint)
+
+
+def refuse_overwriting(output: Path, read: Iterable[Path]) -> None:
+    """Refuse to write over a file that the same command reads, links looked through.
+
+    Raises `UsageError` that names both.
+    """
+    for path in read:
+        with contextlib.suppress(OSError):  # one of the two is not there: they cannot be the same
+            if output.samefile(path):
+                same = "" if str(path) == str(output) else f" (read as {path})"
+                hint = "give another path with -o"
+                raise UsageError(f"{output} is an input of this command{same} and would be overwritten", hint=hint)
+
+
+def why_no_file(path: Path) -> str:
+    """What to say of a path that is not a file, though one is needed."""
+    return "this is a directory, a file is needed" if path.is_dir() else "no such file"
 
 
 def _is_special(path: Path) -> bool:

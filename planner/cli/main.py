@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
-import io
 import json
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any, Final
@@ -14,7 +12,9 @@ from typing import Any, Final
 import click
 
 from planner import __version__
-from planner.errors import MissingEnvironmentError, PlannerError, Problem
+from planner.cli.options import verbosity
+from planner.cli.streams import discard, steady_output
+from planner.errors import InputError, MissingEnvironmentError, PlannerError, Problem
 
 # Command -> (module, what it does). Modules are imported only when needed: help stays fast.
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
@@ -26,6 +26,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "topology": ("planner.cli.topology", "Make a topology.yaml from what other tools say about a machine."),
     "env": ("planner.cli.env", "Versions and devices, to paste into an issue."),
 }
+_WRITING: Final = ("solve", "topology")
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -53,7 +54,8 @@ class Commands(click.Group):
 
 @click.group(cls=Commands, context_settings=CONTEXT)
 @click.version_option(__version__, "--version", prog_name="ep-plan")
-def cli() -> None:
+@verbosity
+def cli(**_: bool) -> None:
     """Placement and capacity planning for Mixture-of-Experts models.
 
     \b
@@ -63,48 +65,41 @@ def cli() -> None:
 
 def run() -> None:
     """Entry point: expected failures become one message and an exit code, bugs keep their traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # bars are no reason to fail where only ASCII can be shown
+    steady_output()
     sys.exit(call(sys.argv[1:]))
 
 
 def call(arguments: list[str]) -> int:
     """Run a command line and return its exit code."""
     problems: Sequence[Problem]
+    writes = next((word for word in arguments if not word.startswith("-")), "") in _WRITING
     try:
         code = cli.main(arguments, prog_name="ep-plan", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as error:
         return error.exit_code
-    except SystemExit:  # so click and rich end where the reader has gone (`| head`): no further complaint
-        return 0
     except PlannerError as error:
-        click.echo(str(error), err=True)
+        tail = "" if not isinstance(error, InputError) else "; nothing was written." if writes else "."
+        click.echo(f"{error}{tail}", err=True)
         exit_code, problems = error.exit_code, error.problems
     except click.ClickException as error:
         error.show()
         exit_code, problems = 2, (Problem(error.format_message()),)
     except (click.Abort, KeyboardInterrupt):
-        exit_code, problems = 130, (Problem("interrupted; nothing was written"),)
+        exit_code, problems = 130, (Problem("interrupted; nothing was written" if writes else "interrupted"),)
         click.echo(problems[0].message, err=True)
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        _discard_output()
+        discard(sys.stdout.fileno())
         click.echo(f"error: cannot write the output: {error.strerror}", err=True)
         return MissingEnvironmentError.exit_code
     if "--json" in arguments:
         try:
             click.echo(json.dumps(_as_data(exit_code, problems), ensure_ascii=False, indent=1))
         except OSError:  # stderr has told it
-            _discard_output()
+            discard(sys.stdout.fileno())
     return exit_code
-
-
-def _discard_output() -> None:
-    """Let what is still buffered go nowhere, so that the last flush cannot fail again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _as_data(exit_code: int, all_problems: Sequence[Problem]) -> dict[str, Any]:

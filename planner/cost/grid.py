@@ -56,11 +56,15 @@ class Grid:
         """The different patterns among the edp * etp all-to-all groups of the stage."""
         split = self.split
         by_group = self.unit_VG.reshape(-1, split.edp, split.ep, split.etp)
-        patterns: dict[bytes, EpGroup] = {}
+        shifted = by_group - by_group.min(axis=2, keepdims=True)  # most groups are then equal: few are renumbered
+        raw: dict[bytes, Ints] = {}
         for copy in range(split.edp):
             for shard in range(split.etp):
-                unit_VR = np.stack([_renumbered(units) for units in by_group[:, copy, :, shard]])
-                patterns.setdefault(unit_VR.tobytes(), EpGroup(unit_VR))
+                raw.setdefault(shifted[:, copy, :, shard].tobytes(), shifted[:, copy, :, shard])
+        patterns: dict[bytes, EpGroup] = {}
+        for units_VR in raw.values():
+            unit_VR = np.stack([_renumbered(units) for units in units_VR])
+            patterns.setdefault(unit_VR.tobytes(), EpGroup(unit_VR))
         return tuple(patterns.values())
 
     @cached_property

@@ -63,13 +63,13 @@ class StageMemory:
     @cached_property
     def run_lines(self) -> dict[LayerRun, tuple[MemoryLine, ...]]:
         """Lines of one layer of each kind, experts left out."""
-        return {run: added(self._layer(run)) for run in self.instance.model.layers}
+        return {run: added(self._layer(run)) for run in self.instance.model.layer_kinds}
 
     @cached_property
     def layer_bytes(self) -> tuple[int, ...]:
         """Bytes of each hidden layer, experts left out."""
-        total = {run: sum(line.num_bytes for line in lines) for run, lines in self.run_lines.items()}
-        return tuple(total[run] for run in self.instance.model.layer_list)
+        total = [sum(line.num_bytes for line in lines) for lines in self.run_lines.values()]
+        return tuple(total[kind] for kind in self.instance.model.kind_of_layer)
 
     @cached_property
     def base_lines(self) -> tuple[MemoryLine, ...]:

@@ -8,15 +8,17 @@ from pathlib import Path
 
 from planner.cost.instance import Instance
 from planner.errors import InputError, Place, Problem, ProblemLog, UsageError
-from planner.files import sha256_of
+from planner.files import sha256_of, why_no_file
 from planner.inputs.constants import Constants
 from planner.inputs.deployment import Deployment
 from planner.inputs.model import Model
 from planner.inputs.topology import Gpu, resolve
 from planner.inputs.workload import Workload
 from planner.plan.plan import Plan
+from planner.trace.choices import choice_problems
 from planner.trace.consistency import against_model
 from planner.trace.native import read_trace
+from planner.trace.trace import TokenTrace
 from planner.trace.windows import Windows, cut
 
 
@@ -65,6 +67,10 @@ def read_windows(
         traces.append(read.trace)
         warnings += read.warnings
         log.extend(against_model(read.trace, model))
+    if log.problems:  # nothing will be cut, and only cutting looks at every choice
+        for trace in traces:
+            if isinstance(trace, TokenTrace):
+                log.extend(choice_problems(trace))
     log.raise_if_any()
     return cut(traces, workload.phase, step_tokens), tuple(warnings)
 
@@ -95,7 +101,8 @@ def from_plan(plan: Plan, path: Path, traces: Sequence[Path] | None = None) -> P
 def _hashes(plan: Plan, paths: Sequence[Path], own: bool) -> tuple[str, ...]:
     for path in paths:
         if not path.is_file():
-            raise UsageError(f"{path}: no such file", hint="give the trace with --trace" if own else "")
+            option = "" if own else "--trace: "
+            raise UsageError(f"{option}{path}: {why_no_file(path)}", hint="give the trace with --trace" if own else "")
     hashes = tuple(sha256_of(path) for path in paths)
     if own:
         changed = [

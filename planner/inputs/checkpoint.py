@@ -40,6 +40,12 @@ def read_config(path: Path) -> Any:
     return {**data, "quantization_config": {"quant_method": "modelopt", **found}}
 
 
+def checkpoint_files(folder: Path) -> list[Path]:
+    """Every file of a checkpoint folder that may be read: the configs, the index, the weights."""
+    names = ("config.json", _QUANTISATION_NAME, INDEX_NAME)
+    return [*(folder / name for name in names), *sorted(folder.glob("*.safetensors"))]
+
+
 def weight_warnings(folder: Path, model: Model) -> tuple[str, ...]:
     """Where weights lie beside the config: in what their size disagrees with it.
 

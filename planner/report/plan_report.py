@@ -96,7 +96,7 @@ def _proof(plan: Plan) -> str:
     solver = plan.solver
     looked = len(plan.candidates)
     if solver.status == "optimal":
-        return f"optimal: no plan over all {looked} candidates is faster in this cost model"
+        return f"optimal: no plan over {_all(looked)} is faster in this cost model"
     why = {
         "gap": "gap reached",
         "effort": "effort spent",
@@ -105,7 +105,11 @@ def _proof(plan: Plan) -> str:
         "proof": "proved",
     }[solver.stopped_by]
     gap, bound = format_percent(solver.gap, 2), format_seconds(solver.bound_s)
-    return f"within {gap} of the best possible: bound {bound} over all {looked} candidates ({why})"
+    return f"within {gap} of the best possible: bound {bound} over {_all(looked)} ({why})"
+
+
+def _all(candidates: int) -> str:
+    return f"all {candidates} candidates" if candidates > 1 else "the one candidate"
 
 
 def _balance(plan: Plan) -> list[tuple[str, str]]:
@@ -252,7 +256,9 @@ def _sources(plan: Plan, console: Console) -> None:
     gpu = plan.inputs.topology.gpu
     assert isinstance(gpu, Gpu)
     for link in plan.inputs.topology.links:
-        source = Text(f"{format_rate(link.bandwidth.value)}, {link.bandwidth.source}", overflow="fold")
+        source = Text(
+            ", ".join(filter(None, [format_rate(link.bandwidth.value), link.bandwidth.source])), overflow="fold"
+        )
         table.add_row(f"link {link.level}", link.bandwidth.basis, source)
     console.print(table)
 

@@ -8,7 +8,7 @@ Legend: K stages, L hidden layers, M traced MoE layers, S windows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -242,14 +242,30 @@ def feasible_split(instance: Instance, space: SearchSpace) -> Split | None:
     return None
 
 
-def all_candidates(instance: Instance, space: SearchSpace, bounder: Bounder) -> list[Candidate]:
-    """Every candidate, feasible ones by rising bound, then the rejected ones."""
-    found = [
-        ruled(instance, split, redundant, space.limits)
-        for split in all_splits(instance, space.pins)
-        for redundant in redundancies(instance, split, space)
-    ]
+def count_candidates(instance: Instance, space: SearchSpace) -> int:
+    """How many candidates there are."""
+    return sum(len(redundancies(instance, split, space)) for split in all_splits(instance, space.pins))
+
+
+def all_candidates(
+    instance: Instance, space: SearchSpace, bounder: Bounder, one_done: Callable[[], None] = lambda: None
+) -> list[Candidate]:
+    """Every candidate, feasible ones by rising bound, then the rejected ones.
+
+    Args:
+        instance: model, machine, work and routing.
+        space: which splits are looked at.
+        bounder: keeps what bounds of several splits share.
+        one_done: called twice for each candidate: when it has been held against the rules, and when
+            it has been bounded; may raise to end the work.
+    """
+    found = []
+    for split in all_splits(instance, space.pins):
+        for redundant in redundancies(instance, split, space):
+            found.append(ruled(instance, split, redundant, space.limits))
+            one_done()
     for candidate in found:
         if candidate.is_feasible:
             bounded(candidate, bounder)
+        one_done()
     return sorted(found, key=lambda c: (not c.is_feasible, c.bound_s, c.order))

@@ -15,7 +15,7 @@ from planner.inputs.precision import WEIGHTS, Precision
 from planner.inputs.topology import Gpu, Topology, resolve
 from planner.inputs.units import format_bytes
 from planner.inputs.workload import Workload
-from planner.solve.candidates import Candidate, SearchSpace, feasible_split, memory_limits
+from planner.solve.candidates import Candidate, SearchSpace, all_splits, feasible_split, memory_limits
 from planner.solve.cuts import cuts_of_least_memory
 
 _SHOWN = 8
@@ -28,9 +28,10 @@ def infeasible(instance: Instance, space: SearchSpace, candidates: list[Candidat
     plural = "s" if gpus > 1 else ""
     if not candidates:
         return _no_split(instance, space)
-    error = InfeasibleError(f"no split of {gpus} GPU{plural} fits ({len(candidates)} tried)")
     nearest = sorted(candidates, key=_distance)
-    lines = [*_table(nearest), *_arithmetic(instance, nearest[0])]
+    rows = _rows(nearest)
+    error = InfeasibleError(f"no split of {gpus} GPU{plural} fits ({len(rows)} tried)")
+    lines = [*_table(rows), *_arithmetic(instance, nearest[0])]
     lines += [f"try: {repair}" for repair in repairs(instance, space)]
     error.problems = (Problem(str(error.problems[0].message), None, "\n".join(lines)),)
     return error
@@ -40,7 +41,14 @@ def _no_split(instance: Instance, space: SearchSpace) -> InfeasibleError:
     pins = ", ".join(f"{name}={value}" for name, value in space.pins.items())
     gpus = instance.topology.num_gpus
     message = f"no split of {gpus} GPUs has {pins}"
-    hint = "per stage tp x dp = etp x ep x edp = GPUs / pp, so every degree must divide it\ntry: fewer pins"
+    hint = "per stage tp x dp = etp x ep x edp = GPUs / pp, so every degree must divide it"
+    for name, value in space.pins.items():
+        others = {other: degree for other, degree in space.pins.items() if other != name}
+        values = sorted({getattr(split, name) for split in all_splits(instance, others)})
+        if values:
+            hint += f"\ntry: instead of {name}={value}, one of {', '.join(map(str, values[:_SHOWN]))}"
+    if "try" not in hint:
+        hint += f"\ntry: without {' or '.join(space.pins)}"
     return InfeasibleError(message, hint=hint)
 
 
@@ -49,12 +57,17 @@ def _distance(candidate: Candidate) -> tuple[int, int, tuple[int, ...]]:
     return len(candidate.reasons), max(0, -candidate.free_bytes), candidate.order
 
 
-def _table(nearest: list[Candidate]) -> Iterator[str]:
+def _rows(nearest: list[Candidate]) -> dict[str, str]:
+    """What every split breaks at its best: numbers of micro-batches and of copies are not told apart."""
     rows: dict[str, str] = {}
     for candidate in nearest:
         s = candidate.split
         name = f"tp={s.tp} dp={s.dp} ep={s.ep} etp={s.etp} pp={s.pp}"
         rows.setdefault(name, "; ".join(str(reason) for reason in candidate.reasons))
+    return rows
+
+
+def _table(rows: dict[str, str]) -> Iterator[str]:
     width = max(len(name) for name in list(rows)[:_SHOWN])
     yield f"{'split':<{width}}  rules broken"
     for name, reasons in list(rows.items())[:_SHOWN]:

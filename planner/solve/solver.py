@@ -14,8 +14,8 @@ from planner.baselines import placements, score, weights_of
 from planner.check import check
 from planner.cost.booking import book
 from planner.cost.instance import Instance
+from planner.cost.notes import notes
 from planner.cost.step import SplitCost, split_cost
-from planner.inputs.units import format_percent
 from planner.plan.plan import (
     CandidateRecord,
     HeldOutRecord,
@@ -28,9 +28,10 @@ from planner.plan.plan import (
 )
 from planner.plan.split import Split
 from planner.solve.candidates import Candidate, SearchSpace
-from planner.solve.master import Best, Master, Options, Solution, Watch
+from planner.solve.master import Best, Master, Options, Solution
 from planner.solve.place import LayerJob
 from planner.solve.problem import CLOSED, LayerProblem
+from planner.solve.watch import GaveUpError, Watch
 from planner.solve.workers import TimeIsUpError, Workers
 from planner.trace.windows import subset
 
@@ -66,9 +67,12 @@ def solve(
     held_out = None
     if solution.stopped_by not in ("time_limit", "interrupt"):
         try:
-            held_out = _held_out(instance, solution.best, master, workers, watch)
+            with watch.stoppable():
+                held_out = _held_out(instance, solution.best, master, workers, watch)
         except TimeIsUpError:
             solution.stopped_by = "time_limit"
+        except GaveUpError:
+            raise
         except KeyboardInterrupt:
             solution.stopped_by = "interrupt"
     plan = _booked(instance, solution, solution.best, held_out, inputs)
@@ -110,7 +114,7 @@ def _booked(
         ),
         baselines=score(cost, best.cuts),
         held_out=held_out,
-        notes=tuple(_notes(instance, solution, gap)),
+        notes=notes(instance, solution.stopped_by, gap),
         candidates=tuple(_candidate_record(candidate, best) for candidate in solution.candidates),
         inputs=inputs,
     )
@@ -144,42 +148,9 @@ def _candidate_record(candidate: Candidate, best: Best) -> CandidateRecord:
         redundant_experts=candidate.redundant_experts,
         outcome="chosen" if chosen else outcome,
         bound_s=candidate.bound_s,
-        step_s=candidate.step_s,
+        step_s=best.prediction.step_s if chosen else candidate.step_s,  # the two may be a tie
         free_bytes=candidate.free_bytes,
     )
-
-
-def _notes(instance: Instance, solution: Solution, gap: float) -> list[str]:
-    """What a reader must know before trusting the figures."""
-    notes = []
-    windows = instance.windows
-    if windows is None:
-        notes.append("no trace: every expert is taken to be chosen equally often; the real balance is unknown")
-    else:
-        missing = len(instance.model.moe_layer_ids) - len(instance.traced_layer_ids)
-        if missing:
-            total = len(instance.model.moe_layer_ids)
-            notes.append(
-                f"the trace covers {total - missing} of {total} MoE layers; the others are placed linearly "
-                "and taken to need the mean linear time of those"
-            )
-        per_window = float(windows.tokens_S.mean())
-        if per_window > 2 * instance.step_tokens:
-            notes.append(
-                f"a window holds {per_window:,.0f} tokens, a step {instance.step_tokens:,}: "
-                "single steps vary more than the windows show"
-            )
-        elif per_window * 2 < instance.step_tokens:
-            notes.append(
-                f"a window holds {per_window:,.0f} tokens, a step {instance.step_tokens:,}: "
-                "steps are better balanced than the windows show"
-            )
-    if solution.stopped_by in ("time_limit", "interrupt"):
-        what = "the time limit" if solution.stopped_by == "time_limit" else "an interrupt"
-        notes.append(
-            f"{what} stopped the search; the plan is the best until then, {format_percent(gap)} above the bound at most"
-        )
-    return notes
 
 
 # --- held-out windows -------------------------------------------------------------------------------

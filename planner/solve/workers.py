@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, resource_tracker
 from types import TracebackType
 
@@ -51,7 +51,8 @@ def _end_with_main_process() -> None:
 def _interrupt_deferred() -> Iterator[None]:
     """Ctrl-C counts once the processes stand: half-started ones would answer it with tracebacks."""
     is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    before = signal.getsignal(signal.SIGINT)
+    if not is_main or not callable(before):
         yield
         return
     pressed: list[int] = []
@@ -66,9 +67,12 @@ def _interrupt_deferred() -> Iterator[None]:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, before)
+    for number in pressed[:-1]:
+        with suppress(KeyboardInterrupt):
+            before(number, None)
     if pressed:
-        raise KeyboardInterrupt
+        before(pressed[-1], None)
 
 
 class Workers:
@@ -93,9 +97,9 @@ class Workers:
     def _stop(self) -> None:
         """End the processes at once, whatever they do."""
         if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            for child in multiprocessing.active_children():
+            for child in multiprocessing.active_children():  # first: whatever interrupts this, nothing goes on
                 child.terminate()
+            self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
 
     def place(self, jobs: Sequence[LayerJob]) -> Iterator[tuple[int, LayerResult]]:

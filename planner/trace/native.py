@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from planner.errors import InputError, Place, Problem, ProblemLog
 from planner.inputs.model import LIMIT_LAYERS
+from planner.trace.choices import choice_problems
 from planner.trace.npz import NpzFile
 from planner.trace.trace import CountTrace, Ints, TokenTrace, Trace
 
@@ -80,9 +81,7 @@ def _read_tokens(file: NpzFile, log: ProblemLog) -> Trace | None:
         log.add("pos without seq_id", where=Place(str(file.path), key="pos"), hint="add seq_id [tokens]")
     num_experts = _scalar(file, "num_experts", log)
     layer_ids = _layer_ids(file, layers, log)
-    if log.problems:
-        return None
-    return TokenTrace(
+    trace = TokenTrace(
         path=file.path,
         num_tokens=tokens,
         num_experts=num_experts,
@@ -93,6 +92,11 @@ def _read_tokens(file: NpzFile, log: ProblemLog) -> Trace | None:
         step_id_T=columns["step_id"],
         source=file,
     )
+    if not log.problems:
+        return trace
+    if num_experts:
+        log.extend(choice_problems(trace))
+    return None
 
 
 def _read_counts(file: NpzFile, log: ProblemLog) -> Trace | None:

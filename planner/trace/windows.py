@@ -26,8 +26,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.errors import InputError, Place, Problem
+from planner.errors import InputError, Place, Problem, ProblemLog
 from planner.inputs.workload import Phase
+from planner.trace.choices import ChoiceFaults
 from planner.trace.trace import CountTrace, Ints, TokenTrace, Trace
 
 MIN_WINDOWS: Final = 16
@@ -79,18 +80,22 @@ def cut(traces: Sequence[Trace], phase: Phase, step_tokens: int) -> Windows:
         step_tokens: tokens that one step of the workload routes.
 
     Raises:
-        InputError: the traces disagree, or an expert id is out of range.
+        InputError: the traces disagree, or experts are chosen that do not exist or twice by one token.
     """
     _same_shape(traces)
     total = sum(trace.num_tokens for trace in traces if isinstance(trace, TokenTrace))
-    parts = []
+    parts, log = [], ProblemLog()
     for trace in traces:
         if isinstance(trace, CountTrace):
             parts.append(_of_counts(trace))
-        else:
-            most = max(MIN_WINDOWS, MAX_WINDOWS * trace.num_tokens // total)
-            sample = max(1, SAMPLED_TOKENS * trace.num_tokens // total)
+            continue
+        most = max(MIN_WINDOWS, MAX_WINDOWS * trace.num_tokens // total)
+        sample = max(1, SAMPLED_TOKENS * trace.num_tokens // total)
+        try:
             parts.append(_of_tokens(trace, phase, step_tokens, most, sample))
+        except InputError as error:
+            log.extend(error.problems)
+    log.raise_if_any()
     return parts[0] if len(parts) == 1 else _joined(parts, traces)
 
 
@@ -209,26 +214,18 @@ def _count(trace: TokenTrace, window_T: NDArray[np.int32], num_windows: int) -> 
     layers, experts = len(trace.layer_ids_L), trace.num_experts
     total = np.zeros(num_windows * layers * experts, dtype=np.int64)
     layer_L1 = np.arange(layers, dtype=np.int64)[:, None]
+    faults = ChoiceFaults(trace)
     for start, block in trace.blocks():
         ids = block.astype(np.int64)
-        _check_ids(trace, ids)
+        faults.look(start, ids)
+        if faults.problems():
+            continue  # no use in counting; the other blocks may hold further faults
         window = window_T[start : start + len(ids), None, None].astype(np.int64)
         key = (window * layers + layer_L1) * experts + ids
         total += np.bincount(key[ids >= 0], minlength=len(total))
+    if faults.problems():
+        raise InputError(faults.problems())
     return total.reshape(num_windows, layers, experts)
-
-
-def _check_ids(trace: TokenTrace, ids: Ints) -> None:
-    wrong = (ids < -1) | (ids >= trace.num_experts)
-    if not wrong.any():
-        return
-    token, row, choice = (int(index[0]) for index in np.nonzero(wrong))
-    message = (
-        f"expert id {ids[token, row, choice]} in layer {trace.layer_ids_L[row]}, "
-        f"but there are {trace.num_experts} experts (0..{trace.num_experts - 1})"
-    )
-    hint = "physical ids of a run with redundant experts, or a filler id? map them back first; -1 is no expert"
-    raise InputError(Problem(message, Place(str(trace.path), key="expert_ids"), hint))
 
 
 def _sample(trace: TokenTrace, window_T: NDArray[np.int32], sample: int) -> TokenSets:

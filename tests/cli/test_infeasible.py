@@ -78,6 +78,26 @@ def test_the_repair_holds(refused: Result, folder: Path, tmp_path: Path) -> None
     assert repaired.code == 0, repaired.err
 
 
+def test_as_many_rows_as_are_said_to_be_tried(tmp_path: Path) -> None:
+    deployment_file(tmp_path, DEEPSEEK)
+    (problem,) = run("solve", "deployment.yaml", "--json", cwd=tmp_path).problems()
+    tried = re.search(r"\((\d+) tried\)", problem["message"])
+    more = re.search(r"^and (\d+) more", problem["hint"], re.MULTILINE)
+    assert tried
+    assert more
+    rows = [line for line in problem["hint"].splitlines() if line.startswith("tp=")]
+    assert int(tried[1]) == len(rows) + int(more[1])
+
+
+def test_pins_that_no_split_has_come_with_those_that_some_have(tmp_path: Path) -> None:
+    """Of 8 GPUs in one stage: ep=3 divides nothing, 1, 2, 4 and 8 do."""
+    deployment_file(tmp_path, DEEPSEEK)
+    result = run("solve", "deployment.yaml", "--split", "pp=1,ep=3", cwd=tmp_path)
+    assert result.code == 4
+    assert "try: instead of ep=3, one of 1, 2, 4, 8" in result.err
+    assert "instead of pp=1" not in result.err
+
+
 def test_too_many_copies_name_the_slots(tmp_path: Path) -> None:
     deployment_file(tmp_path, DEEPSEEK.replace("deepseek-v3", "mixtral-8x7b"))
     options = ["--split", "ep=8", "--redundant-experts", "100", "--json"]
