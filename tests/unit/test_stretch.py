@@ -10,7 +10,7 @@ from planner.solve.primal import Stretch, smooth_table, stretch_of
 
 def _widths(window_SE: np.ndarray) -> np.ndarray:
     """Singular values of the differences from the mean, widest first; the last one is 0 by construction."""
-    return np.linalg.svd(window_SE - window_SE.mean(axis=0), compute_uv=False)[:-1]
+    return np.asarray(np.linalg.svd(window_SE - window_SE.mean(axis=0), compute_uv=False)[:-1])
 
 
 @pytest.fixture
