@@ -15,6 +15,19 @@ _STATE_BYTES: Final = 4
 _CONV_BYTES: Final = 2
 
 
+def cache_name(attention: Attention) -> str:
+    """The line of a GPU's memory that holds this layer's cache or state."""
+    if isinstance(attention, LatentAttention):
+        return "KV cache, latent attention"
+    if isinstance(attention, CompressedAttention):
+        return "KV cache, compressed attention"
+    if isinstance(attention, StateAttention):
+        return f"state, {attention.mixer}"
+    if isinstance(attention, GroupedAttention) and attention.window is not None:
+        return "KV cache, sliding window"
+    return "KV cache"
+
+
 def kv_elements_per_token(attention: Attention, tp: int) -> Fraction:
     """Numbers that one layer keeps per token on one of tp GPUs, while the token is kept.
 

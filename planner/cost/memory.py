@@ -9,11 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
+from typing import Final
 
+from planner.cost.buffers import collective_buffers, exchange_buffers, tokens_sent
 from planner.cost.grid import Grid
 from planner.cost.instance import Instance
-from planner.cost.kv_cache import kv_bytes_per_sequence, kv_bytes_per_token, state_bytes_per_sequence
+from planner.cost.kv_cache import cache_name, kv_bytes_per_sequence, kv_bytes_per_token, state_bytes_per_sequence
+from planner.cost.lines import MemoryLine, added
+from planner.cost.workspace import workspace
 from planner.inputs.model import DenseFfn, LayerRun, MoeFfn
 from planner.inputs.parameters import (
     attention_parameters,
@@ -23,30 +28,9 @@ from planner.inputs.parameters import (
     shared_parameters,
 )
 from planner.inputs.precision import stored_bytes
-from planner.inputs.sourced import Basis
 
-_BF16_BYTES = 2
-_FP32_BYTES = 4
-_COUNTED = "parameter count of the model"
-
-
-@dataclass(frozen=True)
-class MemoryLine:
-    """One use of a GPU's memory."""
-
-    name: str
-    num_bytes: int
-    basis: Basis
-    source: str
-
-
-def added(lines: Iterable[MemoryLine]) -> tuple[MemoryLine, ...]:
-    """Lines of the same name added up, in order of first appearance; empty ones left out."""
-    total: dict[str, MemoryLine] = {}
-    for line in lines:
-        before = total[line.name].num_bytes if line.name in total else 0
-        total[line.name] = MemoryLine(line.name, before + line.num_bytes, line.basis, line.source)
-    return tuple(line for line in total.values() if line.num_bytes)
+_COUNTED: Final = "parameter count of the model"
+_NORMS: Final = "norms and small weights"
 
 
 @dataclass(frozen=True)
@@ -57,6 +41,12 @@ class StageMemory:
     grid: Grid
     first: bool
     last: bool
+    physical_experts: int
+    """Experts of a layer, copies included, over all ranks."""
+    step_tokens: int
+    """B: tokens of a step of the whole deployment."""
+    context_length: int
+    """Tokens of a sequence."""
 
     # --- what the planner needs: sums --------------------------------------------------------------
 
@@ -74,13 +64,13 @@ class StageMemory:
     @cached_property
     def base_lines(self) -> tuple[MemoryLine, ...]:
         """Lines that do not depend on the layers."""
-        reserve = self.instance.constants.reserve
+        split = self.grid.split
         return added(
             [
                 *self._ends(),
-                self._activations(),
-                self._buffer(),
-                MemoryLine("engine reserve", reserve.value, reserve.basis, reserve.source),
+                *workspace(self.instance, split, self.step_tokens, self.context_length, last=self.last),
+                *self._buffers(),
+                *self._reserve(),
             ]
         )
 
@@ -106,8 +96,8 @@ class StageMemory:
     def lines(self, layers: range, filled_slots: int) -> tuple[MemoryLine, ...]:
         """All lines of a GPU whose rank fills so many slots, summed over these layers."""
         runs = [self.instance.model.layer_list[index] for index in layers]
-        experts = MemoryLine("expert slots", filled_slots * self.slot_bytes, "given", _COUNTED)
-        return added([experts, *(line for run in runs for line in self.run_lines[run]), *self.base_lines])
+        parts = (line for run in runs for line in self.run_lines[run])
+        return added([*self._experts(runs, filled_slots), *parts, *self.base_lines])
 
     def total(self, layers: range, filled_slots: int) -> int:
         """Bytes of such a GPU."""
@@ -115,20 +105,27 @@ class StageMemory:
 
     # --- parts ------------------------------------------------------------------------------------
 
+    def _experts(self, runs: list[LayerRun], filled_slots: int) -> list[MemoryLine]:
+        """Slots up to an even share of the experts, and those beyond it: copies."""
+        share = -(-self.instance.model.moe.num_experts // self.grid.split.ep)
+        originals = min(filled_slots, share * sum(isinstance(run.ffn, MoeFfn) for run in runs))
+        each = f"slots of {self.slot_bytes:,} B; {_COUNTED}"
+        found = [("expert slots", originals), ("copies of experts", filled_slots - originals)]
+        return [MemoryLine(name, count * self.slot_bytes, "given", f"{count:,} {each}") for name, count in found]
+
     def _layer(self, run: LayerRun) -> list[MemoryLine]:
         hidden, tp = self.instance.model.hidden_size, self.grid.split.tp
         precision = self.instance.constants.precision
         attention = stored_bytes(attention_parameters(run.attention, hidden, tp), precision.dense)
-        small = run.norms * hidden + run.extra_parameters
+        small = stored_bytes(run.norms * hidden + run.extra_parameters, precision.embedding)
         lines = [MemoryLine("attention weights", attention, "given", _COUNTED)]
         if isinstance(run.ffn, DenseFfn):
             dense = stored_bytes(dense_parameters(run.ffn, hidden, tp), precision.dense)
             lines.append(MemoryLine("dense feed-forward weights", dense, "given", _COUNTED))
         else:
-            small += router_parameters(run.ffn, hidden)
-            lines += self._shared(run.ffn)
-        small_bytes = stored_bytes(small, precision.embedding)
-        return [*lines, MemoryLine("routers and norms", small_bytes, "given", _COUNTED), self._cache(run)]
+            router = stored_bytes(router_parameters(run.ffn, hidden), precision.embedding)
+            lines += [*self._shared(run.ffn), MemoryLine("routers", router, "given", f"whole on every GPU; {_COUNTED}")]
+        return [*lines, MemoryLine(_NORMS, small, "given", _COUNTED), *self._cache(run)]
 
     def _shared(self, moe: MoeFfn) -> list[MemoryLine]:
         parameters = shared_parameters(moe, self.instance.model.hidden_size, self.grid.split.tp)
@@ -137,65 +134,98 @@ class StageMemory:
         num_bytes = stored_bytes(parameters, self.instance.constants.precision.dense)
         return [MemoryLine("shared expert weights", num_bytes, "given", _COUNTED)]
 
-    def _cache(self, run: LayerRun) -> MemoryLine:
+    @property
+    def sequences(self) -> int:
+        """Sequences of a data-parallel rank in decode; its tokens in prefill."""
+        return -(-self.step_tokens // self.grid.split.dp)
+
+    def _cache(self, run: LayerRun) -> list[MemoryLine]:
         """Decode: B / dp sequences of the context; prefill: the B / dp tokens of the step."""
-        work, tp = self.instance.workload, self.grid.split.tp
-        cache = self.instance.constants.precision.kv_cache
-        count = math.ceil(self.instance.step_tokens / self.grid.split.dp)
-        if work.phase == "decode":
-            num_bytes = count * kv_bytes_per_sequence(run.attention, tp, cache, work.context_length)
-            source = f"{count:,} sequences of {work.context_length:,} tokens per data-parallel rank, in {cache}"
+        tp, cache = self.grid.split.tp, self.instance.constants.precision.kv_cache
+        count, context = self.sequences, self.context_length
+        if self.instance.workload.phase == "decode":
+            num_bytes = count * kv_bytes_per_sequence(run.attention, tp, cache, context)
+            source = f"{count:,} sequences of {context:,} tokens per data-parallel rank, in {cache}"
         else:
-            states = math.ceil(count / work.context_length) * state_bytes_per_sequence(run.attention, tp)
+            states = math.ceil(count / context) * state_bytes_per_sequence(run.attention, tp)
             num_bytes = math.ceil(count * kv_bytes_per_token(run.attention, tp, cache)) + states
             source = f"{count:,} tokens per data-parallel rank, in {cache}"
-        return MemoryLine("KV cache", num_bytes, "given", source)
+        lines = [MemoryLine(cache_name(run.attention), num_bytes, "given", source)]
+        share = self.instance.constants.engine_memory.cache_share
+        if share is not None:
+            part = Fraction(str(share.value))
+            beside = math.ceil(num_bytes * (1 - part) / part)
+            lines.append(MemoryLine("left free beside the KV cache", beside, share.basis, share.source))
+        return lines
 
     def _ends(self) -> list[MemoryLine]:
         model, precision = self.instance.model, self.instance.constants.precision
         rows = -(-model.vocab_size // self.grid.split.tp)
         num_bytes = stored_bytes(rows * model.hidden_size, precision.embedding)
-        source = "vocabulary x hidden size"
-        lines = [MemoryLine("embedding", num_bytes if self.first else 0, "given", source)]
+        source = f"{rows:,} rows of the vocabulary x hidden size"
+        lines = []
+        if self.first:
+            used = "; the LM head is tied to it" if model.tie_word_embeddings and self.last else ""
+            lines.append(MemoryLine("embedding", num_bytes, "given", source + used))
         if self.last:
-            tied_here = model.tie_word_embeddings and self.first
+            tied = "a second copy of the tied embedding" if model.tie_word_embeddings else "not tied to the embedding"
+            if not (model.tie_word_embeddings and self.first):
+                lines.append(MemoryLine("LM head", num_bytes, "given", f"{source}; {tied}"))
             norm = stored_bytes(model.hidden_size + model.extra_parameters, precision.embedding)
-            lines.append(MemoryLine("LM head and last norm", norm + (0 if tied_here else num_bytes), "given", source))
+            lines.append(MemoryLine(_NORMS, norm, "given", _COUNTED))
         return lines
 
-    def _activations(self) -> MemoryLine:
-        """Working space for one micro-batch.
+    def _buffers(self) -> list[MemoryLine]:
+        split = self.grid.split
+        crosses = any(bool(group.unit_VR[0].any()) for group in self.grid.ep_groups)
+        sent = tokens_sent(self.step_tokens, split)
+        exchange = exchange_buffers(self.instance, split, self.physical_experts, sent, crosses_nodes=crosses)
+        return [*exchange, *collective_buffers(self.instance, split)]
 
-        Eight hidden states and three times the widest dense part per token, the permuted rows of the
-        experts at twice the balanced load, and fp32 logits.
-        """
-        model, split, work = self.instance.model, self.grid.split, self.instance.workload
-        step_tokens = self.instance.step_tokens
-        tokens = math.ceil(step_tokens / (split.micro_batches * split.dp))
-        dense = (run.ffn.intermediate_size for run in model.layers if isinstance(run.ffn, DenseFfn))
-        widest = max(dense, default=0) // split.tp
-        rows = 2 * math.ceil(step_tokens * model.moe.top_k / (split.micro_batches * split.edp * split.ep))
-        per_row = 2 * model.moe.expert_hidden_size(model.hidden_size) + 3 * (model.moe.intermediate_size // split.etp)
-        num_bytes = _BF16_BYTES * (tokens * (8 * model.hidden_size + 3 * widest) + rows * per_row)
-        if self.last:
-            scored = tokens if work.phase == "decode" else math.ceil(tokens / work.context_length)
-            num_bytes += _FP32_BYTES * scored * -(-model.vocab_size // split.tp)
-        source = "8 hidden states per token, expert rows at twice the balanced load, fp32 logits"
-        return MemoryLine("activations", num_bytes, "assumed", source)
-
-    def _buffer(self) -> MemoryLine:
-        buffer = self.instance.constants.kernel.buffer
-        return MemoryLine(
-            "communication buffers", buffer.value if self.grid.split.ep > 1 else 0, buffer.basis, buffer.source
-        )
+    def _reserve(self) -> list[MemoryLine]:
+        """What the engine takes for itself, and what it leaves free."""
+        memory, split = self.instance.constants.engine_memory, self.grid.split
+        decoding = self.instance.workload.phase == "decode"
+        captured = min(-(-self.sequences // split.micro_batches), memory.graph_sequences) if decoding else 0
+        lines = [
+            MemoryLine(
+                line.name,
+                line.fixed + line.per_gpu * split.stage_gpus * split.pp + line.per_sequence * captured,
+                line.basis,
+                line.source,
+            )
+            for line in memory.lines
+        ]
+        free = self.capacity_bytes - math.floor(self.capacity_bytes * Fraction(str(memory.share.value)))
+        return [*lines, MemoryLine("left free by the engine", free, memory.share.basis, memory.share.source)]
 
 
-def stage_memories(instance: Instance, grids: Iterable[Grid]) -> tuple[StageMemory, ...]:
-    """Memory of every stage, in order."""
+def stage_memories(
+    instance: Instance,
+    grids: Iterable[Grid],
+    physical_experts: int,
+    *,
+    step_tokens: int | None = None,
+    context_length: int | None = None,
+) -> tuple[StageMemory, ...]:
+    """Memory of every stage, in order.
+
+    Args:
+        instance: model, machine, work and constants.
+        grids: the stages.
+        physical_experts: experts of a layer, copies included, over all ranks.
+        step_tokens: tokens of a step instead of the workload's.
+        context_length: tokens of a sequence instead of the workload's.
+    """
     stages = tuple(grids)
     last = len(stages) - 1
-    alike: dict[tuple[bool, bool], StageMemory] = {}  # memory does not depend on which GPUs they are
+    tokens = instance.step_tokens if step_tokens is None else step_tokens
+    context = instance.workload.context_length if context_length is None else context_length
+    alike: dict[tuple[bool, bool, bytes], StageMemory] = {}
     return tuple(
-        alike.setdefault((index == 0, index == last), StageMemory(instance, grid, index == 0, index == last))
+        alike.setdefault(
+            (index == 0, index == last, grid.pattern),
+            StageMemory(instance, grid, index == 0, index == last, physical_experts, tokens, context),
+        )
         for index, grid in enumerate(stages)
     )

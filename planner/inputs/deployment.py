@@ -13,14 +13,15 @@ from planner.errors import InputError, Place, Problem, ProblemLog, UsageError
 from planner.inputs import documents, profiles
 from planner.inputs.checkpoint import INDEX_NAME, read_config, weight_warnings
 from planner.inputs.documents import Frozen
-from planner.inputs.engines import EngineFile, load_engine
+from planner.inputs.engines import EngineFile, EngineMemory, Share, load_engine
 from planner.inputs.huggingface import model_from_config
+from planner.inputs.kernels import KernelFile, as_used
 from planner.inputs.model import Model
 from planner.inputs.precision import ActivationName, Precision, WeightName
 from planner.inputs.strict_yaml import Document, read_yaml
 from planner.inputs.topology import Efficiency, Topology, load_topology, topology_of_nodes
 from planner.inputs.units import Duration, Percentage
-from planner.inputs.workload import Communication, Dedup, KernelFile, Workload
+from planner.inputs.workload import Communication, Dedup, Workload
 
 Degree = Annotated[int, Field(ge=1, le=1 << 16)]
 
@@ -117,6 +118,9 @@ class DeploymentFile(Frozen):
     """Number formats; what is left out comes from the model."""
     communication: CommunicationSection = CommunicationSection()
     """How tokens travel; what is left out comes from engine and phase."""
+    memory_share: Share | None = None
+    """Part of each GPU's memory that the engine may use (vLLM's --gpu-memory-utilization); default: the
+    engine's own."""
     workload: Workload
     """The work: phase, tokens_per_gpu, context_length."""
     solve: SolveSection = SolveSection()
@@ -162,6 +166,7 @@ class Deployment:
     kernel: KernelFile
     collectives: KernelFile
     default_efficiency: Efficiency
+    engine_memory: EngineMemory
     workload: Workload
     trace_paths: tuple[Path, ...]
     warnings: tuple[str, ...] = ()
@@ -201,9 +206,10 @@ def load_deployment(path: Path, overrides: Overrides | None = None) -> Deploymen
             kernel=kernel_name,
             dedup=file.communication.dedup or getattr(kernel.dedup, file.workload.phase),
         ),
-        kernel=kernel,
-        collectives=load_kernel("nccl"),
+        kernel=as_used(kernel, engine.buffers.get(kernel_name)),
+        collectives=load_kernel(engine.collectives),
         default_efficiency=load_default_efficiency(),
+        engine_memory=_engine_memory(engine, file.memory_share),
         workload=file.workload,
         trace_paths=traces,
         warnings=warnings,
@@ -341,6 +347,14 @@ def _precision(section: PrecisionSection, model: Model) -> Precision:
         dispatch=section.dispatch or ("fp8" if eight_bit else activations),
         combine=section.combine or activations,
     )
+
+
+def _engine_memory(engine: EngineFile, share: float | None) -> EngineMemory:
+    """The engine's memory, with the part of each GPU that the deployment allows it."""
+    if share is None:
+        return engine.memory
+    given = {"value": share, "basis": "given", "source": "memory_share of the deployment"}
+    return engine.memory.model_copy(update={"share": engine.memory.share.model_copy(update=given)})
 
 
 def load_kernel(name: str, where: Place | None = None) -> KernelFile:

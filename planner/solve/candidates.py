@@ -21,7 +21,7 @@ from planner.cost.step import SplitCost, StageCost, split_cost
 from planner.inputs.model import MoeFfn
 from planner.inputs.units import format_bytes
 from planner.plan.split import Split
-from planner.rules import Broken, Limits, broken_rules
+from planner.rules import Limits, Verdict, broken_rules
 from planner.solve.bounds import layer_bound_S
 from planner.solve.cuts import BestCuts, StageLimits, best_cuts, least_memory_excess
 from planner.solve.problem import LayerProblem
@@ -94,7 +94,7 @@ class Candidate:
 
     split: Split
     redundant_experts: int
-    reasons: list[Broken]
+    reasons: list[Verdict]
     cost: SplitCost | None = None
     memories: tuple[StageMemory, ...] = ()
     bound_s: float = 0.0
@@ -206,17 +206,19 @@ def memory_limits(instance: Instance, candidate: Candidate) -> StageLimits:
 def ruled(instance: Instance, split: Split, redundant: int, limits: Limits) -> Candidate:
     """Check one split against all rules and memory."""
     candidate = Candidate(split, redundant, broken_rules(instance, split, redundant, limits))
-    if any(broken.rule in ("experts", "slots", "stages", "batch") for broken in candidate.reasons):
+    if any(broken.rule in ("slots", "stages", "batch") for broken in candidate.reasons):
         return candidate  # the grid itself makes no sense; memory has no meaning
     candidate.cost = split_cost(instance, split, redundant)
-    candidate.memories = stage_memories(instance, (stage.grid for stage in candidate.cost.stages))
+    grids = (stage.grid for stage in candidate.cost.stages)
+    candidate.memories = stage_memories(instance, grids, int(candidate.cost.slots_R.sum()))
     over, stage = least_memory_excess(memory_limits(instance, candidate))
     candidate.free_bytes = -over
     if over > 0:
         capacity = candidate.memories[stage].capacity_bytes
         where = f"memory of a GPU of stage {stage}" if split.pp > 1 else "memory of a GPU"
-        detail = f"needs {format_bytes(capacity + over)}, has {format_bytes(capacity)}"
-        candidate.reasons.append(Broken(where, detail))
+        needs, has = format_bytes(capacity + over), format_bytes(capacity)
+        detail = f"needs {needs}, has {has}"
+        candidate.reasons.append(Verdict(where, needs, f"at most {has}", holds=False, detail=detail))
     return candidate
 
 

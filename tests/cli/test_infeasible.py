@@ -55,7 +55,7 @@ def test_shows_memory_that_adds_up(refused: Result) -> None:
     parts = {name: gib(size) for name, size, _ in lines}
     (capacity,) = [gib(has) for _, _, has in lines if has]
     needs = parts.pop("needs")
-    assert {"expert slots", "KV cache"} <= set(parts)
+    assert {"expert slots", "KV cache, latent attention"} <= set(parts)
     assert sum(parts.values()) == pytest.approx(needs, rel=0.01)
     assert needs > capacity
     assert 74 < capacity < 80
