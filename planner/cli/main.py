@@ -72,6 +72,7 @@ def run() -> None:
 def call(arguments: list[str]) -> int:
     """Run a command line and return its exit code."""
     problems: Sequence[Problem]
+    data: dict[str, Any] = {}
     try:
         code = cli.main(arguments, prog_name="ep-plan", standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -81,7 +82,7 @@ def call(arguments: list[str]) -> int:
         return 0
     except PlannerError as error:
         click.echo(str(error), err=True)
-        exit_code, problems = error.exit_code, error.problems
+        exit_code, problems, data = error.exit_code, error.problems, error.data
     except click.ClickException as error:
         error.show()
         exit_code, problems = 2, (Problem(error.format_message()),)
@@ -96,7 +97,7 @@ def call(arguments: list[str]) -> int:
         return MissingEnvironmentError.exit_code
     if "--json" in arguments:
         try:
-            click.echo(json.dumps(_as_data(exit_code, problems), ensure_ascii=False, indent=1))
+            click.echo(json.dumps(_as_data(exit_code, problems) | data, ensure_ascii=False, indent=1))
         except OSError:  # stderr has told it
             _discard_output()
     return exit_code

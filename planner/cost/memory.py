@@ -7,40 +7,27 @@ and report agree to the last byte.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
-from typing import Final
 
 from planner.cost.buffers import collective_buffers, exchange_buffers, tokens_sent
 from planner.cost.grid import Grid
 from planner.cost.instance import Instance
 from planner.cost.kv_cache import cache_name, kv_bytes_per_sequence, kv_bytes_per_token, state_bytes_per_sequence
 from planner.cost.lines import MemoryLine, added
+from planner.cost.weights import StageWeights
 from planner.cost.workspace import workspace
-from planner.inputs.model import DenseFfn, LayerRun, MoeFfn
-from planner.inputs.parameters import (
-    attention_parameters,
-    dense_parameters,
-    expert_parameters,
-    router_parameters,
-    shared_parameters,
-)
-from planner.inputs.precision import stored_bytes
-
-_COUNTED: Final = "parameter count of the model"
-_NORMS: Final = "norms and small weights"
+from planner.inputs.model import Attention, LayerRun
 
 
 @dataclass(frozen=True)
 class StageMemory:
     """What the GPUs of one stage hold, apart from which layers it runs."""
 
-    instance: Instance
+    weights: StageWeights
     grid: Grid
-    first: bool
-    last: bool
     physical_experts: int
     """Experts of a layer, copies included, over all ranks."""
     step_tokens: int
@@ -51,53 +38,60 @@ class StageMemory:
     # --- what the planner needs: sums --------------------------------------------------------------
 
     @cached_property
-    def run_lines(self) -> dict[LayerRun, tuple[MemoryLine, ...]]:
-        """Lines of one layer of each kind, experts left out."""
-        return {run: added(self._layer(run)) for run in self.instance.model.layers}
+    def cache_lines(self) -> dict[LayerRun, tuple[MemoryLine, ...]]:
+        """KV cache or state of one layer of each kind."""
+        runs = self.instance.model.layers
+        by_attention = {run.attention: self._cache(run.attention) for run in runs}
+        return {run: by_attention[run.attention] for run in runs}
 
     @cached_property
     def layer_bytes(self) -> tuple[int, ...]:
         """Bytes of each hidden layer, experts left out."""
-        total = {run: sum(line.num_bytes for line in lines) for run, lines in self.run_lines.items()}
-        return tuple(total[run] for run in self.instance.model.layer_list)
+        return tuple(
+            num_bytes
+            for run in self.instance.model.layers
+            for num_bytes in [_sum(self.weights.run_lines[run]) + _sum(self.cache_lines[run])] * run.count
+        )
 
     @cached_property
     def base_lines(self) -> tuple[MemoryLine, ...]:
         """Lines that do not depend on the layers."""
-        split = self.grid.split
-        return added(
-            [
-                *self._ends(),
-                *workspace(self.instance, split, self.step_tokens, self.context_length, last=self.last),
-                *self._buffers(),
-                *self._reserve(),
-            ]
-        )
+        split, last = self.grid.split, self.weights.last
+        space = workspace(self.instance, split, self.step_tokens, self.context_length, last=last)
+        return added([*self.weights.end_lines, *space, *self._buffers(), *self._reserve()])
 
     @cached_property
     def base_bytes(self) -> int:
         """Bytes that do not depend on the layers."""
-        return sum(line.num_bytes for line in self.base_lines)
+        return _sum(self.base_lines)
 
-    @cached_property
+    @property
     def slot_bytes(self) -> int:
         """One expert slot of one layer on one GPU."""
-        model = self.instance.model
-        one = expert_parameters(model.moe, model.hidden_size, self.grid.split.etp)
-        return stored_bytes(one, self.instance.constants.precision.experts)
+        return self.weights.slot_bytes
 
     @property
     def capacity_bytes(self) -> int:
         """Memory of the GPU."""
         return self.instance.topology.gpu.memory.value
 
+    @property
+    def instance(self) -> Instance:
+        """Model, machine, work and constants."""
+        return self.weights.instance
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of a data-parallel rank in decode; its tokens in prefill."""
+        return -(-self.step_tokens // self.grid.split.dp)
+
     # --- what the report needs: lines --------------------------------------------------------------
 
     def lines(self, layers: range, filled_slots: int) -> tuple[MemoryLine, ...]:
         """All lines of a GPU whose rank fills so many slots, summed over these layers."""
         runs = [self.instance.model.layer_list[index] for index in layers]
-        parts = (line for run in runs for line in self.run_lines[run])
-        return added([*self._experts(runs, filled_slots), *parts, *self.base_lines])
+        parts = (line for run in runs for line in (*self.weights.run_lines[run], *self.cache_lines[run]))
+        return added([*self.weights.experts(runs, filled_slots), *parts, *self.base_lines])
 
     def total(self, layers: range, filled_slots: int) -> int:
         """Bytes of such a GPU."""
@@ -105,75 +99,24 @@ class StageMemory:
 
     # --- parts ------------------------------------------------------------------------------------
 
-    def _experts(self, runs: list[LayerRun], filled_slots: int) -> list[MemoryLine]:
-        """Slots up to an even share of the experts, and those beyond it: copies."""
-        share = -(-self.instance.model.moe.num_experts // self.grid.split.ep)
-        originals = min(filled_slots, share * sum(isinstance(run.ffn, MoeFfn) for run in runs))
-        each = f"slots of {self.slot_bytes:,} B; {_COUNTED}"
-        found = [("expert slots", originals), ("copies of experts", filled_slots - originals)]
-        return [MemoryLine(name, count * self.slot_bytes, "given", f"{count:,} {each}") for name, count in found]
-
-    def _layer(self, run: LayerRun) -> list[MemoryLine]:
-        hidden, tp = self.instance.model.hidden_size, self.grid.split.tp
-        precision = self.instance.constants.precision
-        attention = stored_bytes(attention_parameters(run.attention, hidden, tp), precision.dense)
-        small = stored_bytes(run.norms * hidden + run.extra_parameters, precision.embedding)
-        lines = [MemoryLine("attention weights", attention, "given", _COUNTED)]
-        if isinstance(run.ffn, DenseFfn):
-            dense = stored_bytes(dense_parameters(run.ffn, hidden, tp), precision.dense)
-            lines.append(MemoryLine("dense feed-forward weights", dense, "given", _COUNTED))
-        else:
-            router = stored_bytes(router_parameters(run.ffn, hidden), precision.embedding)
-            lines += [*self._shared(run.ffn), MemoryLine("routers", router, "given", f"whole on every GPU; {_COUNTED}")]
-        return [*lines, MemoryLine(_NORMS, small, "given", _COUNTED), *self._cache(run)]
-
-    def _shared(self, moe: MoeFfn) -> list[MemoryLine]:
-        parameters = shared_parameters(moe, self.instance.model.hidden_size, self.grid.split.tp)
-        if not parameters:
-            return []
-        num_bytes = stored_bytes(parameters, self.instance.constants.precision.dense)
-        return [MemoryLine("shared expert weights", num_bytes, "given", _COUNTED)]
-
-    @property
-    def sequences(self) -> int:
-        """Sequences of a data-parallel rank in decode; its tokens in prefill."""
-        return -(-self.step_tokens // self.grid.split.dp)
-
-    def _cache(self, run: LayerRun) -> list[MemoryLine]:
+    def _cache(self, attention: Attention) -> tuple[MemoryLine, ...]:
         """Decode: B / dp sequences of the context; prefill: the B / dp tokens of the step."""
         tp, cache = self.grid.split.tp, self.instance.constants.precision.kv_cache
         count, context = self.sequences, self.context_length
         if self.instance.workload.phase == "decode":
-            num_bytes = count * kv_bytes_per_sequence(run.attention, tp, cache, context)
+            num_bytes = count * kv_bytes_per_sequence(attention, tp, cache, context)
             source = f"{count:,} sequences of {context:,} tokens per data-parallel rank, in {cache}"
         else:
-            states = math.ceil(count / context) * state_bytes_per_sequence(run.attention, tp)
-            num_bytes = math.ceil(count * kv_bytes_per_token(run.attention, tp, cache)) + states
+            states = math.ceil(count / context) * state_bytes_per_sequence(attention, tp)
+            num_bytes = math.ceil(count * kv_bytes_per_token(attention, tp, cache)) + states
             source = f"{count:,} tokens per data-parallel rank, in {cache}"
-        lines = [MemoryLine(cache_name(run.attention), num_bytes, "given", source)]
+        line = MemoryLine(cache_name(attention), num_bytes, "given", source)
         share = self.instance.constants.engine_memory.cache_share
-        if share is not None:
-            part = Fraction(str(share.value))
-            beside = math.ceil(num_bytes * (1 - part) / part)
-            lines.append(MemoryLine("left free beside the KV cache", beside, share.basis, share.source))
-        return lines
-
-    def _ends(self) -> list[MemoryLine]:
-        model, precision = self.instance.model, self.instance.constants.precision
-        rows = -(-model.vocab_size // self.grid.split.tp)
-        num_bytes = stored_bytes(rows * model.hidden_size, precision.embedding)
-        source = f"{rows:,} rows of the vocabulary x hidden size"
-        lines = []
-        if self.first:
-            used = "; the LM head is tied to it" if model.tie_word_embeddings and self.last else ""
-            lines.append(MemoryLine("embedding", num_bytes, "given", source + used))
-        if self.last:
-            tied = "a second copy of the tied embedding" if model.tie_word_embeddings else "not tied to the embedding"
-            if not (model.tie_word_embeddings and self.first):
-                lines.append(MemoryLine("LM head", num_bytes, "given", f"{source}; {tied}"))
-            norm = stored_bytes(model.hidden_size + model.extra_parameters, precision.embedding)
-            lines.append(MemoryLine(_NORMS, norm, "given", _COUNTED))
-        return lines
+        if share is None:
+            return (line,)
+        part = Fraction(str(share.value))
+        beside = math.ceil(num_bytes * (1 - part) / part)
+        return line, MemoryLine("left free beside the KV cache", beside, share.basis, share.source)
 
     def _buffers(self) -> list[MemoryLine]:
         split = self.grid.split
@@ -200,32 +143,34 @@ class StageMemory:
         return [*lines, MemoryLine("left free by the engine", free, memory.share.basis, memory.share.source)]
 
 
-def stage_memories(
-    instance: Instance,
-    grids: Iterable[Grid],
-    physical_experts: int,
-    *,
-    step_tokens: int | None = None,
-    context_length: int | None = None,
-) -> tuple[StageMemory, ...]:
-    """Memory of every stage, in order.
+def _sum(lines: Iterable[MemoryLine]) -> int:
+    return sum(line.num_bytes for line in lines)
+
+
+def stage_memories(instance: Instance, grids: Iterable[Grid], physical_experts: int) -> tuple[StageMemory, ...]:
+    """Memory of every stage, in order, under the workload.
 
     Args:
         instance: model, machine, work and constants.
         grids: the stages.
         physical_experts: experts of a layer, copies included, over all ranks.
-        step_tokens: tokens of a step instead of the workload's.
-        context_length: tokens of a sequence instead of the workload's.
     """
     stages = tuple(grids)
-    last = len(stages) - 1
-    tokens = instance.step_tokens if step_tokens is None else step_tokens
-    context = instance.workload.context_length if context_length is None else context_length
+    last, context = len(stages) - 1, instance.workload.context_length
     alike: dict[tuple[bool, bool, bytes], StageMemory] = {}
-    return tuple(
-        alike.setdefault(
-            (index == 0, index == last, grid.pattern),
-            StageMemory(instance, grid, index == 0, index == last, physical_experts, tokens, context),
-        )
-        for index, grid in enumerate(stages)
-    )
+    memories = []
+    for index, grid in enumerate(stages):
+        kind = (index == 0, index == last, grid.pattern)
+        if kind not in alike:
+            weights = StageWeights(instance, grid.split, first=index == 0, last=index == last)
+            alike[kind] = StageMemory(weights, grid, physical_experts, instance.step_tokens, context)
+        memories.append(alike[kind])
+    return tuple(memories)
+
+
+def with_work(memories: Sequence[StageMemory], step_tokens: int, context_length: int) -> tuple[StageMemory, ...]:
+    """The same stages with so many tokens per step, of sequences this long; equal stages stay one object."""
+    changed = {
+        id(memory): replace(memory, step_tokens=step_tokens, context_length=context_length) for memory in memories
+    }
+    return tuple(changed[id(memory)] for memory in memories)

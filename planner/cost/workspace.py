@@ -35,7 +35,8 @@ def workspace(
 
     Eight hidden states and three times the widest dense part per token; on the experts' side twice
     the balanced number of rows, each with its way in and out and the three parts of an expert; fp32
-    logits of every sequence in decode, of the last token of every prompt in prefill.
+    logits of every sequence in decode (and of one prompt whose last chunk is among them), of the last
+    token of every prompt in prefill.
 
     Args:
         instance: model and work.
@@ -61,8 +62,10 @@ def workspace(
     source = f"{rows:,} rows, twice the balanced load, for {at_once}"
     lines.append(MemoryLine("expert workspace", _BF16_BYTES * rows * per_row, "assumed", source))
     if last:
-        prompts = -(-(work.prefill_chunk if work.phase == "decode" else tokens) // context_length)
-        scored = prompts if work.phase == "prefill" else tokens - work.prefill_chunk + prompts
+        if work.phase == "decode":
+            scored = tokens - work.prefill_chunk + (work.prefill_chunk > 0)
+        else:
+            scored = -(-tokens // context_length)
         logits = _FP32_BYTES * scored * -(-model.vocab_size // split.tp)
         lines.append(MemoryLine("logits", logits, "assumed", f"fp32, of {scored:,} tokens"))
     return lines

@@ -32,7 +32,7 @@ def verdicts(instance: Instance, split: Split, redundant: int, rules: EngineRule
         detail = f"{slots} mod ep {split.ep} = {rest}"
         yield Verdict(f"{name} experts", f"{slots}", f"mod ep {split.ep}", rest == 0, detail, limits.source)
     yield from _sizes(instance, name, limits)
-    yield from _tokens(instance, split, slots, name, limits)
+    yield from _tokens(instance, split, slots, instance.step_tokens)
     if limits.node_ranks is not None:
         yield _nodes(instance, split, name, limits.node_ranks, limits.source)
 
@@ -57,20 +57,25 @@ def _sizes(instance: Instance, name: str, limits: KernelLimits) -> Iterator[Verd
         yield Verdict(f"{name} top-k", f"{moe.top_k}", f"at most {most}", moe.top_k <= most, detail, limits.source)
 
 
-def _tokens(instance: Instance, split: Split, slots: int, name: str, limits: KernelLimits) -> Iterator[Verdict]:
+def tokens_fit(instance: Instance, split: Split, slots: int, step_tokens: int) -> bool:
+    """Whether the library can exchange so many tokens of a step."""
+    return split.ep == 1 or all(one.holds for one in _tokens(instance, split, slots, step_tokens))
+
+
+def _tokens(instance: Instance, split: Split, slots: int, step_tokens: int) -> Iterator[Verdict]:
     """Tokens that a rank may send at once, and the buffer that they need."""
-    sent = tokens_sent(instance.step_tokens, split)
+    name, limits = instance.constants.communication.kernel, instance.constants.kernel.limits
+    sent = tokens_sent(step_tokens, split)
     if limits.most_tokens is not None:
         most = limits.most_tokens
         detail = f"{sent} per rank and micro-batch; at most {most}"
         yield Verdict(f"{name} tokens", f"{sent}", f"at most {most}", sent <= most, detail, limits.source)
     if limits.most_buffer is not None:
         needs = max(line.num_bytes for line in exchange_buffers(instance, split, slots, sent, crosses_nodes=True))
-        most, source = limits.most_buffer.value, limits.most_buffer.source
-        detail = f"{format_bytes(needs)} for {slots} experts and {sent} tokens per rank; at most {format_bytes(most)}"
-        yield Verdict(
-            f"{name} buffer", format_bytes(needs), f"at most {format_bytes(most)}", needs <= most, detail, source
-        )
+        most, shown = limits.most_buffer.value, format_bytes(limits.most_buffer.value)
+        detail = f"{format_bytes(needs)} for {slots} experts and {sent} tokens per rank; at most {shown}"
+        source = limits.most_buffer.source
+        yield Verdict(f"{name} buffer", format_bytes(needs), f"at most {shown}", needs <= most, detail, source)
 
 
 def _nodes(instance: Instance, split: Split, name: str, ranks: int, source: str) -> Verdict:

@@ -21,6 +21,8 @@ _EXPERTS: Final = "vllm-project/vllm#52435, vllm-project/vllm-ascend#16384"
 
 def attention(instance: Instance, split: Split) -> Iterator[Verdict]:
     """Heads are never cut; KV heads may be held by several GPUs each."""
+    if split.tp == 1:
+        return
     parts = (run.attention for run in instance.model.layers)
     for part in dict.fromkeys(part for part in parts if not isinstance(part, NoAttention)):
         yield divides("attention heads", part.num_heads, "tp", split.tp, _HEADS)
@@ -54,11 +56,11 @@ def widths(instance: Instance, split: Split) -> Iterator[Verdict]:
             parts.append(("dense width", ffn.intermediate_size, "tp", split.tp, dense_block))
         elif ffn.shared_intermediate_size:
             parts.append(("shared expert width", ffn.shared_intermediate_size, "tp", split.tp, dense_block))
-    return (_width(*part) for part in dict.fromkeys(parts))
+    return (_width(*part) for part in dict.fromkeys(parts) if part[3] > 1)
 
 
 def _width(rule: str, width: int, degree: str, size: int, block: int | None) -> Verdict:
-    if block is None or size == 1 or width % size:
+    if block is None or width % size:
         return divides(rule, width, degree, size)
     part = width // size
     value, rest = f"{width}/{size} = {part}", part % block
@@ -73,6 +75,8 @@ def experts(instance: Instance, split: Split, redundant: int, rules: EngineRules
     if ep > slots:
         detail = f"{slots} leave some of ep {ep} ranks empty"
         yield Verdict("slots", f"{slots}", f"at least ep {ep}", holds=False, detail=detail)
+        return
+    if ep == 1:
         return
     limit, rest = f"mod ep {ep}", slots % ep
     uneven = rules.uneven_experts

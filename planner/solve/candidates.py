@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from planner.cost.instance import Instance, LayerLoad
 from planner.cost.memory import StageMemory, stage_memories
 from planner.cost.step import SplitCost, StageCost, split_cost
-from planner.inputs.model import MoeFfn
 from planner.inputs.units import format_bytes
 from planner.plan.split import Split
 from planner.rules import Limits, Verdict, broken_rules
@@ -190,9 +189,14 @@ class Bounder:
 def memory_limits(instance: Instance, candidate: Candidate) -> StageLimits:
     """Bytes of every layer on the fullest rank of every stage; no times."""
     assert candidate.cost is not None
-    memories, slots = candidate.memories, int(candidate.cost.slots_R.max())
+    return limits_of(instance, candidate.memories, candidate.cost.slots_per_rank)
+
+
+def limits_of(instance: Instance, memories: tuple[StageMemory, ...], slots: int) -> StageLimits:
+    """The same for any memories of the stages, with so many slots on the longest rank."""
     layers = instance.model.num_layers
-    is_moe = np.array([isinstance(run.ffn, MoeFfn) for run in instance.model.layer_list])
+    is_moe = np.zeros(layers, dtype=np.int64)
+    is_moe[list(instance.model.moe_layer_ids)] = 1
     rows = {id(m): np.array(m.layer_bytes, dtype=np.int64) + is_moe * (slots * m.slot_bytes) for m in memories}
     return StageLimits(
         layer_s_KL=np.zeros((len(memories), layers)),
@@ -215,7 +219,8 @@ def ruled(instance: Instance, split: Split, redundant: int, limits: Limits) -> C
     candidate.free_bytes = -over
     if over > 0:
         capacity = candidate.memories[stage].capacity_bytes
-        where = f"memory of a GPU of stage {stage}" if split.pp > 1 else "memory of a GPU"
+        gpu = candidate.cost.stages[stage].grid.gpus[0]  # rank 0 fills the most slots
+        where = f"memory of GPU {gpu}, stage {stage}" if split.pp > 1 else f"memory of GPU {gpu}"
         needs, has = format_bytes(capacity + over), format_bytes(capacity)
         detail = f"needs {needs}, has {has}"
         candidate.reasons.append(Verdict(where, needs, f"at most {has}", holds=False, detail=detail))

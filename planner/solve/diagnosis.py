@@ -7,7 +7,8 @@ nearest to fitting first. Each repair offered was tried: with it some split brea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 from planner.cost.instance import Instance
 from planner.errors import InfeasibleError, Problem
@@ -15,6 +16,7 @@ from planner.inputs.precision import WEIGHTS, Precision
 from planner.inputs.topology import Gpu, Topology, resolve
 from planner.inputs.units import format_bytes
 from planner.inputs.workload import Workload
+from planner.rules import Verdict
 from planner.solve.candidates import Candidate, SearchSpace, feasible_split, memory_limits
 from planner.solve.cuts import cuts_of_least_memory
 
@@ -33,7 +35,17 @@ def infeasible(instance: Instance, space: SearchSpace, candidates: list[Candidat
     lines = [*_table(nearest), *_arithmetic(instance, nearest[0])]
     lines += [f"try: {repair}" for repair in repairs(instance, space)]
     error.problems = (Problem(str(error.problems[0].message), None, "\n".join(lines)),)
+    error.data = {"candidates": [_as_data(candidate) for candidate in nearest]}
     return error
+
+
+def _as_data(candidate: Candidate) -> dict[str, Any]:
+    """A rejected split with the table of the rules that it breaks."""
+    return {
+        "split": asdict(candidate.split),
+        "redundant_experts": candidate.redundant_experts,
+        "rules": [asdict(reason) for reason in candidate.reasons],
+    }
 
 
 def _no_split(instance: Instance, space: SearchSpace) -> InfeasibleError:
@@ -50,17 +62,20 @@ def _distance(candidate: Candidate) -> tuple[int, int, tuple[int, ...]]:
 
 
 def _table(nearest: list[Candidate]) -> Iterator[str]:
-    rows: dict[str, str] = {}
+    """A row for each rule that a split breaks: value, what it must fit, verdict."""
+    broken: dict[str, list[Verdict]] = {}
     for candidate in nearest:
         s = candidate.split
-        name = f"tp={s.tp} dp={s.dp} ep={s.ep} etp={s.etp} pp={s.pp}"
-        rows.setdefault(name, "; ".join(str(reason) for reason in candidate.reasons))
-    width = max(len(name) for name in list(rows)[:_SHOWN])
-    yield f"{'split':<{width}}  rules broken"
-    for name, reasons in list(rows.items())[:_SHOWN]:
-        yield f"{name:<{width}}  {reasons}"
-    if len(rows) > _SHOWN:
-        yield f"and {len(rows) - _SHOWN} more"
+        broken.setdefault(f"tp={s.tp} dp={s.dp} ep={s.ep} etp={s.etp} pp={s.pp}", candidate.reasons)
+    rows = [("split", "rule", "value", "must be", "verdict")]
+    for name, reasons in list(broken.items())[:_SHOWN]:
+        for number, one in enumerate(reasons):
+            rows.append(("" if number else name, one.rule, one.value, one.limit, f"✗ {one.detail}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        yield "  ".join([*(f"{text:<{width}}" for text, width in zip(row, widths, strict=False)), row[4]])
+    if len(broken) > _SHOWN:
+        yield f"and {len(broken) - _SHOWN} more"
 
 
 def _arithmetic(instance: Instance, candidate: Candidate) -> Iterator[str]:
@@ -75,10 +90,12 @@ def _arithmetic(instance: Instance, candidate: Candidate) -> Iterator[str]:
     totals = [m.total(layers, f) for m, layers, f in zip(candidate.memories, cuts, filled, strict=True)]
     fullest = totals.index(max(totals))
     memory = candidate.memories[fullest]
-    yield f"memory of a GPU with {candidate.split}:"
+    layers = cuts[fullest]
+    where = f", stage {fullest} (layers {layers.start} to {layers.stop - 1})" if len(cuts) > 1 else ""
+    yield f"memory of GPU {candidate.cost.stages[fullest].grid.gpus[0]}{where}, the fullest, with {candidate.split}:"
     for line in sorted(memory.lines(cuts[fullest], filled[fullest]), key=lambda line: -line.num_bytes):
-        yield f"  {line.name:<28} {format_bytes(line.num_bytes):>10}"
-    yield f"  {'needs':<28} {format_bytes(totals[fullest]):>10}, has {format_bytes(memory.capacity_bytes)}"
+        yield f"  {line.name:<44} {format_bytes(line.num_bytes):>10}  {line.basis}"
+    yield f"  {'needs':<44} {format_bytes(totals[fullest]):>10}, has {format_bytes(memory.capacity_bytes)}"
 
 
 # --- repairs ----------------------------------------------------------------------------------------

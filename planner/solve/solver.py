@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -22,12 +22,15 @@ from planner.plan.plan import (
     PlacementRecord,
     Plan,
     PlanInputs,
+    RuleRecord,
     SolverRecord,
     SplitRecord,
     StageRecord,
 )
 from planner.plan.split import Split
+from planner.rules import Limits, Verdict, verdicts
 from planner.solve.candidates import Candidate, SearchSpace
+from planner.solve.headroom import headroom
 from planner.solve.master import Best, Master, Options, Solution, Watch
 from planner.solve.place import LayerJob
 from planner.solve.problem import CLOSED, LayerProblem
@@ -71,14 +74,19 @@ def solve(
             solution.stopped_by = "time_limit"
         except KeyboardInterrupt:
             solution.stopped_by = "interrupt"
-    plan = _booked(instance, solution, solution.best, held_out, inputs)
+    plan = _booked(instance, solution, solution.best, held_out, inputs, space.limits)
     findings = check(plan, instance)
     assert not findings, "the plan fails its own check:\n" + "\n".join(map(str, findings))
     return Solved(plan, solution)
 
 
 def _booked(
-    instance: Instance, solution: Solution, best: Best, held_out: HeldOutRecord | None, inputs: PlanInputs
+    instance: Instance,
+    solution: Solution,
+    best: Best,
+    held_out: HeldOutRecord | None,
+    inputs: PlanInputs,
+    limits: Limits,
 ) -> Plan:
     cost = best.candidate.cost
     assert cost is not None
@@ -111,7 +119,7 @@ def _booked(
         baselines=score(cost, best.cuts),
         held_out=held_out,
         notes=tuple(_notes(instance, solution, gap)),
-        candidates=tuple(_candidate_record(candidate, best) for candidate in solution.candidates),
+        candidates=tuple(_candidate_record(instance, candidate, best, limits) for candidate in solution.candidates),
         inputs=inputs,
     )
 
@@ -128,25 +136,40 @@ def _split_record(split: Split) -> SplitRecord:
     )
 
 
-def _candidate_record(candidate: Candidate, best: Best) -> CandidateRecord:
-    chosen = candidate is best.candidate
+def _candidate_record(instance: Instance, candidate: Candidate, best: Best, limits: Limits) -> CandidateRecord:
+    split = _split_record(candidate.split)
     if not candidate.is_feasible:
         return CandidateRecord(
-            split=_split_record(candidate.split),
+            split=split,
             redundant_experts=candidate.redundant_experts,
             outcome="rejected",
             free_bytes=None if not candidate.memories else candidate.free_bytes,
             reasons=tuple(str(reason) for reason in candidate.reasons),
+            rules=rule_records(candidate.reasons),
         )
     outcome: Literal["chosen", "priced", "bounded"] = "bounded" if candidate.step_s is None else "priced"
+    rules: tuple[RuleRecord, ...] = ()
+    if candidate is best.candidate:
+        outcome = "chosen"
+        rules = rule_records(verdicts(instance, candidate.split, candidate.redundant_experts, limits))
+    room = headroom(instance, candidate)
     return CandidateRecord(
-        split=_split_record(candidate.split),
+        split=split,
         redundant_experts=candidate.redundant_experts,
-        outcome="chosen" if chosen else outcome,
+        outcome=outcome,
         bound_s=candidate.bound_s,
         step_s=candidate.step_s,
         free_bytes=candidate.free_bytes,
+        spare_kv_tokens=room.spare_kv_tokens,
+        most_sequences=room.most_sequences,
+        longest_context=room.longest_context,
+        rules=rules,
     )
+
+
+def rule_records(rules: Iterable[Verdict]) -> tuple[RuleRecord, ...]:
+    """Verdicts as data."""
+    return tuple(RuleRecord(**asdict(rule)) for rule in rules)
 
 
 def _notes(instance: Instance, solution: Solution, gap: float) -> list[str]:

@@ -59,7 +59,7 @@ def terms(part: Attention, phase: Phase = "decode", context: int = 128) -> dict[
 def memory(part: Attention, phase: Phase = "decode", context: int = 128) -> int:
     made = building.instance(model(part), phase=phase, context=context)
     stage = stage_memories(made, stages_of(SPLIT, made.topology), MOE.num_experts)[0]
-    lines = {line.name: line.num_bytes for line in stage.run_lines[made.model.layers[0]]}
+    lines = {line.name: line.num_bytes for line in stage.cache_lines[made.model.layers[0]]}
     return lines.get(cache_name(part), 0)
 
 

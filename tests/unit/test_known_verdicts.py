@@ -274,7 +274,7 @@ def test_every_rule_is_listed_whether_it_holds_or_not() -> None:
     found: list[Verdict] = verdicts(instance, split, 8, limits("sglang"))
     assert all(one.holds for one in found)
     assert [one.rule for one in found] == [
-        "attention heads", "KV heads", "vocabulary", "expert width", "dense width", "shared expert width",
+        "attention heads", "KV heads", "vocabulary", "dense width", "shared expert width",
         "experts", "slots", "sglang grid", "sglang copies", "deepep-low-latency grid", "deepep-low-latency experts",
         "deepep-low-latency width", "deepep-low-latency top-k", "deepep-low-latency tokens",
         "deepep-low-latency buffer", "stages", "batch", "micro-batches",

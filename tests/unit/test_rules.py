@@ -192,7 +192,7 @@ def test_deepseek_v3_in_fp8_needs_sixteen_gpus_of_80_gb() -> None:
     assert (kept.is_feasible, kept.free_bytes > 0) == (True, True)
     rejected = ruled(instance, Split(tp=1, dp=16, pp=1, ep=8, edp=2), 0, limits)
     (reason,) = rejected.reasons
-    assert reason.rule == "memory of a GPU"
+    assert reason.rule == "memory of GPU 0"
     assert reason.detail.endswith("has 79.6 GiB")  # 81 559 MiB
     assert rejected.free_bytes < 0
 
@@ -208,5 +208,5 @@ def test_memory_is_told_beside_other_rules() -> None:
     assert [reason.rule for reason in rejected.reasons] == [
         "attention heads",
         "micro-batches",
-        "memory of a GPU of stage 1",
+        "memory of GPU 2, stage 1",
     ]
