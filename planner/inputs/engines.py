@@ -36,6 +36,8 @@ class EngineRules(Frozen):
     """Whether ranks may hold unequal numbers of experts, with redundant experts or without."""
     redundant_experts: bool
     """Whether an expert may have several copies."""
+    copies_need_dp: bool = False
+    """Whether copies of experts are used only with data-parallel attention."""
     vocabulary_padding: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     """The vocabulary is padded to a multiple of this, which tp must divide; null: padded as tp needs."""
     vocabulary_source: str = ""

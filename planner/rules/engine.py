@@ -26,10 +26,18 @@ def verdicts(split: Split, redundant: int, rules: EngineRules, name: str) -> Ite
         detail = "tp over all GPUs of a stage, or data parallel over all"
         yield Verdict(f"{name} attention", f"tp {split.tp} x dp {split.dp}", limit, holds, detail, rules.source)
     if redundant:
-        holds = rules.redundant_experts and split.ep > 1
-        detail = "an expert cannot have several copies" if not rules.redundant_experts else "copies need ep > 1"
-        detail = f"{redundant} redundant experts" if holds else detail
-        yield Verdict(f"{name} copies", f"{redundant}", "ep > 1" if rules.redundant_experts else "0", holds, detail)
+        yield _copies(split, redundant, rules, name)
+
+
+def _copies(split: Split, redundant: int, rules: EngineRules, name: str) -> Verdict:
+    """Whether several copies of an expert would be used; some engines drop them without a word."""
+    limit, holds, detail = "ep > 1", split.ep > 1, "copies need ep > 1"
+    if not rules.redundant_experts:
+        limit, holds, detail = "0", False, "an expert cannot have several copies"
+    elif rules.copies_need_dp and split.dp == 1:
+        limit, holds, detail = "dp > 1", False, "copies are ignored without data-parallel attention"
+    detail = f"{redundant} redundant experts" if holds else detail
+    return Verdict(f"{name} copies", f"{redundant}", limit, holds, detail, rules.source)
 
 
 Grid = tuple[str, bool, str]

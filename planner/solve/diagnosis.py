@@ -12,6 +12,8 @@ from typing import Any
 
 from planner.cost.instance import Instance
 from planner.errors import InfeasibleError, Problem
+from planner.inputs.deployment import load_kernel
+from planner.inputs.kernels import KernelLimits
 from planner.inputs.precision import WEIGHTS, Precision
 from planner.inputs.topology import Gpu, Topology, resolve
 from planner.inputs.units import format_bytes
@@ -112,6 +114,7 @@ def repairs(instance: Instance, space: SearchSpace) -> Iterator[str]:
     if nodes is not None:
         yield f"{nodes} nodes ({nodes * instance.topology.file.gpus_per_node} GPUs)"
     yield from _formats(instance, space)
+    yield from _engine_settings(instance, space)
     for name, text in (("context_length", "context_length {:,}"), ("tokens_per_gpu", "tokens_per_gpu {:,}")):
         value = _largest(instance, space, name)
         if value is not None:
@@ -149,6 +152,26 @@ def _formats(instance: Instance, space: SearchSpace) -> Iterator[str]:
             yield "precision: {weights: fp8}"
     if precision.kv_cache != "fp8" and _fits_with(instance, space, precision.model_copy(update={"kv_cache": "fp8"})):
         yield "precision: {kv_cache: fp8}"
+
+
+def _engine_settings(instance: Instance, space: SearchSpace) -> Iterator[str]:
+    """The least share of memory in whole percent that fits, and a library without limits."""
+    constants = instance.constants
+    memory, kernel = constants.engine_memory, constants.kernel
+
+    def fits(percent: int) -> bool:
+        share = memory.share.model_copy(update={"value": percent / 100})
+        given = constants.model_copy(update={"engine_memory": memory.model_copy(update={"share": share})})
+        return feasible_split(replace(instance, constants=given), space) is not None
+
+    least = next((p for p in range(int(memory.share.value * 100) + 1, 101) if fits(p)), None)
+    if least is not None:
+        yield f"memory_share: {least}%"
+    if kernel.limits != KernelLimits():
+        generic = constants.communication.model_copy(update={"kernel": "all-to-all"})
+        given = constants.model_copy(update={"kernel": load_kernel("all-to-all"), "communication": generic})
+        if feasible_split(replace(instance, constants=given), space):
+            yield "communication: {kernel: all-to-all}"
 
 
 def _fits_with(instance: Instance, space: SearchSpace, precision: Precision) -> bool:

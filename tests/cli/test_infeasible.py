@@ -86,3 +86,42 @@ def test_too_many_copies_name_the_slots(tmp_path: Path) -> None:
     hint = result.problems()[0]["hint"]
     assert "slots" in hint
     assert "try: no redundant experts" in hint
+
+
+def test_the_share_of_memory_to_type_is_told(tmp_path: Path) -> None:
+    """SemiAnalysisAI/InferenceX#2128: the share was below the weights; a later build prints the least that holds."""
+    text = (
+        "model: mixtral-8x7b\ntopology: 1 x hgx-h100\nengine: vllm\nmemory_share: {}%\n"
+        "workload: {{phase: decode, tokens_per_gpu: 4, context_length: 1024}}\n"
+    )
+    options = ["--split", "tp=1,ep=8,pp=1", "--json", "-q"]
+    deployment_file(tmp_path, text.format(10))
+    refused = run("solve", "deployment.yaml", *options, cwd=tmp_path)
+    assert refused.code == 4
+    found = re.search(r"try: memory_share: (\d+)%", refused.problems()[0]["hint"])
+    assert found, refused.err
+    for share, code in ((int(found[1]), 0), (int(found[1]) - 1, 4)):
+        deployment_file(tmp_path, text.format(share))
+        assert run("solve", "deployment.yaml", *options, cwd=tmp_path).code == code
+
+
+def test_another_library_is_offered_where_only_the_kernel_refuses(tmp_path: Path) -> None:
+    """deepseek-ai/DeepEP#50: nodes of 4 GPUs."""
+    (tmp_path / "topology.yaml").write_text(
+        "schema: ep-plan/topology/1\ngpu: h100-sxm\nnodes: 2\ngpus_per_node: 4\nlinks:\n"
+        "  - {level: node, bandwidth: 450 GB/s, latency: 3 us}\n"
+        "  - {level: cluster, bandwidth: 50 GB/s, latency: 10 us}\n"
+    )
+    text = (
+        "model: mixtral-8x7b\ntopology: topology.yaml\nengine: vllm\n"
+        "workload: {phase: prefill, tokens_per_gpu: 1024, context_length: 1024}\n"
+    )
+    deployment_file(tmp_path, text)
+    options = ["--split", "tp=1,ep=8,pp=1", "--json", "-q"]
+    refused = run("solve", "deployment.yaml", *options, cwd=tmp_path)
+    assert refused.code == 4
+    hint = refused.problems()[0]["hint"]
+    assert "deepep-normal nodes" in hint
+    assert "try: communication: {kernel: all-to-all}" in hint
+    deployment_file(tmp_path, text + "communication: {kernel: all-to-all}\n")
+    assert run("solve", "deployment.yaml", *options, cwd=tmp_path).code == 0

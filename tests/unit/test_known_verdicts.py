@@ -173,6 +173,14 @@ def test_tensorrt_llm_divides_tp_among_experts(split: Split, found: set[str]) ->
     assert set(broken(instance, split, "tensorrt-llm")) == found
 
 
+def test_tensorrt_llm_ignores_copies_without_attention_dp() -> None:
+    """NVIDIA/TensorRT-LLM#18626: the load balancer is dropped in silence unless attention is data parallel."""
+    instance = made_with(building.model(heads=8, kv_heads=8, experts=64), building.topology(1, 8))
+    found = broken(instance, Split(tp=8, dp=1, pp=1, ep=8), "tensorrt-llm", redundant=8)
+    assert found == {"tensorrt-llm copies": "copies are ignored without data-parallel attention"}
+    assert broken(instance, Split(tp=1, dp=8, pp=1, ep=8), "tensorrt-llm", redundant=8) == {}
+
+
 def test_megatron_lets_ep_exceed_dp() -> None:
     """Parallel folding (NVIDIA-NeMo/Speech#14838 computes 4 where the library says 8): TP 4 x DP 8, EP 32."""
     instance = made_with(building.model(experts=64), building.topology(4, 8))

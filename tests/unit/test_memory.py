@@ -136,6 +136,11 @@ def test_memory_by_gpu_follows_the_slots_that_are_filled() -> None:
 
 
 def test_deepseek_v3_on_expert_parallel_ranks() -> None:
+    """An expert has 3 x 7168 x 2048 = 44,040,192 weights, one byte each.
+
+    One slot in each of 58 MoE layers: 58 x 44,040,192 = 2,554,331,136 bytes = 2.379 GiB. All 256 experts
+    on 8, 16 and 32 ranks: 32, 16 and 8 times that, 76.1, 38.1 and 19.0 GiB.
+    """
     model = read_model(profiles.path_of("models", "deepseek-v3"))
     constants = building.constants()
     fp8 = constants.precision.model_copy(update={"experts": "fp8", "dense": "fp8"})
@@ -150,6 +155,7 @@ def test_deepseek_v3_on_expert_parallel_ranks() -> None:
 
 
 def test_deepseek_v3_caches_70272_bytes_per_token() -> None:
+    """61 layers x (512 compressed + 64 rotary) x 2 bytes = 70,272, whole on every GPU of a tensor-parallel group."""
     attention = read_model(profiles.path_of("models", "deepseek-v3")).layers[0].attention
     assert 61 * kv_bytes_per_token(attention, 1, "bf16") == 70_272
     assert kv_bytes_per_token(attention, 8, "bf16") == kv_bytes_per_token(attention, 1, "bf16")  # whole on every GPU
