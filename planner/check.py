@@ -164,7 +164,8 @@ def _groups(plan: Plan, cost: SplitCost) -> Iterator[Finding]:
 
 def _figures(plan: Plan, cost: SplitCost) -> Iterator[Finding]:
     cuts = cuts_of(plan)
-    capacity = cost.instance.topology.gpu.memory.value
+    engine_memory = cost.instance.constants.engine_memory
+    capacity = engine_memory.usable_bytes(cost.instance.topology.gpu.memory.value)
     again = book(cost, cuts, placement_of(plan))
     for gpu, num_bytes in enumerate(again.memory_bytes):
         if num_bytes > capacity:

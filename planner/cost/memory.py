@@ -72,8 +72,8 @@ class StageMemory:
 
     @property
     def capacity_bytes(self) -> int:
-        """Memory of the GPU."""
-        return self.instance.topology.gpu.memory.value
+        """Memory of the GPU that the engine uses."""
+        return self.instance.constants.engine_memory.usable_bytes(self.instance.topology.gpu.memory.value)
 
     @property
     def instance(self) -> Instance:
@@ -126,11 +126,11 @@ class StageMemory:
         return [*exchange, *collective_buffers(self.instance, split)]
 
     def _reserve(self) -> list[MemoryLine]:
-        """What the engine takes for itself, and what it leaves free."""
+        """What the engine takes for itself."""
         memory, split = self.instance.constants.engine_memory, self.grid.split
         decoding = self.instance.workload.phase == "decode"
         captured = min(-(-self.sequences // split.micro_batches), memory.graph_sequences) if decoding else 0
-        lines = [
+        return [
             MemoryLine(
                 line.name,
                 line.fixed + line.per_gpu * split.stage_gpus * split.pp + line.per_sequence * captured,
@@ -139,8 +139,6 @@ class StageMemory:
             )
             for line in memory.lines
         ]
-        free = self.capacity_bytes - math.floor(self.capacity_bytes * Fraction(str(memory.share.value)))
-        return [*lines, MemoryLine("left free by the engine", free, memory.share.basis, memory.share.source)]
 
 
 def _sum(lines: Iterable[MemoryLine]) -> int:

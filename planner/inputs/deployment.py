@@ -96,7 +96,7 @@ class ChecksSection(Frozen):
     """`checks:` of a deployment: thresholds for `ep-plan check`."""
 
     min_memory_headroom: Percentage | None = None
-    """Least part of a GPU's memory that must stay free."""
+    """Least part of the memory that the engine uses of a GPU that must stay free."""
     min_balancedness: Annotated[float, Field(ge=0, le=1)] | None = None
     """Least balancedness."""
     expect: Literal["feasible", "infeasible"] = "feasible"

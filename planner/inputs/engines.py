@@ -7,6 +7,8 @@ Legend: tp, dp, pp, ep, etp, edp as in `planner.plan.split`; E experts, N redund
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -79,6 +81,10 @@ class EngineMemory(Frozen):
     """Most sequences of a decode step that graphs are captured for."""
     lines: tuple[ReserveLine, ...]
     """What the engine takes for itself."""
+
+    def usable_bytes(self, memory_bytes: int) -> int:
+        """What the engine uses of a GPU with so much memory: its share, rounded down."""
+        return math.floor(memory_bytes * Fraction(str(self.share.value)))
 
 
 class EngineFile(Frozen):

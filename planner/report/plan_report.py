@@ -134,13 +134,23 @@ def _shown_baselines(plan: Plan) -> list[tuple[str, BaselineRecord]]:
 
 
 def _fullest(plan: Plan) -> str:
+    whole, usable = _whole_and_usable(plan)
+    fullest = max(plan.predicted.memory_bytes)
+    where = plan.predicted.memory_bytes.index(fullest)
+    part = fullest / usable
+    share = f"{bar(part, 12)} {format_percent(part, 0)}"
+    has = format_bytes(usable)
+    if usable < whole:  # the line has no room for a bar as well
+        has += f" ({format_percent(plan.inputs.cost.engine_memory.share.value, 0)} of {format_bytes(whole)})"
+        share = format_percent(part, 0)
+    return f"{format_bytes(fullest)} of {has} on the fullest GPU ({_rank(plan, where)})  {share}"
+
+
+def _whole_and_usable(plan: Plan) -> tuple[int, int]:
+    """Memory of a GPU, and what the engine uses of it."""
     gpu = plan.inputs.topology.gpu
     assert isinstance(gpu, Gpu)
-    capacity, fullest = gpu.memory.value, max(plan.predicted.memory_bytes)
-    where = plan.predicted.memory_bytes.index(fullest)
-    part = fullest / capacity
-    share = f"{bar(part, 12)} {format_percent(part, 0)}"
-    return f"{format_bytes(fullest)} of {format_bytes(capacity)} on the fullest GPU ({_rank(plan, where)})  {share}"
+    return gpu.memory.value, plan.inputs.cost.engine_memory.usable_bytes(gpu.memory.value)
 
 
 def _rank(plan: Plan, gpu: int) -> str:
@@ -254,6 +264,9 @@ def _memory(plan: Plan, console: Console) -> None:
         for line in sorted(lines, key=lambda line: -line.bytes):
             table.add_row(line.name, format_bytes(line.bytes), line.basis, Text(line.source, overflow="fold"))
         table.add_row("together", format_bytes(sum(line.bytes for line in lines)), "", "")
+        share = plan.inputs.cost.engine_memory.share
+        usable = format_bytes(_whole_and_usable(plan)[1])
+        table.add_row("usable", usable, share.basis, Text(share.source, overflow="fold"))
         console.print(table)
         console.print()
 

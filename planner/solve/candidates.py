@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from planner.cost.instance import Instance, LayerLoad
 from planner.cost.memory import StageMemory, stage_memories
 from planner.cost.step import SplitCost, StageCost, split_cost
-from planner.inputs.units import format_bytes
+from planner.inputs.units import format_bytes, format_percent
 from planner.plan.split import Split
 from planner.rules import Limits, Verdict, broken_rules
 from planner.solve.bounds import layer_bound_S
@@ -222,8 +222,11 @@ def ruled(instance: Instance, split: Split, redundant: int, limits: Limits) -> C
         gpu = candidate.cost.stages[stage].grid.gpus[0]  # rank 0 fills the most slots
         where = f"memory of GPU {gpu}, stage {stage}" if split.pp > 1 else f"memory of GPU {gpu}"
         needs, has = format_bytes(capacity + over), format_bytes(capacity)
-        detail = f"needs {needs}, has {has}"
-        candidate.reasons.append(Verdict(where, needs, f"at most {has}", holds=False, detail=detail))
+        share = instance.constants.engine_memory.share
+        detail = f"needs {needs}, has {has}" + (f", {format_percent(share.value, 0)} of all" if share.value < 1 else "")
+        candidate.reasons.append(
+            Verdict(where, needs, f"at most {has}", holds=False, detail=detail, source=share.source)
+        )
     return candidate
 
 

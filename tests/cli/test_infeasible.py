@@ -98,6 +98,7 @@ def test_the_share_of_memory_to_type_is_told(tmp_path: Path) -> None:
     deployment_file(tmp_path, text.format(10))
     refused = run("solve", "deployment.yaml", *options, cwd=tmp_path)
     assert refused.code == 4
+    assert re.search(r"needs [\d.]+ GiB, has 7.96 GiB, 10 % of all", refused.problems()[0]["hint"])
     found = re.search(r"try: memory_share: (\d+)%", refused.problems()[0]["hint"])
     assert found, refused.err
     for share, code in ((int(found[1]), 0), (int(found[1]) - 1, 4)):
