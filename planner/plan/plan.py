@@ -207,7 +207,7 @@ class CandidateRecord(Frozen):
     """Memory left on the fullest GPU under the cuts that need least; negative if over."""
     spare_kv_tokens: int | None = None
     """Tokens that the KV cache of a data-parallel rank could hold besides, under the same cuts; null if
-    rejected, or if nothing grows with the tokens."""
+    rejected, if the search was stopped, or if nothing grows with the tokens."""
     most_sequences: int | None = None
     """Most sequences of the workload's context that fit (prefill: tokens of a step), all ranks together;
     null if rejected, or if nothing limits them."""

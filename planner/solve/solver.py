@@ -30,7 +30,7 @@ from planner.plan.plan import (
 from planner.plan.split import Split
 from planner.rules import Limits, Verdict, verdicts
 from planner.solve.candidates import Candidate, SearchSpace
-from planner.solve.headroom import headroom
+from planner.solve.headroom import Headroom, headroom
 from planner.solve.master import Best, Master, Options, Solution, Watch
 from planner.solve.place import LayerJob
 from planner.solve.problem import CLOSED, LayerProblem
@@ -49,6 +49,14 @@ class Solved:
 
     plan: Plan | None
     solution: Solution
+
+
+@dataclass(frozen=True)
+class Told:
+    """What candidates are told with: the limits they keep, and what they could hold besides, by identity."""
+
+    limits: Limits
+    rooms: dict[int, Headroom]
 
 
 def solve(
@@ -74,10 +82,30 @@ def solve(
             solution.stopped_by = "time_limit"
         except KeyboardInterrupt:
             solution.stopped_by = "interrupt"
-    plan = _booked(instance, solution, solution.best, held_out, inputs, space.limits)
+    rooms = _rooms(instance, solution, solution.best, workers, watch)
+    plan = _booked(instance, solution, solution.best, held_out, inputs, Told(space.limits, rooms))
     findings = check(plan, instance)
     assert not findings, "the plan fails its own check:\n" + "\n".join(map(str, findings))
     return Solved(plan, solution)
+
+
+def _rooms(instance: Instance, solution: Solution, best: Best, workers: Workers, watch: Watch) -> dict[int, Headroom]:
+    """What the splits that fit could hold besides; after a stop only the chosen one's."""
+    rooms = {id(best.candidate): headroom(instance, best.candidate)}
+    if solution.stopped_by in ("time_limit", "interrupt"):
+        return rooms
+    others = [one for one in solution.candidates if one.is_feasible and one is not best.candidate]
+    watch.begin("finding what else fits", len(others))
+    try:
+        for candidate in others:
+            if workers.time_is_up():
+                solution.stopped_by = "time_limit"
+                break
+            rooms[id(candidate)] = headroom(instance, candidate)
+            watch.advance()
+    except KeyboardInterrupt:
+        solution.stopped_by = "interrupt"
+    return rooms
 
 
 def _booked(
@@ -86,7 +114,7 @@ def _booked(
     best: Best,
     held_out: HeldOutRecord | None,
     inputs: PlanInputs,
-    limits: Limits,
+    told: Told,
 ) -> Plan:
     cost = best.candidate.cost
     assert cost is not None
@@ -119,7 +147,7 @@ def _booked(
         baselines=score(cost, best.cuts),
         held_out=held_out,
         notes=tuple(_notes(instance, solution, gap)),
-        candidates=tuple(_candidate_record(instance, candidate, best, limits) for candidate in solution.candidates),
+        candidates=tuple(_candidate_record(instance, candidate, best, told) for candidate in solution.candidates),
         inputs=inputs,
     )
 
@@ -136,7 +164,7 @@ def _split_record(split: Split) -> SplitRecord:
     )
 
 
-def _candidate_record(instance: Instance, candidate: Candidate, best: Best, limits: Limits) -> CandidateRecord:
+def _candidate_record(instance: Instance, candidate: Candidate, best: Best, told: Told) -> CandidateRecord:
     split = _split_record(candidate.split)
     if not candidate.is_feasible:
         return CandidateRecord(
@@ -151,8 +179,8 @@ def _candidate_record(instance: Instance, candidate: Candidate, best: Best, limi
     rules: tuple[RuleRecord, ...] = ()
     if candidate is best.candidate:
         outcome = "chosen"
-        rules = rule_records(verdicts(instance, candidate.split, candidate.redundant_experts, limits))
-    room = headroom(instance, candidate)
+        rules = rule_records(verdicts(instance, candidate.split, candidate.redundant_experts, told.limits))
+    room = told.rooms.get(id(candidate), Headroom(None, None, None))
     return CandidateRecord(
         split=split,
         redundant_experts=candidate.redundant_experts,

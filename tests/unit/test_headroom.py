@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from planner.check import check
 from planner.cost.instance import Instance
 from planner.inputs import profiles
 from planner.inputs.deployment import load_kernel, read_model
@@ -16,6 +17,9 @@ from planner.plan.split import Split
 from planner.rules import Limits
 from planner.solve.candidates import Candidate, ruled
 from planner.solve.headroom import excess, headroom
+from planner.solve.master import NoWatch, Options
+from planner.solve.solver import solve
+from planner.solve.workers import Workers
 from tests import building
 
 LIMITS = Limits(building.FREE, "engine", keep_groups=False)
@@ -146,3 +150,15 @@ def test_what_does_not_grow_sets_no_limit(attention: GroupedAttention | StateAtt
     room = headroom(instance, feasible(instance, SPLITS[0]))
     assert (room.spare_kv_tokens, room.longest_context) == (None, None)
     assert room.most_sequences is not None
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_a_stopped_search_only_looks_at_the_chosen_split(*, is_stopped: bool) -> None:
+    instance = building.instance()
+    with Workers(cores=1, deadline=0.0 if is_stopped else None) as workers:
+        plan = solve(instance, building.space(), Options(), building.inputs_of(instance), workers, NoWatch()).plan
+    assert plan is not None
+    known = {one.outcome: one.most_sequences is not None for one in plan.candidates if one.outcome != "rejected"}
+    assert known["chosen"]
+    assert known["bounded"] is not is_stopped
+    assert check(plan, instance) == []
