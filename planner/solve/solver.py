@@ -82,25 +82,22 @@ def solve(
             solution.stopped_by = "time_limit"
         except KeyboardInterrupt:
             solution.stopped_by = "interrupt"
-    rooms = _rooms(instance, solution, solution.best, workers, watch)
+    rooms = _rooms(instance, solution, solution.best, watch)
     plan = _booked(instance, solution, solution.best, held_out, inputs, Told(space.limits, rooms))
     findings = check(plan, instance)
     assert not findings, "the plan fails its own check:\n" + "\n".join(map(str, findings))
     return Solved(plan, solution)
 
 
-def _rooms(instance: Instance, solution: Solution, best: Best, workers: Workers, watch: Watch) -> dict[int, Headroom]:
-    """What the splits that fit could hold besides; after a stop only the chosen one's."""
+def _rooms(instance: Instance, solution: Solution, best: Best, watch: Watch) -> dict[int, Headroom]:
+    """What the splits that fit could hold besides; where the search was stopped only the chosen one's."""
     rooms = {id(best.candidate): headroom(instance, best.candidate)}
     if solution.stopped_by in ("time_limit", "interrupt"):
         return rooms
     others = [one for one in solution.candidates if one.is_feasible and one is not best.candidate]
-    watch.begin("finding what else fits", len(others))
     try:
+        watch.begin("finding what else fits", len(others))
         for candidate in others:
-            if workers.time_is_up():
-                solution.stopped_by = "time_limit"
-                break
             rooms[id(candidate)] = headroom(instance, candidate)
             watch.advance()
     except KeyboardInterrupt:

@@ -152,13 +152,21 @@ def test_what_does_not_grow_sets_no_limit(attention: GroupedAttention | StateAtt
     assert room.most_sequences is not None
 
 
-@pytest.mark.parametrize("is_stopped", [False, True])
-def test_a_stopped_search_only_looks_at_the_chosen_split(*, is_stopped: bool) -> None:
+class Impatient(NoWatch):
+    """Presses Ctrl-C once the search is over."""
+
+    def begin(self, what: str, total: int) -> None:
+        if what == "finding what else fits":
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("watch", [NoWatch(), Impatient()], ids=["patient", "impatient"])
+def test_an_interrupt_leaves_the_room_of_the_chosen_split(watch: NoWatch) -> None:
     instance = building.instance()
-    with Workers(cores=1, deadline=0.0 if is_stopped else None) as workers:
-        plan = solve(instance, building.space(), Options(), building.inputs_of(instance), workers, NoWatch()).plan
+    with Workers(cores=1) as workers:
+        plan = solve(instance, building.space(), Options(), building.inputs_of(instance), workers, watch).plan
     assert plan is not None
     known = {one.outcome: one.most_sequences is not None for one in plan.candidates if one.outcome != "rejected"}
-    assert known["chosen"]
-    assert known["bounded"] is not is_stopped
+    assert known == {"chosen": True, "bounded": type(watch) is NoWatch}
+    assert plan.solver.stopped_by == ("proof" if type(watch) is NoWatch else "interrupt")
     assert check(plan, instance) == []
