@@ -171,7 +171,8 @@ def _groups(plan: Plan, cost: SplitCost) -> Iterator[Finding]:
 
 def _figures(plan: Plan, cost: SplitCost) -> Iterator[Finding]:
     cuts = cuts_of(plan)
-    capacity = cost.instance.topology.gpu.memory.value
+    engine_memory = cost.instance.constants.engine_memory
+    capacity = engine_memory.usable_bytes(cost.instance.topology.gpu.memory.value)
     again = book(cost, cuts, placement_of(plan))
     for gpu, num_bytes in enumerate(again.memory_bytes):
         if num_bytes > capacity:
@@ -257,7 +258,7 @@ def _chosen(plan: Plan, key: str, record: CandidateRecord) -> Iterator[Finding]:
     yield from _compare(f"{key}.redundant_experts", record.redundant_experts, plan.placement.redundant_experts)
     yield from _compare(f"{key}.step_s", record.step_s, plan.predicted.step_s)
     assert isinstance(plan.inputs.topology.gpu, Gpu), "plans hold their GPU inline"
-    capacity = plan.inputs.topology.gpu.memory.value
+    capacity = plan.inputs.cost.engine_memory.usable_bytes(plan.inputs.topology.gpu.memory.value)
     free = capacity - max(plan.predicted.memory_bytes)
     if plan.split.pp == 1:  # one way to cut only
         yield from _compare(f"{key}.free_bytes", record.free_bytes, free)

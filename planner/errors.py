@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, order=True)
@@ -46,6 +47,8 @@ class PlannerError(Exception):
     def __init__(self, message: str, *, hint: str = "", where: Place | None = None) -> None:
         super().__init__(message)
         self.problems: tuple[Problem, ...] = (Problem(message, where, hint),)
+        self.data: dict[str, Any] = {}
+        """What `--json` says besides the problems."""
 
     def __str__(self) -> str:
         return "\n".join(str(problem) for problem in self.problems)

@@ -73,6 +73,7 @@ def call(arguments: list[str]) -> int:
     """Run a command line and return its exit code."""
     problems: Sequence[Problem]
     writes = next((word for word in arguments if not word.startswith("-")), "") in _WRITING
+    data: dict[str, Any] = {}
     try:
         code = cli.main(arguments, prog_name="ep-plan", standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -81,7 +82,7 @@ def call(arguments: list[str]) -> int:
     except PlannerError as error:
         tail = "" if not isinstance(error, InputError) else "; nothing was written." if writes else "."
         click.echo(f"{error}{tail}", err=True)
-        exit_code, problems = error.exit_code, error.problems
+        exit_code, problems, data = error.exit_code, error.problems, error.data
     except click.ClickException as error:
         error.show()
         exit_code, problems = 2, (Problem(error.format_message()),)
@@ -96,7 +97,7 @@ def call(arguments: list[str]) -> int:
         return MissingEnvironmentError.exit_code
     if "--json" in arguments:
         try:
-            click.echo(json.dumps(_as_data(exit_code, problems), ensure_ascii=False, indent=1))
+            click.echo(json.dumps(_as_data(exit_code, problems) | data, ensure_ascii=False, indent=1))
         except OSError:  # stderr has told it
             discard(sys.stdout.fileno())
     return exit_code

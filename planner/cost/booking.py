@@ -68,7 +68,7 @@ def memory_G(cost: SplitCost, cuts: Cuts, placement: Placement) -> Ints:
 
 def _stages(cost: SplitCost, cuts: Cuts) -> list[tuple[tuple[int, ...], StageMemory, range]]:
     grids = [stage.grid for stage in cost.stages]
-    memories = stage_memories(cost.instance, grids)
+    memories = stage_memories(cost.instance, grids, int(cost.slots_R.sum()))
     return [(grid.gpus, memory, layers) for grid, memory, layers in zip(grids, memories, cuts, strict=True)]
 
 

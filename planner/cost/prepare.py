@@ -40,7 +40,7 @@ def from_deployment(deployment: Deployment) -> Prepared:
         kernel=deployment.kernel,
         collectives=deployment.collectives,
         efficiency=gpu.efficiency or deployment.default_efficiency,
-        reserve=engine.reserve,
+        engine_memory=deployment.engine_memory,
         copy_rule=engine.copy_rule,
     )
     step_tokens = deployment.workload.tokens_per_gpu * deployment.topology.num_gpus

@@ -12,8 +12,9 @@ from planner.errors import InputError, Place, ProblemLog, UsageError
 from planner.inputs import documents, profiles
 from planner.inputs.checkpoint import INDEX_NAME, checkpoint_files, read_config, weight_warnings
 from planner.inputs.documents import Frozen
-from planner.inputs.engines import EngineFile, load_engine
+from planner.inputs.engines import EngineFile, EngineMemory, Share, load_engine
 from planner.inputs.huggingface import model_from_config
+from planner.inputs.kernels import KernelFile, as_used
 from planner.inputs.model import Model
 from planner.inputs.named_files import (
     MODEL_OPTION,
@@ -29,7 +30,7 @@ from planner.inputs.precision import ActivationName, Precision, WeightName
 from planner.inputs.strict_yaml import Key, read_yaml
 from planner.inputs.topology import Efficiency, Topology
 from planner.inputs.units import Duration, Percentage
-from planner.inputs.workload import Communication, Dedup, KernelFile, Workload
+from planner.inputs.workload import Communication, Dedup, Workload
 
 LIMIT_DEGREE: Final = 1 << 16
 LIMIT_COPIES: Final = 1 << 16
@@ -106,7 +107,7 @@ class ChecksSection(Frozen):
     """`checks:` of a deployment: thresholds for `ep-plan check`."""
 
     min_memory_headroom: Percentage | None = None
-    """Least part of a GPU's memory that must stay free."""
+    """Least part of the memory that the engine uses of a GPU that must stay free."""
     min_balancedness: Annotated[float, Field(ge=0, le=1)] | None = None
     """Least balancedness."""
     expect: Literal["feasible", "infeasible"] = "feasible"
@@ -128,6 +129,9 @@ class DeploymentFile(Frozen):
     """Number formats; what is left out comes from the model."""
     communication: CommunicationSection = CommunicationSection()
     """How tokens travel; what is left out comes from engine and phase."""
+    memory_share: Share | None = None
+    """Part of each GPU's memory that the engine may use (vLLM's --gpu-memory-utilization); default: the
+    engine's own."""
     workload: Workload
     """The work: phase, tokens_per_gpu, context_length."""
     solve: SolveSection = SolveSection()
@@ -173,6 +177,7 @@ class Deployment:
     kernel: KernelFile
     collectives: KernelFile
     default_efficiency: Efficiency
+    engine_memory: EngineMemory
     workload: Workload
     trace_paths: tuple[Path, ...]
     read_paths: tuple[Path, ...]
@@ -225,9 +230,10 @@ def load_deployment(path: Path, overrides: Overrides | None = None) -> Deploymen
             kernel=kernel_name,
             dedup=file.communication.dedup or getattr(kernel.dedup, file.workload.phase),
         ),
-        kernel=kernel,
-        collectives=load_kernel("nccl"),
+        kernel=as_used(kernel, engine.buffers.get(kernel_name)),
+        collectives=load_kernel(engine.collectives),
         default_efficiency=load_default_efficiency(),
+        engine_memory=_engine_memory(engine, file.memory_share),
         workload=file.workload,
         trace_paths=traces,
         read_paths=(path, *model_paths, *topology_paths, *traces),
@@ -325,6 +331,14 @@ def _precision(section: PrecisionSection, model: Model) -> Precision:
         dispatch=section.dispatch or ("fp8" if eight_bit else activations),
         combine=section.combine or activations,
     )
+
+
+def _engine_memory(engine: EngineFile, share: float | None) -> EngineMemory:
+    """The engine's memory, with the part of each GPU that the deployment allows it."""
+    if share is None:
+        return engine.memory
+    given = {"value": share, "basis": "given", "source": "memory_share of the deployment"}
+    return engine.memory.model_copy(update={"share": engine.memory.share.model_copy(update=given)})
 
 
 def load_kernel(name: str, where: Place | None = None) -> KernelFile:

@@ -152,13 +152,18 @@ def _rows(data: Any, key: str = "") -> Iterator[tuple[str, str, str, str]]:
     if isinstance(data, dict) and "value" in data:
         for path, value, _, _ in _rows(data["value"], key):
             yield path, value, str(data.get("basis", "")), str(data.get("source", ""))
+    elif isinstance(data, dict) and "basis" in data:
+        for name, figure in data.items():
+            if name not in ("name", "kind", "basis", "source"):
+                for path, value, _, _ in _rows(figure, f"{key}.{name}"):
+                    yield path, value, str(data["basis"]), str(data.get("source", ""))
     elif isinstance(data, dict):
         for name, value in data.items():
             if key or name != "schema":
                 yield from _rows(value, f"{key}.{name}" if key else str(name))
     elif isinstance(data, list) and any(isinstance(item, dict | list) for item in data):
         for index, item in enumerate(data):
-            label = item.get("level", index) if isinstance(item, dict) else index
+            label = item.get("level", item.get("name", index)) if isinstance(item, dict) else index
             yield from _rows(item, f"{key}[{label}]")
     else:
         yield key, ", ".join(map(str, data)) if isinstance(data, list) else str(data), "", ""

@@ -34,7 +34,9 @@ def check_deployment(path: Path) -> tuple[str, ...]:
         return () if expected else ("expect: infeasible (ep-plan solve says why)",)
     if checks.expect == "infeasible":
         return (f"expect: should be infeasible, but a plan with ep={plan.split.ep} fits",)
-    return tuple(_thresholds(checks, plan, prepared.instance.topology.gpu.memory.value))
+    instance = prepared.instance
+    capacity = instance.constants.engine_memory.usable_bytes(instance.topology.gpu.memory.value)
+    return tuple(_thresholds(checks, plan, capacity))
 
 
 def _thresholds(checks: ChecksSection, plan: Plan, capacity: int) -> Iterator[str]:

@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from planner.cost.instance import Instance, LayerLoad
 from planner.cost.memory import StageMemory, stage_memories
 from planner.cost.step import SplitCost, StageCost, split_cost
-from planner.inputs.model import MoeFfn
-from planner.inputs.units import format_bytes
+from planner.inputs.units import format_bytes, format_percent
 from planner.plan.split import Split
-from planner.rules import Broken, Limits, broken_rules
+from planner.rules import Limits, Verdict, broken_rules
 from planner.solve.bounds import layer_bound_S
 from planner.solve.cuts import BestCuts, StageLimits, best_cuts, least_memory_excess
 from planner.solve.problem import LayerProblem
@@ -94,7 +93,7 @@ class Candidate:
 
     split: Split
     redundant_experts: int
-    reasons: list[Broken]
+    reasons: list[Verdict]
     cost: SplitCost | None = None
     memories: tuple[StageMemory, ...] = ()
     bound_s: float = 0.0
@@ -190,9 +189,14 @@ class Bounder:
 def memory_limits(instance: Instance, candidate: Candidate) -> StageLimits:
     """Bytes of every layer on the fullest rank of every stage; no times."""
     assert candidate.cost is not None
-    memories, slots = candidate.memories, int(candidate.cost.slots_R.max())
+    return limits_of(instance, candidate.memories, candidate.cost.slots_per_rank)
+
+
+def limits_of(instance: Instance, memories: tuple[StageMemory, ...], slots: int) -> StageLimits:
+    """The same for any memories of the stages, with so many slots on the longest rank."""
     layers = instance.model.num_layers
-    is_moe = np.array([isinstance(run.ffn, MoeFfn) for run in instance.model.layer_list])
+    is_moe = np.zeros(layers, dtype=np.int64)
+    is_moe[list(instance.model.moe_layer_ids)] = 1
     rows = {id(m): np.array(m.layer_bytes, dtype=np.int64) + is_moe * (slots * m.slot_bytes) for m in memories}
     return StageLimits(
         layer_s_KL=np.zeros((len(memories), layers)),
@@ -206,17 +210,23 @@ def memory_limits(instance: Instance, candidate: Candidate) -> StageLimits:
 def ruled(instance: Instance, split: Split, redundant: int, limits: Limits) -> Candidate:
     """Check one split against all rules and memory."""
     candidate = Candidate(split, redundant, broken_rules(instance, split, redundant, limits))
-    if any(broken.rule in ("experts", "slots", "stages", "batch") for broken in candidate.reasons):
+    if any(broken.rule in ("slots", "stages", "batch") for broken in candidate.reasons):
         return candidate  # the grid itself makes no sense; memory has no meaning
     candidate.cost = split_cost(instance, split, redundant)
-    candidate.memories = stage_memories(instance, (stage.grid for stage in candidate.cost.stages))
+    grids = (stage.grid for stage in candidate.cost.stages)
+    candidate.memories = stage_memories(instance, grids, int(candidate.cost.slots_R.sum()))
     over, stage = least_memory_excess(memory_limits(instance, candidate))
     candidate.free_bytes = -over
     if over > 0:
         capacity = candidate.memories[stage].capacity_bytes
-        where = f"memory of a GPU of stage {stage}" if split.pp > 1 else "memory of a GPU"
-        detail = f"needs {format_bytes(capacity + over)}, has {format_bytes(capacity)}"
-        candidate.reasons.append(Broken(where, detail))
+        gpu = candidate.cost.stages[stage].grid.gpus[0]  # rank 0 fills the most slots
+        where = f"memory of GPU {gpu}, stage {stage}" if split.pp > 1 else f"memory of GPU {gpu}"
+        needs, has = format_bytes(capacity + over), format_bytes(capacity)
+        share = instance.constants.engine_memory.share
+        detail = f"needs {needs}, has {has}" + (f", {format_percent(share.value, 0)} of all" if share.value < 1 else "")
+        candidate.reasons.append(
+            Verdict(where, needs, f"at most {has}", holds=False, detail=detail, source=share.source)
+        )
     return candidate
 
 

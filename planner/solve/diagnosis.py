@@ -7,14 +7,18 @@ nearest to fitting first. Each repair offered was tried: with it some split brea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 from planner.cost.instance import Instance
 from planner.errors import InfeasibleError, Problem
+from planner.inputs.deployment import load_kernel
+from planner.inputs.kernels import KernelLimits
 from planner.inputs.precision import WEIGHTS, Precision
 from planner.inputs.topology import Gpu, Topology, resolve
 from planner.inputs.units import format_bytes
 from planner.inputs.workload import Workload
+from planner.rules import Verdict
 from planner.solve.candidates import Candidate, SearchSpace, all_splits, feasible_split, memory_limits
 from planner.solve.cuts import cuts_of_least_memory
 
@@ -34,7 +38,17 @@ def infeasible(instance: Instance, space: SearchSpace, candidates: list[Candidat
     lines = [*_table(rows), *_arithmetic(instance, nearest[0])]
     lines += [f"try: {repair}" for repair in repairs(instance, space)]
     error.problems = (Problem(str(error.problems[0].message), None, "\n".join(lines)),)
+    error.data = {"candidates": [_as_data(candidate) for candidate in nearest]}
     return error
+
+
+def _as_data(candidate: Candidate) -> dict[str, Any]:
+    """A rejected split with the table of the rules that it breaks."""
+    return {
+        "split": asdict(candidate.split),
+        "redundant_experts": candidate.redundant_experts,
+        "rules": [asdict(reason) for reason in candidate.reasons],
+    }
 
 
 def _no_split(instance: Instance, space: SearchSpace) -> InfeasibleError:
@@ -57,23 +71,26 @@ def _distance(candidate: Candidate) -> tuple[int, int, tuple[int, ...]]:
     return len(candidate.reasons), max(0, -candidate.free_bytes), candidate.order
 
 
-def _rows(nearest: list[Candidate]) -> dict[str, str]:
+def _rows(nearest: list[Candidate]) -> dict[str, list[Verdict]]:
     """What every split breaks at its best: numbers of micro-batches and of copies are not told apart."""
-    rows: dict[str, str] = {}
+    rows: dict[str, list[Verdict]] = {}
     for candidate in nearest:
         s = candidate.split
-        name = f"tp={s.tp} dp={s.dp} ep={s.ep} etp={s.etp} pp={s.pp}"
-        rows.setdefault(name, "; ".join(str(reason) for reason in candidate.reasons))
+        rows.setdefault(f"tp={s.tp} dp={s.dp} ep={s.ep} etp={s.etp} pp={s.pp}", candidate.reasons)
     return rows
 
 
-def _table(rows: dict[str, str]) -> Iterator[str]:
-    width = max(len(name) for name in list(rows)[:_SHOWN])
-    yield f"{'split':<{width}}  rules broken"
-    for name, reasons in list(rows.items())[:_SHOWN]:
-        yield f"{name:<{width}}  {reasons}"
-    if len(rows) > _SHOWN:
-        yield f"and {len(rows) - _SHOWN} more"
+def _table(broken: dict[str, list[Verdict]]) -> Iterator[str]:
+    """A row for each rule that a split breaks: value, what it must fit, verdict."""
+    rows = [("split", "rule", "value", "must be", "verdict")]
+    for name, reasons in list(broken.items())[:_SHOWN]:
+        for number, one in enumerate(reasons):
+            rows.append(("" if number else name, one.rule, one.value, one.limit, f"✗ {one.detail}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        yield "  ".join([*(f"{text:<{width}}" for text, width in zip(row, widths, strict=False)), row[4]])
+    if len(broken) > _SHOWN:
+        yield f"and {len(broken) - _SHOWN} more"
 
 
 def _arithmetic(instance: Instance, candidate: Candidate) -> Iterator[str]:
@@ -88,10 +105,12 @@ def _arithmetic(instance: Instance, candidate: Candidate) -> Iterator[str]:
     totals = [m.total(layers, f) for m, layers, f in zip(candidate.memories, cuts, filled, strict=True)]
     fullest = totals.index(max(totals))
     memory = candidate.memories[fullest]
-    yield f"memory of a GPU with {candidate.split}:"
+    layers = cuts[fullest]
+    where = f", stage {fullest} (layers {layers.start} to {layers.stop - 1})" if len(cuts) > 1 else ""
+    yield f"memory of GPU {candidate.cost.stages[fullest].grid.gpus[0]}{where}, the fullest, with {candidate.split}:"
     for line in sorted(memory.lines(cuts[fullest], filled[fullest]), key=lambda line: -line.num_bytes):
-        yield f"  {line.name:<28} {format_bytes(line.num_bytes):>10}"
-    yield f"  {'needs':<28} {format_bytes(totals[fullest]):>10}, has {format_bytes(memory.capacity_bytes)}"
+        yield f"  {line.name:<44} {format_bytes(line.num_bytes):>10}  {line.basis}"
+    yield f"  {'needs':<44} {format_bytes(totals[fullest]):>10}, has {format_bytes(memory.capacity_bytes)}"
 
 
 # --- repairs ----------------------------------------------------------------------------------------
@@ -108,6 +127,7 @@ def repairs(instance: Instance, space: SearchSpace) -> Iterator[str]:
     if nodes is not None:
         yield f"{nodes} nodes ({nodes * instance.topology.file.gpus_per_node} GPUs)"
     yield from _formats(instance, space)
+    yield from _engine_settings(instance, space)
     for name, text in (("context_length", "context_length {:,}"), ("tokens_per_gpu", "tokens_per_gpu {:,}")):
         value = _largest(instance, space, name)
         if value is not None:
@@ -145,6 +165,26 @@ def _formats(instance: Instance, space: SearchSpace) -> Iterator[str]:
             yield "precision: {weights: fp8}"
     if precision.kv_cache != "fp8" and _fits_with(instance, space, precision.model_copy(update={"kv_cache": "fp8"})):
         yield "precision: {kv_cache: fp8}"
+
+
+def _engine_settings(instance: Instance, space: SearchSpace) -> Iterator[str]:
+    """The least share of memory in whole percent that fits, and a library without limits."""
+    constants = instance.constants
+    memory, kernel = constants.engine_memory, constants.kernel
+
+    def fits(percent: int) -> bool:
+        share = memory.share.model_copy(update={"value": percent / 100})
+        given = constants.model_copy(update={"engine_memory": memory.model_copy(update={"share": share})})
+        return feasible_split(replace(instance, constants=given), space) is not None
+
+    least = next((p for p in range(int(memory.share.value * 100) + 1, 101) if fits(p)), None)
+    if least is not None:
+        yield f"memory_share: {least}%"
+    if kernel.limits != KernelLimits():
+        generic = constants.communication.model_copy(update={"kernel": "all-to-all"})
+        given = constants.model_copy(update={"kernel": load_kernel("all-to-all"), "communication": generic})
+        if feasible_split(replace(instance, constants=given), space):
+            yield "communication: {kernel: all-to-all}"
 
 
 def _fits_with(instance: Instance, space: SearchSpace, precision: Precision) -> bool:

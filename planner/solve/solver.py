@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -22,12 +22,15 @@ from planner.plan.plan import (
     PlacementRecord,
     Plan,
     PlanInputs,
+    RuleRecord,
     SolverRecord,
     SplitRecord,
     StageRecord,
 )
 from planner.plan.split import Split
+from planner.rules import Limits, Verdict, verdicts
 from planner.solve.candidates import Candidate, SearchSpace
+from planner.solve.headroom import Headroom, headroom
 from planner.solve.master import Best, Master, Options, Solution
 from planner.solve.place import LayerJob
 from planner.solve.problem import CLOSED, LayerProblem
@@ -47,6 +50,14 @@ class Solved:
 
     plan: Plan | None
     solution: Solution
+
+
+@dataclass(frozen=True)
+class Told:
+    """What candidates are told with: the limits they keep, and what they could hold besides, by identity."""
+
+    limits: Limits
+    rooms: dict[int, Headroom]
 
 
 def solve(
@@ -75,14 +86,39 @@ def solve(
             raise
         except KeyboardInterrupt:
             solution.stopped_by = "interrupt"
-    plan = _booked(instance, solution, solution.best, held_out, inputs)
+    rooms = _rooms(instance, solution, solution.best, watch)
+    plan = _booked(instance, solution, solution.best, held_out, inputs, Told(space.limits, rooms))
     findings = check(plan, instance)
     assert not findings, "the plan fails its own check:\n" + "\n".join(map(str, findings))
     return Solved(plan, solution)
 
 
+def _rooms(instance: Instance, solution: Solution, best: Best, watch: Watch) -> dict[int, Headroom]:
+    """What the splits that fit could hold besides; where the search was stopped only the chosen one's."""
+    rooms = {id(best.candidate): headroom(instance, best.candidate)}
+    if solution.stopped_by in ("time_limit", "interrupt"):
+        return rooms
+    others = [one for one in solution.candidates if one.is_feasible and one is not best.candidate]
+    try:
+        with watch.stoppable():
+            watch.begin("finding what else fits", len(others))
+            for candidate in others:
+                rooms[id(candidate)] = headroom(instance, candidate)
+                watch.advance()
+    except GaveUpError:
+        raise
+    except KeyboardInterrupt:
+        solution.stopped_by = "interrupt"
+    return rooms
+
+
 def _booked(
-    instance: Instance, solution: Solution, best: Best, held_out: HeldOutRecord | None, inputs: PlanInputs
+    instance: Instance,
+    solution: Solution,
+    best: Best,
+    held_out: HeldOutRecord | None,
+    inputs: PlanInputs,
+    told: Told,
 ) -> Plan:
     cost = best.candidate.cost
     assert cost is not None
@@ -115,7 +151,7 @@ def _booked(
         baselines=score(cost, best.cuts),
         held_out=held_out,
         notes=notes(instance, solution.stopped_by, gap),
-        candidates=tuple(_candidate_record(candidate, best) for candidate in solution.candidates),
+        candidates=tuple(_candidate_record(instance, candidate, best, told) for candidate in solution.candidates),
         inputs=inputs,
     )
 
@@ -132,25 +168,41 @@ def _split_record(split: Split) -> SplitRecord:
     )
 
 
-def _candidate_record(candidate: Candidate, best: Best) -> CandidateRecord:
-    chosen = candidate is best.candidate
+def _candidate_record(instance: Instance, candidate: Candidate, best: Best, told: Told) -> CandidateRecord:
+    split = _split_record(candidate.split)
     if not candidate.is_feasible:
         return CandidateRecord(
-            split=_split_record(candidate.split),
+            split=split,
             redundant_experts=candidate.redundant_experts,
             outcome="rejected",
             free_bytes=None if not candidate.memories else candidate.free_bytes,
             reasons=tuple(str(reason) for reason in candidate.reasons),
+            rules=rule_records(candidate.reasons),
         )
     outcome: Literal["chosen", "priced", "bounded"] = "bounded" if candidate.step_s is None else "priced"
+    rules: tuple[RuleRecord, ...] = ()
+    chosen = candidate is best.candidate
+    if chosen:
+        outcome = "chosen"
+        rules = rule_records(verdicts(instance, candidate.split, candidate.redundant_experts, told.limits))
+    room = told.rooms.get(id(candidate), Headroom(None, None, None))
     return CandidateRecord(
-        split=_split_record(candidate.split),
+        split=split,
         redundant_experts=candidate.redundant_experts,
-        outcome="chosen" if chosen else outcome,
+        outcome=outcome,
         bound_s=candidate.bound_s,
         step_s=best.prediction.step_s if chosen else candidate.step_s,  # the two may be a tie
         free_bytes=candidate.free_bytes,
+        spare_kv_tokens=room.spare_kv_tokens,
+        most_sequences=room.most_sequences,
+        longest_context=room.longest_context,
+        rules=rules,
     )
+
+
+def rule_records(rules: Iterable[Verdict]) -> tuple[RuleRecord, ...]:
+    """Verdicts as data."""
+    return tuple(RuleRecord(**asdict(rule)) for rule in rules)
 
 
 # --- held-out windows -------------------------------------------------------------------------------
