@@ -12,7 +12,7 @@ from tests.cli.running import TIMEOUT_S, environment, example, run
 
 HEAVY = {"torch", "transformers", "ortools", "numpy", "pydantic", "rich"}
 SOLVERS = {"torch", "transformers", "ortools"}
-COMMANDS = ["solve", "check", "compare", "show", "profiles", "env"]
+COMMANDS = ["solve", "check", "compare", "show", "profiles", "trace", "topology", "env"]
 
 
 def loaded(*arguments: object, cwd: Path) -> set[str]:
