@@ -9,7 +9,9 @@ import click
 from planner.cli.group import LazyGroup
 
 # Subcommand -> (module, what it does).
-COMMANDS: Final[dict[str, tuple[str, str]]] = {}
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "record": ("planner.cli.trace.record", "Record the routing of a Hugging Face model on text files."),
+}
 
 
 @click.group("trace", cls=LazyGroup, table=COMMANDS)
