@@ -107,6 +107,7 @@ def test_without_torch_it_says_what_to_install(model_folder: Path, tmp_path: Pat
     package = tmp_path / "blocked" / "torch"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise ImportError('blocked by a test')\n")
+    (tmp_path / "text.txt").write_text("some text")
     env = {"PYTHONPATH": str(tmp_path / "blocked")}
     done = run("trace", "record", model_folder, "--text", "text.txt", cwd=tmp_path, env=env)
     assert done.code == 7
