@@ -121,7 +121,7 @@ def _of_tokens(trace: TokenTrace, phase: Phase, step_tokens: int, most: int, sam
     window_T, how = window_of_token(trace, phase, step_tokens, most)
     num_windows = int(window_T.max()) + 1
     _not_too_many(trace, num_windows)
-    counts_SLE = _count(trace, window_T, num_windows)
+    counts_SLE = count_by(trace, window_T, num_windows)
     _no_empty_rows(trace, counts_SLE)
     tokens_S = np.bincount(window_T, minlength=num_windows)
     names = tuple(f"window {index}" for index in range(num_windows))
@@ -205,17 +205,18 @@ def _joined_atoms(atom_T: Ints, wanted: int) -> NDArray[np.int32]:
     return window_T
 
 
-def _count(trace: TokenTrace, window_T: NDArray[np.int32], num_windows: int) -> Ints:
+def count_by(trace: TokenTrace, part_T: NDArray[np.int32], num_parts: int) -> Ints:
+    """How often each expert is chosen in each part (window, domain) of the tokens: [parts, L, E]."""
     layers, experts = len(trace.layer_ids_L), trace.num_experts
-    total = np.zeros(num_windows * layers * experts, dtype=np.int64)
+    total = np.zeros(num_parts * layers * experts, dtype=np.int64)
     layer_L1 = np.arange(layers, dtype=np.int64)[:, None]
     for start, block in trace.blocks():
         ids = block.astype(np.int64)
         _check_ids(trace, ids)
-        window = window_T[start : start + len(ids), None, None].astype(np.int64)
-        key = (window * layers + layer_L1) * experts + ids
+        part = part_T[start : start + len(ids), None, None].astype(np.int64)
+        key = (part * layers + layer_L1) * experts + ids
         total += np.bincount(key[ids >= 0], minlength=len(total))
-    return total.reshape(num_windows, layers, experts)
+    return total.reshape(num_parts, layers, experts)
 
 
 def _check_ids(trace: TokenTrace, ids: Ints) -> None:

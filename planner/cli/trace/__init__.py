@@ -11,6 +11,7 @@ from planner.cli.group import LazyGroup
 # Subcommand -> (module, what it does).
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "record": ("planner.cli.trace.record", "Record the routing of a Hugging Face model on text files."),
+    "info": ("planner.cli.trace.info", "Describe a trace: skew, drift, domains, co-activation, verdict."),
 }
 
 
