@@ -160,13 +160,13 @@ def window_of_token(
         atom_T, slots = running_batch(trace.seq_id_T, trace.pos_T, step_tokens)
         kind = f"a running batch of {slots} sequences"
     else:
-        atom_T, kind = _file_order(trace.seq_id_T), "whole sequences in file order"
+        atom_T, kind = file_order(trace.seq_id_T), "whole sequences in file order"
     window_T = _joined_atoms(atom_T, wanted)
     per_window = trace.num_tokens / (int(window_T.max()) + 1)
     return window_T, f"{window_T.max() + 1} windows of about {per_window:,.0f} tokens, cut from {kind}"
 
 
-def _file_order(seq_id_T: Ints) -> Ints:
+def file_order(seq_id_T: Ints) -> Ints:
     """Number sequences 0, 1, ... by first appearance."""
     _, first, inverse = np.unique(seq_id_T, return_index=True, return_inverse=True)
     rank = np.empty(len(first), dtype=np.int64)
@@ -180,7 +180,7 @@ def running_batch(seq_id_T: Ints, pos_T: Ints | None, step_tokens: int) -> tuple
 
     Sequences enter in file order; a slot whose sequence has ended takes the next in the next step.
     """
-    seq_T = _file_order(seq_id_T)
+    seq_T = file_order(seq_id_T)
     lengths = np.bincount(seq_T)
     slots = min(step_tokens, -(-len(lengths) // MIN_WINDOWS))
     free_at = [0] * slots

@@ -12,6 +12,7 @@ from planner.cli.group import LazyGroup
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "record": ("planner.cli.trace.record", "Record the routing of a Hugging Face model on text files."),
     "info": ("planner.cli.trace.info", "Describe a trace: skew, drift, domains, co-activation, verdict."),
+    "split": ("planner.cli.trace.split", "Part a trace for planning and for judging: by time, sequence or domain."),
 }
 
 
