@@ -9,7 +9,9 @@ import click
 from planner.cli.group import LazyGroup
 
 # Subcommand -> (module, what it does).
-COMMANDS: Final[dict[str, tuple[str, str]]] = {}
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "import": ("planner.cli.trace.import_", "Turn what an engine recorded into a trace.npz, and check it."),
+}
 
 
 @click.group("trace", cls=LazyGroup, table=COMMANDS)
