@@ -14,8 +14,10 @@ from planner.errors import Place
 from planner.trace.faults import Fault
 
 Ints = NDArray[np.int64]
-_ENOUGH: Final = 32
-"""Distinct positive counts from which a common divisor is no chance."""
+_ENOUGH: Final = 24
+"""Positive counts from which a common divisor is no chance: one in 2^24 for a divisor of 2."""
+_DIFFERENT: Final = 8
+"""Different ones among them: counts that are all alike share themselves as divisor."""
 
 
 def never_routed(counts_SLE: Ints, top_k: int) -> NDArray[np.bool_]:
@@ -39,11 +41,12 @@ def dense_layers(counts_SLE: Ints, layer_ids_L: Ints, top_k: int, where: Place) 
 
 def counted_often(counts_SLE: Ints, where: Place) -> list[Fault]:
     """Every count divisible by one number: each token was counted that many times."""
-    positive = np.unique(counts_SLE[counts_SLE > 0])
-    factor = int(np.gcd.reduce(positive)) if len(positive) >= _ENOUGH else 1
+    positive = counts_SLE[counts_SLE > 0]
+    different = np.unique(positive)
+    factor = int(np.gcd.reduce(different)) if len(positive) >= _ENOUGH and len(different) >= _DIFFERENT else 1
     if factor == 1:
         return []
-    message = f"all {len(positive)} distinct counts are multiples of {factor}"
+    message = f"all {len(positive):,} counts are multiples of {factor}"
     cure = f"counted once by each of {factor} ranks? record one of them, or divide by {factor}"
     return [Fault("double-count", message, where, cure)]
 

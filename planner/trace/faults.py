@@ -14,7 +14,7 @@ from planner.errors import Place, Problem
 
 FAULTS: Final[dict[str, str]] = {
     "dense-layer": "rows of dense layers hold zeros, which look like expert 0 chosen by every token",
-    "filler-ids": "ids such as 255, or one id in all choices of a token, stand for no expert: padding, dropped tokens",
+    "filler-ids": "ids such as 255, or zeros in all choices of a token, stand for no expert: padding, dropped tokens",
     "physical-ids": "ids or columns count slots of a run with redundant experts, not logical experts",
     "shared-experts": "a fused shared expert is recorded beside the routed ones",
     "repeated-expert": "one token chose the same expert twice in a layer, which no router does",

@@ -29,7 +29,7 @@ from planner.trace.importers.found import (
     needs_experts,
 )
 from planner.trace.importers.rows import Placed, place_rows
-from planner.trace.importers.survey import Survey, dtype_for, mixed_phases
+from planner.trace.importers.survey import Survey, dtype_for, mixed_phases, not_routed
 from planner.trace.windows import LIMIT_COUNTS
 from planner.trace.write import Array, Column, Spool, write_npz
 
@@ -124,12 +124,16 @@ def _of_phase(block: TokenBlock, found: Found, survey: Survey, given: Given) -> 
 
 
 def _pack(spool: Spool, survey: Survey, placed: Placed, output: Path) -> None:
-    dtype = dtype_for(survey.num_experts, with_none=survey.none)
     used_K, keep_L = survey.used_K, placed.keep_L
+    lacking = bool(survey.same_L[keep_L].any())
+    dtype = dtype_for(survey.num_experts, with_none=survey.none or lacking)
 
     def chosen(block: Array) -> Array:
         kept = block if keep_L.all() else block[:, keep_L]
-        return (kept if used_K.all() else kept[:, :, used_K]).astype(dtype)
+        kept = (kept if used_K.all() else kept[:, :, used_K]).astype(dtype)
+        if lacking:
+            kept[not_routed(np.moveaxis(kept, 2, 0), survey.num_experts)] = -1
+        return kept
 
     arrays: dict[str, Array | Column] = {
         "expert_ids": spool.column("expert_ids", chosen),

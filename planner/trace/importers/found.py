@@ -127,8 +127,10 @@ def needs_experts(path: Path, found: int | None, given: Given) -> int:
             f"{path}: the format does not say how many experts there are", hint="give --model or --num-experts"
         )
     if found is not None and found != number:
-        hint = "more columns than experts: slots of redundant experts? give --physical-map"
-        raise bad(path, f"{found} experts recorded, but {number} are expected [physical-ids]", hint)
+        message = f"{found} experts recorded, but {number} are expected"
+        if found < number:
+            raise bad(path, message, "another model, or not all of it")
+        raise bad(path, f"{message} [physical-ids]", "slots of redundant experts? give the map of that run")
     if not 1 <= number <= LIMIT_EXPERTS:
         raise bad(path, f"{number} experts are not allowed", f"expected 1..{LIMIT_EXPERTS}")
     return number

@@ -44,6 +44,8 @@ def place_rows(found: Found, routed_L: Bools, given: Given) -> Placed:
     model, rows = given.model, len(routed_L)
     notes: list[str] = []
     kind = _kind(found, routed_L, given, notes)
+    if kind == "moe" and model is None:
+        notes.append("rows are numbered by MoE layer; without --model they become layers 0, 1, ... [layer-index]")
     if model is not None and found.layer_ids is None:
         fault = _wrong_kind(kind, rows, routed_L, model, where)
         if fault:
@@ -70,8 +72,6 @@ def _kind(found: Found, routed_L: Bools, given: Given, notes: list[str]) -> Lite
     if given.rows is not None:
         return given.rows
     if found.rows != "either":
-        if found.rows == "moe" and given.model is None:
-            notes.append("rows are numbered by MoE layer; without --model they become layers 0, 1, ... [layer-index]")
         return found.rows
     model = given.model
     if model is None:

@@ -1,7 +1,7 @@
 """Looks at every block of tokens on its way through, and names the traps that show in the ids.
 
 A router picks distinct experts. So a row in which one id fills all choices was not routed: zeros of a
-dense layer or of a buffer never written, 255 or -1 of a padded token.
+dense layer or of a buffer never written; the last id, 255 of 256, where -1 became a byte.
 
 Legend: T tokens, L rows of layers, K choices, E experts.
 """
@@ -26,7 +26,7 @@ _VALUES = 64
 
 @dataclass(frozen=True)
 class Seen:
-    """A block after the look: padding dropped, rows that were not routed set to -1."""
+    """A block after the look: without padding."""
 
     ids_TLK: Ints
     keep_T: NDArray[np.bool_] | None
@@ -43,7 +43,7 @@ class Survey:
         self.routed_L = np.zeros(0, dtype=np.int64)
         """Tokens that chose some expert in each layer."""
         self.same_L = np.zeros(0, dtype=np.int64)
-        """Tokens for which one id fills all choices, in each layer."""
+        """Tokens for which the first or the last id fills all choices, in each layer."""
         self.repeated_L = np.zeros(0, dtype=np.int64)
         self.used_K = np.zeros(0, dtype=bool)
         self.none = False
@@ -53,7 +53,7 @@ class Survey:
         self.phases: set[int] = set()
 
     def look(self, ids_TLK: Ints) -> Seen:
-        """Survey one block and mend what is certain."""
+        """Survey one block and drop the padding in it."""
         tokens, layers, choices = ids_TLK.shape
         if not len(self.routed_L):
             self.routed_L, self.same_L, self.repeated_L = (np.zeros(layers, dtype=np.int64) for _ in range(3))
@@ -69,8 +69,8 @@ class Survey:
         none_LT = np.zeros((layers, tokens), dtype=bool)
         for layer in range(layers):
             self._look_at_layer(layer, ids_LKT[layer], same_LT[layer], none_LT[layer], may_lack=least < 0)
-        padding_T: NDArray[np.bool_] = np.logical_and.reduce(same_LT | none_LT, axis=0)
-        return self._mended(ids, same_LT, none_LT, padding_T, least)
+        self.none = self.none or least < 0
+        return self._without_padding(ids, same_LT, none_LT)
 
     def _without_fillers(self, ids_TLK: Ints) -> Ints:
         if not self.fillers:
@@ -91,31 +91,21 @@ class Survey:
     ) -> None:
         choices = len(ids_KT)
         repeated_T = np.zeros(ids_KT.shape[1], dtype=bool)
-        if choices > 1:
-            np.equal(ids_KT[0], ids_KT[1], out=same_T)
-            for k in range(2, choices):
-                if not same_T.any():
-                    break
-                same_T &= ids_KT[0] == ids_KT[k]
-            for k in range(1, choices):
-                for other in range(k):
-                    repeated_T |= (ids_KT[k] == ids_KT[other]) & (ids_KT[k] >= 0 if may_lack else True)
+        for k in range(1, choices):
+            for other in range(k):
+                repeated_T |= (ids_KT[k] == ids_KT[other]) & (ids_KT[k] >= 0 if may_lack else True)
         if may_lack:
-            np.logical_and.reduce(ids_KT < 0, axis=0, out=none_T)
-            same_T &= ~none_T
-            self.used_K |= (ids_KT >= 0).any(axis=1)
+            chosen_KT = ids_KT >= 0
+            np.logical_not(chosen_KT.any(axis=0), out=none_T)
+            self.used_K |= chosen_KT.any(axis=1)
         else:
             self.used_K[:] = True
+        if may_lack or repeated_T.any():
+            same_T[:] = not_routed(ids_KT, self.num_experts)
         self.repeated_L[layer] += int((repeated_T & ~same_T).sum())
 
-    def _mended(
-        self,
-        ids: Ints,
-        same_LT: NDArray[np.bool_],
-        none_LT: NDArray[np.bool_],
-        padding_T: NDArray[np.bool_],
-        least: int,
-    ) -> Seen:
+    def _without_padding(self, ids: Ints, same_LT: NDArray[np.bool_], none_LT: NDArray[np.bool_]) -> Seen:
+        padding_T: NDArray[np.bool_] = np.logical_and.reduce(same_LT | none_LT, axis=0)
         padded = int(padding_T.sum())
         self.padding += padded
         self.tokens += len(padding_T) - padded
@@ -124,11 +114,6 @@ class Survey:
             ids, same_LT, none_LT = ids[keep_T], same_LT[:, keep_T], none_LT[:, keep_T]
         self.same_L += same_LT.sum(axis=1)
         self.routed_L += ids.shape[0] - same_LT.sum(axis=1) - none_LT.sum(axis=1)
-        some_L = same_LT.any(axis=1) & ~same_LT.all(axis=1)
-        if some_L.any():  # rows of whole layers are dropped later; these stand between routed ones
-            ids = ids.astype(np.int32) if ids.dtype.kind == "u" else ids.copy()
-            ids[same_LT.T & some_L] = -1
-        self.none = self.none or least < 0 or bool(some_L.any())
         return Seen(ids, keep_T)
 
     def note_phases(self, phase_T: NDArray[np.int8]) -> None:
@@ -175,6 +160,17 @@ class Survey:
         if partly:
             notes.append(f"{partly:,} rows with one id in all choices set to no expert [filler-ids]")
         return notes
+
+
+def not_routed(ids_KR: Ints, num_experts: int) -> NDArray[np.bool_]:
+    """Rows [R] of choices [K, R] that the first or the last id fills, some -1 aside."""
+    if len(ids_KR) == 1:
+        return np.zeros(ids_KR.shape[1:], dtype=bool)
+    chosen_KR = ids_KR >= 0
+    most_R = ids_KR.max(axis=0)
+    alike_R = (chosen_KR <= (ids_KR == most_R)).all(axis=0) & (chosen_KR.sum(axis=0) > 1)
+    found: NDArray[np.bool_] = alike_R & ((most_R == 0) | (most_R == num_experts - 1))
+    return found
 
 
 def mixed_phases(phases: set[int], where: Place) -> list[Fault]:
