@@ -25,6 +25,9 @@ from planner.errors import InputError, Place, Problem, UsageError
 
 CHUNK_BYTES: Final = 32 << 20
 WHOLE_LIMIT_BYTES: Final = 4 << 30
+_BOMB_BYTES: Final = 256 << 20
+_BOMB_RATIO: Final = 200
+"""Recorded ids shrink to a half or a third; deflate can do 1032 to 1."""
 # RuntimeError: an encrypted zip; NotImplementedError, one of its kind: an unknown compression.
 _BROKEN: Final = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, RuntimeError, struct.error)
 _LOCAL_HEADER: Final = struct.Struct("<4s5H3I2H")  # PKWARE APPNOTE 6.3.10, section 4.3.7
@@ -80,6 +83,9 @@ class NpzFile:
             start = stream.tell()
         offset = self._offset(info) + start if info.compress_type == zipfile.ZIP_STORED else None
         header = ArrayHeader(name, shape, dtype, fortran, offset)
+        if info.file_size > _BOMB_BYTES and info.file_size > _BOMB_RATIO * info.compress_size:
+            shrunk = f"{info.file_size:,} bytes from {info.compress_size:,}: this grows like a zip bomb"
+            raise self.error(name, shrunk, "if it is a trace, store it uncompressed: numpy.savez")
         if dtype.hasobject:
             raise self.error(name, "holds Python objects, which are never loaded", "save plain numbers")
         if header.nbytes != info.file_size - start:

@@ -34,6 +34,7 @@ from planner.trace.windows import LIMIT_COUNTS
 from planner.trace.write import Array, Column, Spool, write_npz
 
 Ints = NDArray[np.int64]
+_LIMIT_COUNT: Final = 1 << 40
 _COLUMNS: Final = ("seq_id", "pos", "step_id")
 
 
@@ -199,6 +200,9 @@ def _gathered(found: Found, given: Given) -> tuple[Ints, tuple[str, ...], set[in
             raise bad(found.path, message, "windows must have the same layers and experts")
         if (len(windows) + 1) * block.counts_LE.size > LIMIT_COUNTS:
             raise bad(found.path, f"more than {len(windows):,} windows", "add neighbouring windows up first")
+        if block.counts_LE.min() < 0 or block.counts_LE.max() > _LIMIT_COUNT:
+            strange = block.counts_LE.min() if block.counts_LE.min() < 0 else block.counts_LE.max()
+            raise bad(found.path, f"{block.name}: a count of {strange:,}", f"expected 0..{_LIMIT_COUNT:,}")
         windows.append(block.counts_LE.astype(np.int64))
         names.append(block.name or f"window {len(names)}")
         if block.phase is not None:

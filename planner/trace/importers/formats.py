@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import zipfile
 from collections.abc import Sequence
@@ -32,6 +33,10 @@ def opened(sources: Sequence[Path], name: str | None, given: Given) -> tuple[str
     for path in sources:
         if not path.exists():
             raise UsageError(f"{path}: no such file")
+        if not path.is_file() and not path.is_dir():
+            raise UsageError(f"{path} is a device or a pipe, a file is needed")
+        if not os.access(path, os.R_OK):
+            raise UsageError(f"{path}: permission denied")
     name = name or _detected(sources, given)
     if given.physical_map is not None and not FORMATS[name].slots:
         raise UsageError(f"--physical-map means nothing for {name}: its ids are logical, or its files hold the map")

@@ -160,7 +160,8 @@ def as_whole(array: NDArray[Any], path: Path, key: str, line: int | None = None)
     if array.dtype.kind != "f":
         raise bad(path, f"values of type {array.dtype} found", hint, line=line, key=key)
     with np.errstate(invalid="ignore"):
-        rounded = np.where(np.abs(array) < 2.0**53, array, 0).astype(np.int64)
+        exact = array.astype(np.float64)
+        rounded = np.where(np.abs(exact) < 2.0**53, exact, 0).astype(np.int64)
     if not (rounded == array).all():
         hint += "; multiply averages by what they were divided by"
         raise bad(path, "fractions, infinities or NaN found", hint, line=line, key=key)

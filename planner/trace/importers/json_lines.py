@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from planner.trace.importers.found import bad
 
-_LINE_BYTES: Final = 256 << 20
-_DOCUMENT_BYTES: Final = 512 << 20
+_LINE_BYTES: Final = 128 << 20
+_DOCUMENT_BYTES: Final = 128 << 20
 _PIECE: Final = 1 << 20
 _CUT_OFF: Final = "cut off while it was written or copied? leave out what is incomplete"
 
@@ -64,7 +64,7 @@ def responses(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def document(path: Path) -> Any:
-    """A whole JSON file of at most 512 MiB."""
+    """A whole JSON file of at most 128 MiB."""
     with path.open("rb") as file:
         raw = file.read(_DOCUMENT_BYTES + 1)
     if len(raw) > _DOCUMENT_BYTES:

@@ -37,6 +37,7 @@ from planner.trace.importers.torch_pickle import StoredTensor
 Counts = NDArray[np.int64]
 _HINT: Final = "expected counts [layers, experts] or [windows, layers, experts]"
 _LIMIT_BYTES: Final = 4 << 30
+_CSV_BYTES: Final = 256 << 20
 
 
 def read(sources: Sequence[Path], given: Given) -> Found:
@@ -121,6 +122,8 @@ def _json(path: Path, deepest: int) -> Counts:
 
 
 def _csv(path: Path) -> Counts:
+    if path.stat().st_size > _CSV_BYTES:
+        raise bad(path, f"larger than {_CSV_BYTES >> 20} MiB", "save it as .npy")
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         try:
             rows = [(number, row) for number, row in enumerate(csv.reader(file), start=1) if any(row)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Final
 
@@ -114,10 +114,11 @@ def _blocks(lanes: Sequence[tuple[_Rank, ...]], found: Found) -> Iterator[TokenB
     repeats = Repeats()
     for lane in lanes:
         name = " and ".join(rank.path.name for rank in lane)
-        for index, parts in enumerate(zip(*(rank.passes for rank in lane), strict=True)):
-            if len({(part.step, len(part.ids_TLK)) for part in parts}) > 1:
-                message = f"{lane[-1].path.name} has another step or number of tokens at line {parts[-1].line}"
-                hint = "pipeline stages must be given rank by rank from the same run"
+        for index, found_parts in enumerate(zip_longest(*(rank.passes for rank in lane))):
+            parts = [part for part in found_parts if part is not None]
+            if len(parts) < len(lane) or len({(part.step, len(part.ids_TLK)) for part in parts}) > 1:
+                message = f"pass {index} is not the same step and number of tokens in {name}"
+                hint = "cut off? pipeline stages must be given rank by rank from the same run"
                 raise bad(lane[0].path, message, hint, line=parts[0].line)
             ids = np.concatenate([part.ids_TLK for part in parts], axis=1)
             repeats.add(name, (parts[0].step, index), ids + 1)

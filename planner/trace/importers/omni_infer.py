@@ -27,7 +27,7 @@ MARK: Final = "[dump activation]"
 _LINE: Final = re.compile(
     r"\[dump activation\]\s+(\w+) step (\d+) in rank (\d+) for layer (\d+) get (\d+) experts data:\s*([\d\s]+)$"
 )
-_LIMIT_BYTES: Final = 1 << 30
+_LIMIT_BYTES: Final = 256 << 20
 
 Rows = dict[int, list[int]]
 Steps = dict[tuple[str, int], dict[int, Rows]]

@@ -62,7 +62,8 @@ def place_rows(found: Found, routed_L: Bools, given: Given) -> Placed:
     if len(filled):
         notes.append(f"rows of dense layers {listed(filled)} left out [dense-layer]")
     keep_L = moe_L & routed_L
-    faults += _stages(labels[keep_L], model, where)
+    if not (moe_L & ~routed_L).any():
+        faults += _stages(labels[keep_L], model, where)
     return Placed(keep_L, labels[keep_L], tuple(faults), tuple(notes))
 
 
@@ -120,15 +121,13 @@ def _against(labels: Ints, moe_L: Bools, routed_L: Bools, model: Model, where: P
 
 
 def _stages(kept: Ints, model: Model, where: Place) -> list[Fault]:
-    """Exactly the first half, third, ... of the MoE layers: one stage's count of its own layers."""
+    """Only the first MoE layers: one stage's count of its own layers, or a file that was cut off."""
     moe = np.array(model.moe_layer_ids)
-    stages = round(len(moe) / len(kept)) if len(kept) else 1
-    first = stages > 1 and abs(len(moe) - stages * len(kept)) < stages and np.array_equal(kept, moe[: len(kept)])
-    if not first:
+    if not 0 < len(kept) < len(moe) or not np.array_equal(kept, moe[: len(kept)]):
         return []
     message = f"only the first {len(kept)} of {len(moe)} MoE layers of {model.name}"
     cure = (
-        f"{stages} pipeline stages that number their layers from 0 and overwrite each other? record without pipeline "
-        "stages, or import each stage with --layer-offset"
+        "did pipeline stages number their layers from 0 and overwrite each other? record without pipeline stages, "
+        "or import each stage with --layer-offset; else the file is cut off"
     )
     return [Fault("pipeline-ranks", message, where, cure)]

@@ -13,11 +13,11 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
-from planner.trace.importers.found import CountBlock, Found, Given, as_whole, bad, needs_experts
+from planner.trace.importers.found import LIMIT_EXPERTS, CountBlock, Found, Given, as_whole, bad, needs_experts
 from planner.trace.importers.json_lines import document
 from planner.trace.importers.physical_map import to_logical_counts
 from planner.trace.importers.repeats import Repeats
@@ -37,14 +37,17 @@ def read(sources: Sequence[Path], given: Given) -> Found:
     if type(slots) is not int or type(top_k) is not int or slots < 1 or top_k < 1:
         hint = "expected num_experts and num_experts_per_token; rank 0 writes this file"
         raise bad(meta, "missing, or incomplete", hint)
+    if slots > LIMIT_EXPERTS:
+        raise bad(meta, f"{slots} experts are not allowed", f"expected 1..{LIMIT_EXPERTS}", key="num_experts")
     files = _files(folder)
     keys = _keys(files)
     layers = tuple(sorted({layer for _, layer in keys}))
     iterations = sorted({iteration for iteration, _ in keys})
-    missing = [f"{i}_{l}" for i in iterations for l in layers if (i, l) not in keys]
-    if missing:
+    lacking = len(iterations) * len(layers) - len(keys)
+    if lacking:
+        first = next(f"{i}_{l}" for i in iterations for l in layers if (i, l) not in keys)
         hint = "every iteration has every layer: cut off, or layers of pipeline stages that overwrote each other"
-        raise bad(files[0].path, f"{missing[0]} is missing ({len(missing)} in all) [pipeline-ranks]", hint)
+        raise bad(files[0].path, f"{first} is missing ({lacking} in all) [pipeline-ranks]", hint)
     experts = needs_experts(folder, None if given.physical_map else slots, given)
     found = Found(folder, "hidden", iter(()), per_token=False, layer_ids=layers, num_experts=experts, top_k=top_k)
     if not given.physical_map:
@@ -86,14 +89,14 @@ def _blocks(
     repeats = Repeats()
     assert found.layer_ids is not None
     for iteration in iterations:
-        total = np.zeros((len(found.layer_ids), slots), dtype=np.int64)
+        total: Any = 0
         for file in files:
             names = [f"{iteration}_{layer}" for layer in found.layer_ids]
             rows = [as_whole(file.array(name), file.path, name) for name in names]
             if any(row.shape != (slots,) for row in rows):
                 raise bad(file.path, f"counts in {iteration}_* are not [{slots}]", "meta_info.json is of another run")
             repeats.add(file.path.name, iteration, np.stack(rows))
-            total += np.stack(rows)
+            total = total + np.stack(rows)
         yield CountBlock(_logical(total, found.layer_ids, experts, given), f"iteration {iteration}")
     found.faults.extend(repeats.faults(found.path))
 
