@@ -47,6 +47,8 @@ class ArrayHeader:
     fortran: bool
     offset: int | None = None
     """Byte of the file at which the numbers begin; None if they are compressed."""
+    packed_bytes: int = 0
+    """Bytes that they take in the file."""
 
     @property
     def nbytes(self) -> int:
@@ -82,10 +84,7 @@ class NpzFile:
             shape, fortran, dtype = read_header(stream)
             start = stream.tell()
         offset = self._offset(info) + start if info.compress_type == zipfile.ZIP_STORED else None
-        header = ArrayHeader(name, shape, dtype, fortran, offset)
-        if info.file_size > _BOMB_BYTES and info.file_size > _BOMB_RATIO * info.compress_size:
-            shrunk = f"{info.file_size:,} bytes from {info.compress_size:,}: this grows like a zip bomb"
-            raise self.error(name, shrunk, "if it is a trace, store it uncompressed: numpy.savez")
+        header = ArrayHeader(name, shape, dtype, fortran, offset, info.compress_size)
         if dtype.hasobject:
             raise self.error(name, "holds Python objects, which are never loaded", "save plain numbers")
         if header.nbytes != info.file_size - start:
@@ -105,8 +104,11 @@ class NpzFile:
         return InputError(Problem(message, Place(str(self.path), key=name), hint))
 
     def whole(self, name: str) -> NDArray[Any]:
-        """One array, all at once; refused above 4 GiB."""
+        """One array, all at once; refused above 4 GiB, or if it grows like a zip bomb."""
         header = self.headers[name]
+        if header.nbytes > _BOMB_BYTES and header.nbytes > _BOMB_RATIO * header.packed_bytes:
+            shrunk = f"{header.nbytes:,} bytes from {header.packed_bytes:,}: this grows like a zip bomb"
+            raise self.error(name, shrunk, "if it is a trace, store it uncompressed: numpy.savez")
         if header.nbytes > WHOLE_LIMIT_BYTES:
             raise self.error(name, f"{header.nbytes >> 30} GiB is more than can be read at once")
         pieces = [piece for _, piece in self._pieces(header, max(1, header.nbytes))]
