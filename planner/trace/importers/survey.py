@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import Place
+from planner.trace.aggregate import by_layer
 from planner.trace.faults import Fault
 from planner.trace.importers.found import BOTH, DECODE, PREFILL, Ints
 
@@ -64,7 +65,7 @@ class Survey:
         least, most = int(ids.min()), int(ids.max())
         if most >= self.num_experts or least < -1:
             self._note_strange(ids)
-        ids_LKT = np.ascontiguousarray(ids.transpose(1, 2, 0))
+        ids_LKT = by_layer(ids)
         same_LT = np.zeros((layers, tokens), dtype=bool)
         none_LT = np.zeros((layers, tokens), dtype=bool)
         for layer in range(layers):
