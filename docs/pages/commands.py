@@ -78,8 +78,9 @@ def _paragraphs(help_text: str) -> Iterator[str]:
 def _option(option: click.Option, context: click.Context) -> tuple[str, str, str]:
     names = ", ".join(f"`{name}`" for name in option.opts)
     meaning = option.help or ""
-    if option.show_default and isinstance(option.default, str | PurePath):
-        meaning += f" Default: `{option.default}`."
+    default = option.default
+    if option.show_default and isinstance(default, str | int | float | PurePath) and not option.is_flag:
+        meaning = f"{meaning} Default: `{default}`.".lstrip()
     return names, "" if option.is_flag else _value(option, context), meaning
 
 

@@ -15,7 +15,7 @@ from planner.inputs.model import Model
 from planner.inputs.topology import Gpu, resolve
 from planner.inputs.workload import Workload
 from planner.plan.plan import Plan
-from planner.trace.consistency import against_model
+from planner.trace.consistency import against_model, not_routed, suspicions
 from planner.trace.native import read_trace
 from planner.trace.windows import Windows, cut
 
@@ -63,10 +63,13 @@ def read_windows(
             log.extend(error.problems)
             continue
         traces.append(read.trace)
-        warnings += read.warnings
+        warnings += (*read.warnings, *suspicions(read.trace))
         log.extend(against_model(read.trace, model))
     log.raise_if_any()
-    return cut(traces, workload.phase, step_tokens), tuple(warnings)
+    windows = cut(traces, workload.phase, step_tokens)
+    log.extend(not_routed(windows, traces))
+    log.raise_if_any()
+    return windows, tuple(warnings)
 
 
 def from_plan(plan: Plan, path: Path, traces: Sequence[Path] | None = None) -> Prepared:

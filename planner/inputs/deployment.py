@@ -289,6 +289,21 @@ class ConfigFile(Frozen):
     """Anything a reader should know."""
 
 
+def model_named(text: str) -> Model:
+    """The model of a command line: a shipped profile, or a path.
+
+    Raises:
+        UsageError: no such file.
+        InputError: no such profile, or a broken file.
+    """
+    if not _is_path(text) and not Path(text).exists():
+        return read_model(profiles.path_of("models", text))
+    path = Path(text)
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file", hint="a config.json, a model.yaml, or the name of a shipped model")
+    return read_model(path)
+
+
 def read_model(path: Path) -> Model:
     """Read a model.yaml, a shipped model, or a Hugging Face config.json (or the one beside an index of weights)."""
     if path.suffix not in (".yaml", ".yml"):

@@ -18,6 +18,7 @@ from planner.plan.placement import slots_of_ranks
 from planner.review.verdict import Ranks, Verdict, imbalance, linear_place, rank_loads, ranks_for, verdict
 from planner.trace import affinity
 from planner.trace.affinity import CoActivation, NextLayer
+from planner.trace.aggregate import co_activation_counts
 from planner.trace.domains import DomainLoads, domain_loads, domains_of
 from planner.trace.drift import Drift, drift_of, shares
 from planner.trace.native import read_trace
@@ -117,7 +118,7 @@ def describe(
         share_LE=share_LE,
         drift=drift_of(windows),
         domains=_domains(traces),
-        pairs=tuple(affinity.co_activation(sets, experts)) if sets else (),
+        pairs=tuple(_pairs(traces, windows.counts_SLE.sum(axis=0))),
         successors=tuple(affinity.next_layer(sets, experts)) if sets else (),
         nodes=tuple(_nodes(windows, experts, top_k, count) for count in node_counts) if sets else (),
         verdict=verdict(windows, top_k, group),
@@ -137,6 +138,12 @@ def _domains(traces: Sequence[Trace]) -> DomainLoads | None:
         return None
     domains = domains_of(trace)
     return domain_loads(trace, domains) if domains else None
+
+
+def _pairs(traces: Sequence[Trace], popularity_LE: NDArray[np.int64]) -> list[CoActivation]:
+    """Over all tokens of all traces; nothing if one of them has counts only."""
+    counted = [co_activation_counts(trace) for trace in traces if isinstance(trace, TokenTrace)]
+    return affinity.co_activation(np.sum(counted, axis=0), popularity_LE) if len(counted) == len(traces) else []
 
 
 def _nodes(windows: Windows, num_experts: int, top_k: int, count: int) -> Nodes:

@@ -1,6 +1,7 @@
 """Which experts are chosen together, by one token in one layer and from one layer to the next.
 
-Counted on the tokens sampled into windows (`TokenSets`). What a pair shows is held against chance: for
+Pairs within a layer are counted over all tokens, the rest on the tokens sampled into windows (`TokenSets`). What a
+pair shows is held against chance: for
 two experts of one layer their popularity alone, for two layers the same tokens shuffled within their
 window, so that popularity and its drift stay.
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from planner.trace.windows import TokenSets
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 _COUNTED: Final = 5.0
 """Pairs expected less often than this are left out of lifts: their counts are noise."""
 _TOP_PAIRS: Final = 0.1
@@ -56,26 +58,33 @@ def chosen_NE(experts_NK: NDArray[np.int32], num_experts: int) -> NDArray[np.flo
     return marks[:, :num_experts]
 
 
-def co_activation(sets: TokenSets, num_experts: int) -> list[CoActivation]:
-    """Pairs within each layer; empty where tokens choose one expert only."""
-    if sets.experts_NLK.shape[2] < 2:
+def co_activation(pairs_LEE: Ints, popularity_LE: Ints) -> list[CoActivation]:
+    """Pairs within each layer; empty where tokens choose one expert only.
+
+    Args:
+        pairs_LEE: how often two experts are chosen by the same token, symmetric (`aggregate.co_activation_counts`).
+        popularity_LE: how often each expert is chosen.
+    """
+    if not pairs_LEE.any():
         return []
-    return [_pairs(chosen_NE(experts_NK, num_experts)) for experts_NK in sets.experts_NLK.transpose(1, 0, 2)]
+    upper = np.triu_indices(pairs_LEE.shape[1], 1)
+    return [
+        _pairs(pairs_EE[upper], popularity_E, upper)
+        for pairs_EE, popularity_E in zip(pairs_LEE, popularity_LE, strict=True)
+    ]
 
 
-def _pairs(marks_NE: NDArray[np.float32]) -> CoActivation:
-    upper = np.triu_indices(marks_NE.shape[1], 1)
-    pairs_P = (marks_NE.T @ marks_NE)[upper].astype(float)
-    popularity_E = marks_NE.sum(axis=0).astype(float)
-    expected_P = np.outer(popularity_E, popularity_E)[upper]
-    expected_P *= pairs_P.sum() / max(expected_P.sum(), 1)  # as many pairs as there are
+def _pairs(pairs_P: Ints, popularity_E: Ints, upper: tuple[Ints, Ints]) -> CoActivation:
+    share_E = popularity_E / max(popularity_E.sum(), 1)
+    expected_P = share_E[upper[0]] * share_E[upper[1]]
+    expected_P *= pairs_P.sum() / max(expected_P.sum(), 1e-300)  # as many pairs as there are
     counted = expected_P >= min(_COUNTED, float(np.quantile(expected_P, 0.9)))
     lift = pairs_P[counted] / np.maximum(expected_P[counted], 1e-9)
     return CoActivation(
         median_lift=float(np.median(lift)),
         p90_lift=float(np.quantile(lift, 0.9)),
         p99_lift=float(np.quantile(lift, 0.99)),
-        top_pairs_mass=_top_mass(pairs_P[None], _TOP_PAIRS),
+        top_pairs_mass=_top_mass(pairs_P[None].astype(float), _TOP_PAIRS),
         chance_mass=_top_mass(expected_P[None], _TOP_PAIRS),
     )
 

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import InputError, Place, Problem
+from planner.trace.aggregate import count_by
 from planner.trace.drift import correlation, distance, shares
 from planner.trace.trace import Ints, TokenTrace
-from planner.trace.windows import count_by
 
 _LIMIT_DOMAINS: Final = 1024
 

@@ -25,6 +25,9 @@ from planner.errors import InputError, Place, Problem, UsageError
 
 CHUNK_BYTES: Final = 32 << 20
 WHOLE_LIMIT_BYTES: Final = 4 << 30
+_BOMB_BYTES: Final = 256 << 20
+_BOMB_RATIO: Final = 200
+"""Recorded ids shrink to a half or a third; deflate can do 1032 to 1."""
 # RuntimeError: an encrypted zip; NotImplementedError, one of its kind: an unknown compression.
 _BROKEN: Final = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, RuntimeError, struct.error)
 _LOCAL_HEADER: Final = struct.Struct("<4s5H3I2H")  # PKWARE APPNOTE 6.3.10, section 4.3.7
@@ -44,6 +47,8 @@ class ArrayHeader:
     fortran: bool
     offset: int | None = None
     """Byte of the file at which the numbers begin; None if they are compressed."""
+    packed_bytes: int = 0
+    """Bytes that they take in the file."""
 
     @property
     def nbytes(self) -> int:
@@ -79,7 +84,7 @@ class NpzFile:
             shape, fortran, dtype = read_header(stream)
             start = stream.tell()
         offset = self._offset(info) + start if info.compress_type == zipfile.ZIP_STORED else None
-        header = ArrayHeader(name, shape, dtype, fortran, offset)
+        header = ArrayHeader(name, shape, dtype, fortran, offset, info.compress_size)
         if dtype.hasobject:
             raise self.error(name, "holds Python objects, which are never loaded", "save plain numbers")
         if header.nbytes != info.file_size - start:
@@ -99,8 +104,11 @@ class NpzFile:
         return InputError(Problem(message, Place(str(self.path), key=name), hint))
 
     def whole(self, name: str) -> NDArray[Any]:
-        """One array, all at once; refused above 4 GiB."""
+        """One array, all at once; refused above 4 GiB, or if it grows like a zip bomb."""
         header = self.headers[name]
+        if header.nbytes > _BOMB_BYTES and header.nbytes > _BOMB_RATIO * header.packed_bytes:
+            shrunk = f"{header.nbytes:,} bytes from {header.packed_bytes:,}: this grows like a zip bomb"
+            raise self.error(name, shrunk, "if it is a trace, store it uncompressed: numpy.savez")
         if header.nbytes > WHOLE_LIMIT_BYTES:
             raise self.error(name, f"{header.nbytes >> 30} GiB is more than can be read at once")
         pieces = [piece for _, piece in self._pieces(header, max(1, header.nbytes))]

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import UsageError
+from planner.trace.batches import file_order
 from planner.trace.domains import domains_of
 from planner.trace.npz import NpzFile
 from planner.trace.trace import CountTrace, TokenTrace, Trace
-from planner.trace.windows import file_order
 from planner.trace.write import Column, write_npz
 
 Bools = NDArray[np.bool_]

@@ -84,6 +84,19 @@ class Spool:
         self._files[name].write(np.ascontiguousarray(rows).data)
         self._rows[name] += len(rows)
 
+    def retype(self, name: str, dtype: np.dtype[Any]) -> None:
+        """Change the type of an array that has grown already."""
+        if name not in self._files or self._kind[name][1] == dtype:
+            return
+        shape, _ = self._kind[name]
+        wider = self.folder / f"{name}.wider"
+        with wider.open("wb") as file:
+            for block in self._blocks(name):
+                file.write(block.astype(dtype).data)
+        self._files[name].close()
+        wider.replace(self.folder / name)
+        self._files[name], self._kind[name] = (self.folder / name).open("ab"), (shape, dtype)
+
     def names(self) -> list[str]:
         """Arrays begun so far."""
         return list(self._rows)

@@ -33,7 +33,9 @@ def loaded(*arguments: object, cwd: Path) -> set[str]:
     return {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["trace", "import", "--help"], *([name, "--help"] for name in COMMANDS)]
+)
 def test_help_loads_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     assert not loaded(*arguments, cwd=tmp_path) & HEAVY
 

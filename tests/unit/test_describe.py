@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from planner.errors import InputError
 from planner.trace.affinity import (
@@ -16,6 +17,7 @@ from planner.trace.affinity import (
     distinct_units_by_chance,
     next_layer,
 )
+from planner.trace.aggregate import counts_of, pairs_of
 from planner.trace.domains import domain_loads, domains_of
 from planner.trace.drift import correlation, distance, drift_of
 from planner.trace.native import read_trace
@@ -56,6 +58,12 @@ def sets_of(experts_NLK: list[list[list[int]]]) -> TokenSets:
     return TokenSets(np.zeros(len(experts), dtype=np.int32), experts)
 
 
+def counted(experts_NLK: list[list[list[int]]], num_experts: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs and popularity."""
+    ids = np.array(experts_NLK)
+    return pairs_of(ids, num_experts), counts_of(ids, np.zeros(len(ids), dtype=int), 1, num_experts)[0]
+
+
 def test_choices_as_marks() -> None:
     marks = chosen_NE(np.array([[0, 2], [1, -1]], dtype=np.int32), 3)
     assert marks.tolist() == [[1, 0, 1], [0, 1, 0]]
@@ -64,7 +72,7 @@ def test_choices_as_marks() -> None:
 def test_experts_that_always_come_together() -> None:
     """Eight experts in four fixed pairs, all alike: 4 of 28 possible pairs hold everything."""
     tokens = [[[2 * (token % 4), 2 * (token % 4) + 1]] for token in range(400)]
-    (pairs,) = co_activation(sets_of(tokens), 8)
+    (pairs,) = co_activation(*counted(tokens, 8))
     # Popularity alone: each of 28 pairs as often, so a lift of 7 for those four and 0 for the others.
     assert pairs.median_lift == 0
     assert pairs.p99_lift == pytest.approx(7)
@@ -75,7 +83,7 @@ def test_experts_that_always_come_together() -> None:
 def test_lift_against_plain_counting() -> None:
     rng = np.random.default_rng(4)
     chosen = np.array([rng.choice(6, 3, replace=False, p=[0.4, 0.2, 0.1, 0.1, 0.1, 0.1]) for _ in range(900)])
-    (pairs,) = co_activation(sets_of(chosen[:, None].tolist()), 6)
+    (pairs,) = co_activation(*counted(chosen[:, None].tolist(), 6))
     often = {pair: sum({*pair} <= set(token) for token in chosen.tolist()) for pair in combinations(range(6), 2)}
     popular = [int((chosen == expert).sum()) for expert in range(6)]
     expected = {(a, b): popular[a] * popular[b] for a, b in often}

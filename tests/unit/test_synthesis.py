@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from planner.errors import UsageError
 from planner.review.describe import Description, describe
+from planner.trace.aggregate import count_by
 from planner.trace.domains import domains_of
 from planner.trace.native import read_trace
 from planner.trace.synthesis.fitted import routing_like
 from planner.trace.synthesis.routing import bounded, by_topic, draw, write_trace
 from planner.trace.synthesis.stated import STRETCHES, TOPICS, Stated, routing_of
 from planner.trace.trace import TokenTrace
-from planner.trace.windows import count_by
 from tests.building import EXAMPLES
 
 Floats = NDArray[np.float64]

@@ -34,10 +34,12 @@ class Drift(click.ParamType[float]):
 @click.option(
     "--like", metavar="TRACE", type=click.Path(path_type=Path), help="Fit to this trace instead of stated figures."
 )
-@click.option("--experts", type=click.IntRange(1, 1 << 16), default=64, show_default=True)
+@click.option("--experts", type=click.IntRange(1, 1 << 16), default=64, show_default=True, help="Logical experts.")
 @click.option("--top-k", type=click.IntRange(1, 1 << 10), default=8, show_default=True, help="Experts per token.")
 @click.option("--layers", type=click.IntRange(1, 10_000), default=8, show_default=True, help="MoE layers.")
-@click.option("--tokens", type=click.IntRange(16, 1 << 27), default=65_536, show_default=True)
+@click.option(
+    "--tokens", type=click.IntRange(16, 1 << 27), default=65_536, show_default=True, help="Length of the trace."
+)
 @click.option("--length", type=click.IntRange(1, 1 << 20), default=256, show_default=True, help="Tokens of a sequence.")
 @click.option(
     "--skew",
@@ -82,7 +84,9 @@ class Drift(click.ParamType[float]):
     show_default=True,
     help="Chance that a token keeps the topic of the one before.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Another one, another trace."
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("trace.npz"), show_default=True)
 @verbosity
 def command(

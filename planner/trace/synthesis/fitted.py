@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import UsageError
+from planner.trace.aggregate import count_by
+from planner.trace.batches import file_order
 from planner.trace.domains import domains_of
 from planner.trace.synthesis.routing import Routing, bounded
 from planner.trace.synthesis.stated import STRETCHES
 from planner.trace.trace import TokenTrace, Trace
-from planner.trace.windows import count_by, file_order
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
