@@ -12,6 +12,7 @@ from tests.cli.running import TIMEOUT_S, environment, example, run
 
 HEAVY = {"torch", "transformers", "ortools", "numpy", "pydantic", "rich"}
 SOLVERS = {"torch", "transformers", "ortools"}
+TRACE_COMMANDS = ["record", "import", "info", "split", "synth"]
 COMMANDS = ["solve", "check", "compare", "show", "profiles", "trace", "topology", "env"]
 
 
@@ -34,7 +35,13 @@ def loaded(*arguments: object, cwd: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["trace", "import", "--help"], *([name, "--help"] for name in COMMANDS)]
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        *(["trace", name, "--help"] for name in TRACE_COMMANDS),
+        *([name, "--help"] for name in COMMANDS),
+    ],
 )
 def test_help_loads_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     assert not loaded(*arguments, cwd=tmp_path) & HEAVY
@@ -45,6 +52,10 @@ def test_reading_a_plan_loads_no_solver(tiny_plan: Path, tmp_path: Path) -> None
     assert not loaded("check", tiny_plan, cwd=tmp_path) & SOLVERS
     trace = tiny_plan.parent / "trace.npz"
     assert not loaded("compare", tiny_plan, "--trace", trace, cwd=tmp_path) & SOLVERS
+
+
+def test_describing_a_trace_loads_no_solver(tiny_plan: Path, tmp_path: Path) -> None:
+    assert not loaded("trace", "info", tiny_plan.parent / "trace.npz", "-q", cwd=tmp_path) & SOLVERS
 
 
 def test_planning_where_torch_cannot_be_imported(tmp_path: Path) -> None:
