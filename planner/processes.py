@@ -6,10 +6,12 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from itertools import islice
 from multiprocessing import forkserver, resource_tracker
 from typing import TypeVar
 
@@ -105,10 +107,15 @@ def in_order(cores: int, function: Callable[[Job], Answer], jobs: Sequence[Job])
     if cores == 1 or len(jobs) < 2:
         yield from map(function, jobs)
         return
-    pool, waiting = started(min(cores, len(jobs)), function.__module__, function, jobs)
+    ahead = 2 * min(cores, len(jobs))  # results wait in memory: no more of them than keep the processes busy
+    pool, first = started(min(cores, len(jobs)), function.__module__, function, jobs[:ahead])
+    waiting, left = deque(first), iter(jobs[ahead:])
+    first.clear()
     try:
-        for future in waiting:
-            yield result_of(future)
+        while waiting:
+            answer = result_of(waiting.popleft())
+            waiting.extend(pool.submit(function, job) for job in islice(left, 1))
+            yield answer
     except BaseException:
         stop(pool)
         raise

@@ -71,11 +71,11 @@ def _files(folder: Path) -> list[SafetensorsFile]:
 def _keys(files: Sequence[SafetensorsFile]) -> set[tuple[int, int]]:
     every = set()
     for file in files:
-        if set(file.entries) != set(files[0].entries):
-            strange = sorted(set(file.entries) ^ set(files[0].entries))[0]
+        if file.names != files[0].names:
+            strange = sorted(file.names ^ files[0].names)[0]
             hint = "give ranks of one pipeline stage and one run; a stage is a recording of its own"
             raise bad(file.path, f"{strange} is not in every rank's file [pipeline-ranks]", hint)
-        for name in file.entries:
+        for name in file.names:
             match = _KEY.fullmatch(name)
             if not match:
                 raise bad(file.path, f"{name!r} is not <iteration>_<layer>", "expected names such as 100_3", key=name)
