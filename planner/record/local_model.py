@@ -19,7 +19,7 @@ except ImportError as error:  # told as what is missing, not as a bug
     hint = "pip install 'ep-plan[record]'"
     raise MissingEnvironmentError(f"recording needs transformers ({error})", hint=hint) from None
 
-_REFUSED: Final = (OSError, ValueError, KeyError, ImportError, RuntimeError)
+_REFUSED: Final = (OSError, ValueError, KeyError, RuntimeError)
 """What transformers raises for folders that it cannot load."""
 
 
@@ -43,6 +43,7 @@ def load(folder: Path, *, device: str | None = None, trust_remote_code: bool = F
     Raises:
         UsageError: no such folder, or no such device.
         InputError: the folder cannot be loaded.
+        MissingEnvironmentError: a package is missing, or the model does not fit into memory.
     """
     if not folder.is_dir():
         hint = "give the folder of a downloaded model; nothing is fetched from a hub"
@@ -59,8 +60,10 @@ def load(folder: Path, *, device: str | None = None, trust_remote_code: bool = F
         model = transformers.AutoModel.from_pretrained(folder, torch_dtype="auto", **placed, **options)
         if chosen != "auto":
             model = model.to(chosen)
-    except torch.OutOfMemoryError as error:
+    except torch.cuda.OutOfMemoryError as error:
         raise _no_room(error) from None
+    except ImportError as error:  # such as accelerate for device_map, or what remote code needs
+        raise MissingEnvironmentError(" ".join(str(error).split()), hint="install what is named") from None
     except _REFUSED as error:
         message = " ".join(str(error).split())
         hint = "a folder with config.json, weights and tokenizer is needed, of a model that this transformers knows"
@@ -108,7 +111,7 @@ def record_passages(
                 mask[row, : len(passage.tokens)] = 1
             try:
                 loaded.model(input_ids=ids.to(loaded.device), attention_mask=mask.to(loaded.device), use_cache=False)
-            except torch.OutOfMemoryError as error:
+            except torch.cuda.OutOfMemoryError as error:
                 raise _no_room(error) from None
             recorder.add(mask, domain=[passage.domain for passage in part])
             advance()

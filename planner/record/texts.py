@@ -11,7 +11,7 @@ from planner.errors import InputError, Place, ProblemLog
 from planner.files import read_text
 
 _LIMIT_BYTES: Final = 1 << 30
-_CHARACTERS_PER_TOKEN: Final = 16
+_CHARACTERS_PER_TOKEN: Final = 64
 """No tokenizer of natural text or code needs more for a token on average."""
 
 

@@ -127,8 +127,14 @@ def describe(
 
 
 def _sequences(traces: Sequence[Trace]) -> int | None:
-    known = [trace.seq_id_T for trace in traces if isinstance(trace, TokenTrace) and trace.seq_id_T is not None]
-    return sum(len(np.unique(seq_id_T)) for seq_id_T in known) if len(known) == len(traces) else None
+    """Over all traces; None if one of them does not know its sequences."""
+    total = 0
+    for trace in traces:
+        seq_id_T = trace.seq_id_T if isinstance(trace, TokenTrace) else None
+        if seq_id_T is None:
+            return None
+        total += len(np.unique(seq_id_T))
+    return total
 
 
 def _domains(traces: Sequence[Trace]) -> DomainLoads | None:

@@ -230,6 +230,10 @@ def _told(one: Trial, how: Literal["less", "short"], criteria: Criteria | None =
     )
 
 
+def _saves(part: float) -> str:
+    return f"saves {part:.1%}" if part >= 0 else f"costs {-part:.1%} more"
+
+
 def _holds(static: Trial, fresh: Trial, criteria: Criteria) -> tuple[Holds, str]:
     """Compare both trials on the windows that both judge."""
     if not (static.passes(criteria) or fresh.passes(criteria)):
@@ -237,7 +241,7 @@ def _holds(static: Trial, fresh: Trial, criteria: Criteria) -> tuple[Holds, str]
     of_fresh = dict(zip(fresh.judged, fresh.saved, strict=True))
     both = [(saved, of_fresh[w]) for w, saved in zip(static.judged, static.saved, strict=True) if w in of_fresh]
     own, best = (float(np.mean(values)) for values in zip(*both, strict=True))
-    figures = f"made from the first half it saves {own:.1%} on the last; one made just before saves {best:.1%}"
+    figures = f"made from the first half it {_saves(own)} on the last; one made just before {_saves(best)}"
     if not static.passes(criteria):
         return "no", figures
     return ("yes" if own >= criteria.kept * best else "partly"), figures

@@ -44,10 +44,11 @@ def by_time(trace: Trace, part: float) -> Parting:
     """
     if isinstance(trace, CountTrace):
         return _first(np.arange(len(trace.counts_SLE)), part, "windows")
-    if trace.step_id_T is not None:
-        return _first(trace.step_id_T, part, "engine steps")
-    if trace.seq_id_T is not None:
-        return _first(file_order(trace.seq_id_T), part, "sequences in file order")
+    step_id_T, seq_id_T = trace.step_id_T, trace.seq_id_T
+    if step_id_T is not None:
+        return _first(step_id_T, part, "engine steps")
+    if seq_id_T is not None:
+        return _first(file_order(seq_id_T), part, "sequences in file order")
     return _first(np.arange(trace.num_tokens), part, "tokens in file order")
 
 
@@ -55,10 +56,11 @@ def by_sequence(trace: Trace, part: float) -> Parting:
     """Sequences (of counts: windows) taken in turn, so that both parts cover the whole time."""
     if isinstance(trace, CountTrace):
         number, what = np.arange(len(trace.counts_SLE)), "windows"
-    elif trace.seq_id_T is None:
-        raise UsageError(f"{trace.path} has no seq_id, so its sequences are not known", hint="--by time")
     else:
-        number, what = file_order(trace.seq_id_T), "sequences"
+        seq_id_T = trace.seq_id_T
+        if seq_id_T is None:
+            raise UsageError(f"{trace.path} has no seq_id, so its sequences are not known", hint="--by time")
+        number, what = file_order(seq_id_T), "sequences"
     taken = np.floor((number + 1) * part) > np.floor(number * part)
     return _both(taken, f"{part:.0%} of the {what}, taken in turn")
 

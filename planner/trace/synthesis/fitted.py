@@ -43,7 +43,8 @@ def routing_like(trace: Trace) -> Routing:
     if not isinstance(trace, TokenTrace):
         hint = "counts say nothing of single tokens: share the file as it is"
         raise UsageError(f"{trace.path} holds counts only", hint=hint)
-    seq_T = np.zeros(trace.num_tokens, dtype=np.int64) if trace.seq_id_T is None else file_order(trace.seq_id_T)
+    seq_id_T, pos_T = trace.seq_id_T, trace.pos_T
+    seq_T = np.zeros(trace.num_tokens, dtype=np.int64) if seq_id_T is None else file_order(seq_id_T)
     domains = domains_of(trace)
     number_T = np.zeros(trace.num_tokens, dtype=np.int64) if domains is None else domains.number_T.astype(np.int64)
     names = ("all",) if domains is None else domains.names
@@ -53,7 +54,7 @@ def routing_like(trace: Trace) -> Routing:
         np.int64
     )
     group_T = stretch_S[seq_T] * len(names) + domain_S[seq_T]
-    order_T = np.argsort(seq_T, kind="stable") if trace.pos_T is None else np.lexsort((trace.pos_T, seq_T))
+    order_T = np.argsort(seq_T, kind="stable") if pos_T is None else np.lexsort((pos_T, seq_T))
     topics = _Topics(trace, order_T, seq_T)
     return Routing(
         num_experts=trace.num_experts,
