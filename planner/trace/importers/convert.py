@@ -65,6 +65,9 @@ def import_trace(sources: Sequence[Path], name: str | None, given: Given, output
         InputError: broken files, or faults that were not accepted, all at once.
         UsageError: something is not said that the files do not tell.
     """
+    if given.model is not None and given.num_experts not in (None, given.model.moe.num_experts):
+        message = f"{given.model.name} has {given.model.moe.num_experts} experts, not {given.num_experts}"
+        raise UsageError(message, hint="leave --num-experts out")
     name, found = opened(sources, name, given)
     if found.per_token:
         return _import_tokens(name, found, given, output)
@@ -85,6 +88,7 @@ def _import_tokens(name: str, found: Found, given: Given, output: Path) -> Impor
             faults = [*found.faults, *survey.faults(found.path, split_phases=given.phase is not None), *placed.faults]
             faults += _against_model(found, given, int(choices.sum()))
             warnings = _refuse_or_warn(faults, found, placed, survey.notes(), given)
+            _check_columns(spool, survey.tokens, found.path)
             _pack(spool, survey, placed, output)
         finally:
             spool.close()
@@ -122,6 +126,13 @@ def _of_phase(block: TokenBlock, found: Found, survey: Survey, given: Given) -> 
         raise UsageError(f"{found.path}: it does not tell prefill from decode", hint=hint)
     chosen_T: NDArray[np.bool_] = block.phase_T == (PREFILL if given.phase == "prefill" else DECODE)
     return chosen_T
+
+
+def _check_columns(spool: Spool, tokens: int, path: Path) -> None:
+    for name in _COLUMNS:
+        if spool.rows(name) not in (0, tokens):
+            message = f"{name} is given for {spool.rows(name):,} of {tokens:,} tokens"
+            raise bad(path, message, "import files with it and files without it apart", key=name)
 
 
 def _pack(spool: Spool, survey: Survey, placed: Placed, output: Path) -> None:
