@@ -83,7 +83,7 @@ def _import_tokens(name: str, found: Found, given: Given, output: Path) -> Impor
             _fill(spool, survey, cast("Iterator[TokenBlock]", found.blocks), found, given)
             if not survey.tokens:
                 raise bad(found.path, "no token was routed", "nothing to import; see --phase and --filler if given")
-            placed = place_rows(found, survey.routed_L > 0, given)
+            placed = place_rows(found, survey.live(), given)
             choices = survey.used_K
             faults = [*found.faults, *survey.faults(found.path, split_phases=given.phase is not None), *placed.faults]
             faults += _against_model(found, given, int(choices.sum()))
@@ -164,7 +164,7 @@ def _import_counts(name: str, found: Found, given: Given, output: Path) -> Impor
         )
     counts_SLE, names, phases, empty = _gathered(found, given)
     needs_experts(found.path, counts_SLE.shape[2], given)
-    routed_L = ~never_routed(counts_SLE, top_k)
+    routed_L = ~never_routed(counts_SLE, max(top_k, 2))  # of a whole recording, so that top-1 is told, too
     placed = place_rows(found, routed_L, given)
     kept_SLE = np.ascontiguousarray(counts_SLE[:, placed.keep_L])
     where = Place(str(found.path))
