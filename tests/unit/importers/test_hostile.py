@@ -334,3 +334,11 @@ def test_bytes_that_become_wider(desk: Desk) -> None:
     second = desk.put("requests/1.npy", npy(lacking))
     ids = desk.bring(first, second, options=["--from", "vllm"]).arrays["expert_ids"]
     np.testing.assert_array_equal(ids, np.concatenate([IDS, lacking[:, 1:]]))
+
+
+def test_a_pass_without_end(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("planner.trace.importers.passes._MOST_BYTES", 5000)
+    lines = [{"layer": 1, "topk_ids": [0, 1]}] * 40
+    assert (
+        "moe_routes.jsonl:24:1: a pass of more than" in desk.bring(desk.put("moe_routes.jsonl", json_lines(lines))).err
+    )
