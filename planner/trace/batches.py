@@ -1,15 +1,16 @@
 """Which window each token belongs to: the engine's batch imitated (docs/model.md, section 3).
 
 Columns are read in blocks, and beside one small number per token only what grows with the sequences
-and steps is kept. Where positions do not rise within a sequence, tokens are sorted in memory.
+is kept. Where positions do not rise within a sequence, tokens are sorted in memory.
 
-Legend: T tokens, A atoms (steps, sequences or tokens that stay together), Q sequences.
+Legend: T tokens, A atoms (steps or sequences, whose tokens stay together), Q sequences, B stretches of steps.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -64,32 +65,74 @@ def _of_file_order(tokens: int, wanted: int) -> NDArray[Any]:
 
 def _of_sequences(trace: TokenTrace, phase: Phase, step_tokens: int, wanted: int) -> tuple[NDArray[Any], str]:
     ids_Q, order_Q, lengths_Q = _sequences(trace)
+    tokens = trace.num_tokens
     if phase == "prefill":
-        window_A = _joined_atoms(lengths_Q, wanted)
+        window_Q = _window_at(np.cumsum(lengths_Q) - lengths_Q / 2, wanted, tokens)
         atoms = ((start, order_Q[np.searchsorted(ids_Q, seq_T)]) for start, seq_T in trace.column("seq_id"))
-        return _spread(atoms, window_A, trace.num_tokens), "whole sequences in file order"
+        return _spread(atoms, lambda atom_T: window_Q[atom_T], wanted, tokens), "whole sequences in file order"
     begins_Q, slots = _admitted(lengths_Q, step_tokens)
     kind = f"a running batch of {slots} sequences"
-    if not _positions_rise(trace, ids_Q):
-        seq_id_T, pos_T = trace.seq_id_T, trace.pos_T
-        assert seq_id_T is not None
-        step_T, _ = running_batch(seq_id_T, pos_T, step_tokens)
-        window_A = _joined_atoms(np.bincount(step_T), wanted)
-        return _spread(iter([(0, step_T)]), window_A, trace.num_tokens), kind
-    last = begins_Q + lengths_Q
-    tokens_A = np.zeros(int(last.max()), dtype=np.int64)  # each sequence is one token of each of its steps
-    np.add.at(tokens_A, begins_Q, 1)
-    inside = last < len(tokens_A)
-    np.subtract.at(tokens_A, last[inside], 1)
-    window_A = _joined_atoms(np.cumsum(tokens_A), wanted)
-    return _spread(_steps(trace, ids_Q, order_Q, begins_Q), window_A, trace.num_tokens), kind
+    if _positions_rise(trace, ids_Q):
+        steps, batch = _steps(trace, ids_Q, order_Q, begins_Q), _batch_sizes(begins_Q, lengths_Q)
+        return _spread(steps, lambda step_T: _window_at(batch.middle(step_T), wanted, tokens), wanted, tokens), kind
+    seq_id_T, pos_T = trace.seq_id_T, trace.pos_T
+    assert seq_id_T is not None
+    step_T, _ = running_batch(seq_id_T, pos_T, step_tokens)
+    tokens_A = np.bincount(step_T)
+    window_A = _window_at(np.cumsum(tokens_A) - tokens_A / 2, wanted, tokens)
+    return _spread(iter([(0, step_T)]), lambda atom_T: window_A[atom_T], wanted, tokens), kind
 
 
-def _spread(atoms: Iterator[tuple[int, Ints]], window_A: Ints, tokens: int) -> NDArray[Any]:
-    window_T = np.empty(tokens, dtype=_small(int(window_A.max()) + 1))
+def _window_at(middle_A: NDArray[np.float64], wanted: int, tokens: int) -> Ints:
+    """The window of atoms (steps or sequences) by the token in their middle: windows of nearly equal tokens."""
+    window_A: Ints = np.minimum((middle_A * wanted / tokens).astype(np.int64), wanted - 1)
+    return window_A
+
+
+def _spread(
+    atoms: Iterator[tuple[int, Ints]], window_of: Callable[[Ints], Ints], wanted: int, tokens: int
+) -> NDArray[Any]:
+    """The window of each token, given blocks of their atoms; windows are renumbered without empty ones."""
+    window_T = np.empty(tokens, dtype=_small(wanted))
+    filled = np.zeros(wanted, dtype=bool)
     for start, atom_T in atoms:
-        window_T[start : start + len(atom_T)] = window_A[atom_T]
+        window = window_of(atom_T)
+        window_T[start : start + len(atom_T)] = window
+        filled[window] = True
+    if not filled.all():  # a long atom leaves windows empty
+        number = (np.cumsum(filled) - 1).astype(window_T.dtype)
+        for start in range(0, tokens, _BLOCK):
+            window_T[start : start + _BLOCK] = number[window_T[start : start + _BLOCK]]
     return window_T
+
+
+@dataclass(frozen=True)
+class _BatchSizes:
+    """How many sequences run in each step, by stretches B of steps in which none enters or leaves."""
+
+    first_B: Ints
+    running_B: Ints
+    before_B: Ints
+    """Tokens routed before the stretch."""
+
+    def middle(self, step_T: Ints) -> NDArray[np.float64]:
+        """Which of all tokens, counted step by step, stands in the middle of a step."""
+        stretch_T = np.searchsorted(self.first_B, step_T, side="right") - 1
+        running_T = self.running_B[stretch_T]
+        until_T = self.before_B[stretch_T] + (step_T - self.first_B[stretch_T] + 1) * running_T
+        middle_T: NDArray[np.float64] = until_T - running_T / 2
+        return middle_T
+
+
+def _batch_sizes(begins_Q: Ints, lengths_Q: Ints) -> _BatchSizes:
+    ends_Q = begins_Q + lengths_Q
+    first_B = np.unique(np.concatenate([begins_Q, ends_Q]))
+    change_B = np.zeros(len(first_B), dtype=np.int64)
+    np.add.at(change_B, np.searchsorted(first_B, begins_Q), 1)
+    np.subtract.at(change_B, np.searchsorted(first_B, ends_Q), 1)
+    running_B = np.cumsum(change_B)
+    before_B = np.concatenate([[0], np.cumsum(running_B[:-1] * np.diff(first_B))])
+    return _BatchSizes(first_B, running_B, before_B)
 
 
 def _sequences(trace: TokenTrace) -> tuple[Ints, Ints, Ints]:
@@ -175,15 +218,3 @@ def file_order(seq_id_T: Ints) -> Ints:
     rank[np.argsort(first, kind="stable")] = np.arange(len(first))
     ordered: Ints = rank[inverse]
     return ordered
-
-
-def _joined_atoms(tokens_A: Ints, wanted: int) -> Ints:
-    """Join consecutive atoms (steps or sequences) into `wanted` windows of nearly equal tokens."""
-    present = tokens_A > 0
-    middle_A = (np.cumsum(tokens_A) - tokens_A / 2)[present]
-    total = int(tokens_A.sum())
-    window_A = np.minimum((middle_A * wanted / total).astype(np.int64), wanted - 1)
-    _, window_A = np.unique(window_A, return_inverse=True)  # a long atom may leave a window empty
-    spread_A = np.zeros(len(tokens_A), dtype=np.int64)
-    spread_A[present] = window_A
-    return spread_A

@@ -101,6 +101,10 @@ class Spool:
         """Arrays begun so far."""
         return list(self._rows)
 
+    def rows(self, name: str) -> int:
+        """Rows of an array so far; 0 if it was not begun."""
+        return self._rows.get(name, 0)
+
     def column(self, name: str, change: Callable[[Array], Array] = _as_is) -> Column:
         """An array as far as it has grown; `change` is applied to each block and must keep its rows."""
         shape, dtype = self._kind[name]

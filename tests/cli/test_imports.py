@@ -58,6 +58,12 @@ def test_describing_a_trace_loads_no_solver(tiny_plan: Path, tmp_path: Path) -> 
     assert not loaded("trace", "info", tiny_plan.parent / "trace.npz", "-q", cwd=tmp_path) & SOLVERS
 
 
+def test_importing_a_trace_loads_no_solver_and_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "counts.json").write_text("[[5, 3], [4, 4]]")
+    options = ["--top-k", 1, "--num-experts", 2, "-o", tmp_path / "trace.npz"]
+    assert not loaded("trace", "import", tmp_path / "counts.json", *options, cwd=tmp_path) & SOLVERS
+
+
 def test_planning_where_torch_cannot_be_imported(tmp_path: Path) -> None:
     for name in ("torch", "transformers"):
         package = tmp_path / "blocked" / name

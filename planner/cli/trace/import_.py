@@ -16,7 +16,7 @@ _ACCEPTABLE = [fault for fault in FAULTS if fault not in NEVER]
 @click.command("import")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("trace.npz"), show_default=True)
-@click.option("--from", "name", type=click.Choice(list(FORMATS)), metavar="FORMAT", help="Default: told by content.")
+@click.option("--from", "name", type=click.Choice(list(FORMATS)), help="Format; default: told by content.")
 @click.option("--model", metavar="NAME|PATH", help="Checks against it; tells experts, top-k and which layers are MoE.")
 @click.option("--num-experts", type=click.IntRange(1, 65536), help="Logical experts, where no model is given.")
 @click.option("--top-k", type=click.IntRange(1, 1024), help="Experts per token of counts, where no model is given.")
@@ -25,9 +25,7 @@ _ACCEPTABLE = [fault for fault in FAULTS if fault not in NEVER]
 @click.option("--filler", "fillers", type=int, multiple=True, metavar="ID", help="An id that stands for no expert.")
 @click.option("--rows", type=click.Choice(["hidden", "moe"]), help="Rows are hidden layers, or MoE layers only.")
 @click.option("--layer-offset", type=click.IntRange(0, 10_000), default=0, help="First layer of a pipeline stage.")
-@click.option(
-    "--accept", "accepted", type=click.Choice(_ACCEPTABLE), multiple=True, metavar="FAULT", help="Only warn of it."
-)
+@click.option("--accept", "accepted", type=click.Choice(_ACCEPTABLE), multiple=True, help="Only warn of a trap.")
 @json_option
 @verbosity
 def command(

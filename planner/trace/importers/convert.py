@@ -65,6 +65,9 @@ def import_trace(sources: Sequence[Path], name: str | None, given: Given, output
         InputError: broken files, or faults that were not accepted, all at once.
         UsageError: something is not said that the files do not tell.
     """
+    if given.model is not None and given.num_experts not in (None, given.model.moe.num_experts):
+        message = f"{given.model.name} has {given.model.moe.num_experts} experts, not {given.num_experts}"
+        raise UsageError(message, hint="leave --num-experts out")
     name, found = opened(sources, name, given)
     if found.per_token:
         return _import_tokens(name, found, given, output)
@@ -80,11 +83,12 @@ def _import_tokens(name: str, found: Found, given: Given, output: Path) -> Impor
             _fill(spool, survey, cast("Iterator[TokenBlock]", found.blocks), found, given)
             if not survey.tokens:
                 raise bad(found.path, "no token was routed", "nothing to import; see --phase and --filler if given")
-            placed = place_rows(found, survey.routed_L > 0, given)
+            placed = place_rows(found, survey.live(), given)
             choices = survey.used_K
             faults = [*found.faults, *survey.faults(found.path, split_phases=given.phase is not None), *placed.faults]
             faults += _against_model(found, given, int(choices.sum()))
             warnings = _refuse_or_warn(faults, found, placed, survey.notes(), given)
+            _check_columns(spool, survey.tokens, found.path)
             _pack(spool, survey, placed, output)
         finally:
             spool.close()
@@ -124,6 +128,13 @@ def _of_phase(block: TokenBlock, found: Found, survey: Survey, given: Given) -> 
     return chosen_T
 
 
+def _check_columns(spool: Spool, tokens: int, path: Path) -> None:
+    for name in _COLUMNS:
+        if spool.rows(name) not in (0, tokens):
+            message = f"{name} is given for {spool.rows(name):,} of {tokens:,} tokens"
+            raise bad(path, message, "import files with it and files without it apart", key=name)
+
+
 def _pack(spool: Spool, survey: Survey, placed: Placed, output: Path) -> None:
     used_K, keep_L = survey.used_K, placed.keep_L
     lacking = bool(survey.same_L[keep_L].any())
@@ -153,7 +164,7 @@ def _import_counts(name: str, found: Found, given: Given, output: Path) -> Impor
         )
     counts_SLE, names, phases, empty = _gathered(found, given)
     needs_experts(found.path, counts_SLE.shape[2], given)
-    routed_L = ~never_routed(counts_SLE, top_k)
+    routed_L = ~never_routed(counts_SLE, max(top_k, 2))  # of a whole recording, so that top-1 is told, too
     placed = place_rows(found, routed_L, given)
     kept_SLE = np.ascontiguousarray(counts_SLE[:, placed.keep_L])
     where = Place(str(found.path))

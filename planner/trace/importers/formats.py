@@ -30,6 +30,11 @@ def opened(sources: Sequence[Path], name: str | None, given: Given) -> tuple[str
         UsageError: a file is not there, or an option is missing.
         InputError: of no known format, of different ones, or broken.
     """
+    if len({path.resolve() for path in sources}) < len(sources):
+        twice = next(
+            path for index, path in enumerate(sources) if path.resolve() in [p.resolve() for p in sources[:index]]
+        )
+        raise UsageError(f"{twice} is given twice", hint="its tokens would count twice")
     for path in sources:
         if not path.exists():
             raise UsageError(f"{path}: no such file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,13 +76,14 @@ def document(path: Path) -> Any:
 def elements(path: Path, key: str) -> Iterator[Any]:
     """The elements of the list under `key`, one in memory at a time."""
     decoder = json.JSONDecoder(parse_constant=_refuse)
+    letters = codecs.getincrementaldecoder("utf-8")()
     with path.open("rb") as file:
         text = ""
 
         def more() -> bool:
             nonlocal text
             piece = file.read(_PIECE)
-            text += piece.decode("utf-8", errors="strict")
+            text += letters.decode(piece, final=not piece)
             if len(text) > _LINE_BYTES:
                 raise bad(path, f"an element of {key} is larger than {_LINE_BYTES >> 20} MiB", key=key)
             return bool(piece)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from planner.trace.importers.found import CountBlock, Found, Given, TokenBlock, bad
 from planner.trace.native import read_trace
 from planner.trace.trace import CountTrace, TokenTrace
+
+_LOST: Final = {"weights", "domain_id", "domain_names"}
 
 
 def read(sources: Sequence[Path], given: Given) -> Found:
@@ -31,6 +34,9 @@ def read(sources: Sequence[Path], given: Given) -> Found:
         blocks = _counts([trace for trace in traces if isinstance(trace, CountTrace)])
     found = Found(sources[0], "hidden", blocks, per_token, layers, first.num_experts, first.top_k)
     found.notes.extend(warning for read in reads for warning in read.warnings)
+    lost = {name for trace in traces if isinstance(trace, TokenTrace) for name in _LOST & set(trace.source.headers)}
+    if lost:
+        found.notes.append(f"{', '.join(sorted(lost))} left out")
     return found
 
 

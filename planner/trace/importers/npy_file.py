@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from planner.trace.importers.found import bad
 from planner.trace.npz import CHUNK_BYTES, read_header
 
+_FORTRAN_BYTES: Final = 1 << 30
 MAGIC: Final = b"\x93NUMPY"
 
 
@@ -48,6 +49,9 @@ def open_npy(path: Path) -> NpyFile:
     size = path.stat().st_size
     with path.open("rb") as file:
         shape, fortran, dtype, offset = _checked(file, size, path)
+    if fortran and size > _FORTRAN_BYTES:
+        hint = "save it in C order: numpy.save(PATH, numpy.ascontiguousarray(ARRAY))"
+        raise bad(path, f"{size >> 30} GiB in Fortran order, which cannot be read token by token", hint)
     return NpyFile(path, shape, dtype, fortran, offset)
 
 

@@ -20,8 +20,10 @@ from planner.trace.importers.found import bad
 
 GATHERED: Final = 4096
 """Tokens joined into one block where passes are short."""
-_MOST: Final = 1 << 25
-"""Tokens times layers of one pass."""
+_MOST_BYTES: Final = 1 << 30
+"""Of the records of one pass in memory."""
+_RECORD_BYTES: Final = 200
+"""What a record takes beside its ids."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Pass:
 def passes(records: Iterator[LayerRecord], path: Path) -> Iterator[Pass]:
     """Join records into passes; raises `InputError` where layers are missing or disagree on the tokens."""
     held: dict[int, list[NDArray[np.int64]]] = {}
-    line, step, last, tokens, first_layers = 0, 0, -1, 0, None
+    line, step, last, size, first_layers = 0, 0, -1, 0, None
     for record in records:
         if held and (record.step != step or record.layer < last):
             found = _joined(held, line, step, path)
@@ -55,12 +57,12 @@ def passes(records: Iterator[LayerRecord], path: Path) -> Iterator[Pass]:
             yield found
             held = {}
         if not held:
-            line, step, tokens = record.line, record.step, 0
+            line, step, size = record.line, record.step, 0
         held.setdefault(record.layer, []).append(record.ids_TK)
-        tokens += len(record.ids_TK)
-        if tokens > _MOST:
-            hint = "layers of a pass must ascend, so that its end is seen"
-            raise bad(path, f"a pass of more than {_MOST:,} tokens and layers", hint, line=record.line)
+        size += record.ids_TK.nbytes + _RECORD_BYTES
+        if size > _MOST_BYTES:
+            hint = "a layer that does not rise begins the next pass: split the file where it has one layer only"
+            raise bad(path, f"a pass of more than {_MOST_BYTES >> 30} GiB", hint, line=record.line)
         last = record.layer
     if held:
         found = _joined(held, line, step, path)

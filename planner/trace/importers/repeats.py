@@ -41,8 +41,6 @@ class Repeats:
         for (first, rank), count in self._alike.items():
             if 2 * count > self._passes[rank]:
                 message = f"{rank} recorded the same as {first} ({count} of {self._passes[rank]} passes compared)"
-                cure = (
-                    "tensor-parallel ranks see the same tokens: give the files of one rank of each data-parallel group"
-                )
+                cure = "tensor-parallel ranks see the same tokens: give one rank of each data-parallel replica"
                 faults.append(Fault("double-count", message, Place(str(path)), cure))
         return faults

@@ -46,6 +46,8 @@ class Survey:
         self.same_L = np.zeros(0, dtype=np.int64)
         """Tokens for which the first or the last id fills all choices, in each layer."""
         self.repeated_L = np.zeros(0, dtype=np.int64)
+        self.zeros_L = np.zeros(0, dtype=bool)
+        """Layers in which no id but 0 was seen: with one choice per token rows alone do not tell."""
         self.used_K = np.zeros(0, dtype=bool)
         self.none = False
         """Whether any choice is no expert."""
@@ -58,6 +60,7 @@ class Survey:
         tokens, layers, choices = ids_TLK.shape
         if not len(self.routed_L):
             self.routed_L, self.same_L, self.repeated_L = (np.zeros(layers, dtype=np.int64) for _ in range(3))
+            self.zeros_L = np.ones(layers, dtype=bool)
             self.used_K = np.zeros(choices, dtype=bool)
         if tokens == 0:
             return Seen(ids_TLK, None)
@@ -91,6 +94,7 @@ class Survey:
         self, layer: int, ids_KT: Ints, same_T: NDArray[np.bool_], none_T: NDArray[np.bool_], *, may_lack: bool
     ) -> None:
         choices = len(ids_KT)
+        self.zeros_L[layer] &= int(ids_KT.max()) <= 0
         repeated_T = np.zeros(ids_KT.shape[1], dtype=bool)
         for k in range(1, choices):
             for other in range(k):
@@ -117,6 +121,11 @@ class Survey:
         self.routed_L += ids.shape[0] - same_LT.sum(axis=1) - none_LT.sum(axis=1)
         return Seen(ids, keep_T)
 
+    def live(self) -> NDArray[np.bool_]:
+        """Layers [L] in which some token was routed."""
+        live_L: NDArray[np.bool_] = (self.routed_L > 0) & ~self.zeros_L
+        return live_L
+
     def note_phases(self, phase_T: NDArray[np.int8]) -> None:
         """Remember the phases of tokens."""
         self.phases.update(np.unique(phase_T).tolist())
@@ -126,7 +135,7 @@ class Survey:
         where = Place(str(path))
         faults = [] if split_phases else mixed_phases(self.phases, where)
         faults += self._strange_faults(where)
-        live_L = self.routed_L > 0
+        live_L = self.live()
         repeated = int(self.repeated_L[live_L].sum())
         if repeated and not self.strange:
             row = int(np.argmax(self.repeated_L * live_L))
@@ -157,7 +166,7 @@ class Survey:
         notes = []
         if self.padding:
             notes.append(f"{self.padding:,} tokens that chose no expert in any layer left out [filler-ids]")
-        partly = int(self.same_L[(self.routed_L > 0)].sum())
+        partly = int(self.same_L[self.live()].sum())
         if partly:
             notes.append(f"{partly:,} rows with one id in all choices set to no expert [filler-ids]")
         return notes

@@ -22,7 +22,7 @@ FORMATS: Final[dict[str, Format]] = {
     "megatron": Format(
         "megatron",
         "Megatron-LM router trace, `router_trace_rank<R>.jsonl`",
-        "`--moe-routing-trace-path DIR`; give the files of one rank of each data-parallel group, and of all stages",
+        "`--moe-routing-trace-path DIR`; give one tensor-parallel rank of each data-parallel replica and stage",
         "requests and positions; multi-token prediction; logits and hidden states",
     ),
     "vllm": Format(

@@ -201,5 +201,16 @@ def test_another_model(desk: Desk) -> None:
     assert "7 rows, but four-of-five has 4 MoE layers" in outcome.err
 
 
+def test_dense_layers_of_a_model_that_chooses_one_expert(desk: Desk) -> None:
+    """Llama 4: a zero is one choice of expert 0, so only the whole layer tells."""
+    model = (desk.folder / "model.yaml").read_text().replace("top_k: 2", "top_k: 1")
+    (desk.folder / "model.yaml").write_text(model)
+    outcome = desk.bring(
+        desk.put("routes.npy", npy(with_dense(IDS[:, :, :1]).astype(np.uint8))), options=["--from", "vllm"]
+    )
+    named(outcome, "dense-layer", code=0)
+    same_tokens(outcome.arrays, IDS[:, :, :1])
+
+
 def test_every_fault_was_planted() -> None:
     assert set(FAULTS) == PLANTED

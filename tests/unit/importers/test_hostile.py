@@ -27,6 +27,7 @@ from tests.unit.importers.recording import (
     json_lines,
     npy,
     pt,
+    routes,
     safetensors,
     with_dense,
 )
@@ -288,10 +289,56 @@ def test_places_in_text(desk: Desk) -> None:
     assert "c.csv:3:1: 'many' is not a count" in outcome.err
 
 
-def test_disk_full_and_unwritable(desk: Desk) -> None:
-    path = put(desk, "matrix", EVERY["matrix"][1])[0]
-    from planner.cli.main import call
+def no_file_over_4_kib() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
-    model = str(desk.folder / "model.yaml")
-    assert call(["trace", "import", str(path), "--model", model, "-o", str(desk.folder / "no" / "t.npz")]) == 2
-    assert call(["trace", "import", str(path), "--model", "no-such-model", "-o", str(desk.folder / "t.npz")]) == 3
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    """Once while the ids are spooled, once while the file is packed: 60 and 3 kB of ids."""
+    for tokens in (30_000, 1_500):
+        path = tmp_path / "routes.npy"
+        path.write_bytes(npy(routes(tokens, layers=1).astype(np.uint8)))
+        options = ["--num-experts", 8, "-o", "out.npz"]
+        env = {"PYTHONDONTWRITEBYTECODE": "1"}
+        result = run("trace", "import", path, *options, cwd=tmp_path, env=env, before=no_file_over_4_kib)
+        assert result.code == 7, result.err
+        assert [left.name for left in tmp_path.iterdir()] == ["routes.npy"]
+
+
+def test_usage(desk: Desk) -> None:
+    path = put(desk, "matrix", EVERY["matrix"][1])[0]
+    assert "is given twice" in desk.bring(path, path).err
+    assert desk.bring(path, options=["-o", desk.folder / "no" / "t.npz"], model=False).code == 2
+    assert "counts do not say how many experts a token chose" in desk.bring(path, model=False).err
+    assert "has 8 experts, not 9" in desk.bring(path, options=["--num-experts", 9]).err
+    assert "does not say how many experts" in desk.bring(*put(desk, "vllm", EVERY["vllm"][1]), model=False).err
+    assert (
+        "--physical-map means nothing"
+        in desk.bring(path, options=["--physical-map", desk.put("m.json", "[[0, 1]]")]).err
+    )
+
+
+def test_joined_files_of_different_columns(desk: Desk) -> None:
+    np.savez(desk.folder / "0.npz", expert_ids=IDS, layer_ids=MOE_LAYERS, num_experts=8)
+    np.savez(desk.folder / "1.npz", expert_ids=IDS, layer_ids=MOE_LAYERS, num_experts=8, step_id=np.arange(60))
+    outcome = desk.bring(desk.folder / "0.npz", desk.folder / "1.npz")
+    assert outcome.code == 3
+    assert "step_id is given for 60 of 120 tokens" in outcome.err
+
+
+def test_bytes_that_become_wider(desk: Desk) -> None:
+    """A request of bytes, then one with -1: the first is kept as it was."""
+    lacking = with_dense(IDS).astype(np.int32)
+    lacking[3, 2, 1] = -1
+    first = desk.put("requests/0.npy", npy(with_dense(IDS).astype(np.uint8)))
+    second = desk.put("requests/1.npy", npy(lacking))
+    ids = desk.bring(first, second, options=["--from", "vllm"]).arrays["expert_ids"]
+    np.testing.assert_array_equal(ids, np.concatenate([IDS, lacking[:, 1:]]))
+
+
+def test_a_pass_without_end(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("planner.trace.importers.passes._MOST_BYTES", 5000)
+    lines = [{"layer": 1, "topk_ids": [0, 1]}] * 40
+    assert (
+        "moe_routes.jsonl:24:1: a pass of more than" in desk.bring(desk.put("moe_routes.jsonl", json_lines(lines))).err
+    )

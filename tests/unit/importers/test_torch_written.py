@@ -1,4 +1,4 @@
-"""Files that torch itself wrote: read without torch, the same numbers as torch reads."""
+"""Files that torch and safetensors themselves wrote: read without them, the same numbers as they read."""
 
 from __future__ import annotations
 
@@ -42,6 +42,16 @@ def test_matrices(desk: Desk) -> None:
     same_counts(desk.bring(saved(desk.folder / "turned.pt", counts.long().T.contiguous().T)).arrays, IDS)
     parameter = torch.nn.Parameter(counts.float())
     same_counts(desk.bring(saved(desk.folder / "parameter.pt", parameter)).arrays, IDS)
+
+
+def test_statistics_by_safetensors(desk: Desk) -> None:
+    numpy_files: Any = pytest.importorskip("safetensors.numpy")
+    (desk.folder / "stats").mkdir()
+    desk.put("stats/meta_info.json", '{"num_experts": 8, "num_experts_per_token": 2}')
+    for rank, part in enumerate(np.split(IDS, 2)):
+        tensors = {f"100_{1 + row}": counts for row, counts in enumerate(counted(part))}
+        numpy_files.save_file(tensors, desk.folder / "stats" / f"rank{rank}.safetensors", {"written": "by the library"})
+    same_counts(desk.bring(desk.folder / "stats").arrays, IDS)
 
 
 def test_containers(tmp_path: Path) -> None:
