@@ -2,7 +2,8 @@
 
 An .npz is a zip of .npy files. Headers are read first and compared with the sizes that the zip
 states, so that a header that promises terabytes is refused before any memory is taken; large
-arrays are then read in pieces. An array that is stored uncompressed can be read from any row on.
+arrays are then read in pieces. An array that is stored uncompressed can be read from any row on, past
+the checksum of the zip.
 """
 
 from __future__ import annotations
@@ -115,17 +116,20 @@ class NpzFile:
         flat = np.concatenate(pieces) if pieces else np.empty(0, header.dtype)
         return flat.reshape(header.shape, order="F" if header.fortran else "C")
 
-    def rows(self, name: str, first: int = 0, end: int | None = None) -> Iterator[tuple[int, NDArray[Any]]]:
+    def rows(
+        self, name: str, first: int = 0, end: int | None = None, block_bytes: int | None = None
+    ) -> Iterator[tuple[int, NDArray[Any]]]:
         """Rows `first` to before `end` (default: all) of an array, in blocks: pairs of first row and block."""
+        most = block_bytes or CHUNK_BYTES
         header = self.headers[name]
         last = header.shape[0] if end is None and header.shape else (end or 0)
-        if header.fortran or not header.shape or header.nbytes <= CHUNK_BYTES:
+        if header.fortran or not header.shape or header.nbytes <= most:
             yield first, self.whole(name)[first:last] if header.shape else self.whole(name)
             return
         row_bytes = max(1, header.nbytes // header.shape[0])
-        rows = max(1, CHUNK_BYTES // row_bytes)
+        rows = max(1, most // row_bytes)
         if header.offset is not None:
-            yield from self._stored_rows(header, header.offset, first, last, row_bytes)
+            yield from self._stored_rows(header, header.offset, range(first, last, rows), last)
             return
         for start, flat in self._pieces(header, rows * row_bytes):
             row, block = start // row_bytes, flat.reshape(-1, *header.shape[1:])
@@ -134,13 +138,13 @@ class NpzFile:
                 yield max(row, first), inside
 
     def _stored_rows(
-        self, header: ArrayHeader, offset: int, first: int, last: int, row_bytes: int
+        self, header: ArrayHeader, offset: int, begins: range, last: int
     ) -> Iterator[tuple[int, NDArray[Any]]]:
-        rows = max(1, CHUNK_BYTES // row_bytes)
+        row_bytes = header.nbytes // header.shape[0]
         with self.path.open("rb") as file:
-            file.seek(offset + first * row_bytes)
-            for row in range(first, last, rows):
-                wanted = min(rows, last - row) * row_bytes
+            file.seek(offset + begins.start * row_bytes)
+            for row in begins:
+                wanted = min(begins.step, last - row) * row_bytes
                 raw = file.read(wanted)
                 if len(raw) < wanted:
                     raise self.error(header.name, "the file is cut off in the middle of this array")

@@ -46,7 +46,7 @@ class TokenTrace:
         """Blocks of a column, all columns in the same blocks, with the index of their first token."""
         held: Ints = np.zeros(0, dtype=np.int64)
         start = 0
-        for _, values in self.source.rows(name):
+        for _, values in self.source.rows(name, block_bytes=8 * COLUMN_ROWS):
             held = np.concatenate([held, values.astype(np.int64)])
             while len(held) >= COLUMN_ROWS:
                 yield start, held[:COLUMN_ROWS]
