@@ -53,6 +53,16 @@ class PlannerError(Exception):
     def __str__(self) -> str:
         return "\n".join(str(problem) for problem in self.problems)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """So that an error crosses from one process to another whole."""
+        return _again, (type(self), self.problems)
+
+
+def _again(kind: type[PlannerError], problems: tuple[Problem, ...]) -> PlannerError:
+    error = kind.__new__(kind, problems[0].message)
+    error.problems = problems
+    return error
+
 
 class UsageError(PlannerError):
     """Wrong options, or a file named on the command line does not exist."""

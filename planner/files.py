@@ -6,8 +6,9 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 from planner.errors import InputError, MissingEnvironmentError, Place, Problem, UsageError
 
@@ -96,15 +97,26 @@ def write_whole(path: Path, content: str | bytes) -> None:
     Raises `MissingEnvironmentError` (disk full, no permission); an older file then stays as it was.
     """
     data = content.encode() if isinstance(content, str) else content
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A new file beside `path`, which takes its name when the block ends well, and is gone otherwise.
+
+    Raises `MissingEnvironmentError` (disk full, no permission); an older file then stays as it was.
+    """
     target = path.resolve()  # a symbolic link keeps pointing where it pointed
     temporary: str | None = None
     try:
         if _is_special(path):
-            path.write_bytes(data)  # renaming would put a file in the place of the device
+            with path.open("wb") as file:  # renaming would put a file in the place of the device
+                yield file
             return
         handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()

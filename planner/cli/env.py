@@ -24,7 +24,7 @@ def command(as_json: bool, verbose: bool, quiet: bool) -> None:
 
     from planner import __version__
     from planner.inputs.profiles import folder
-    from planner.solve.workers import available_cores
+    from planner.processes import available_cores
 
     lines = {"ep-plan": __version__, "python": platform.python_version(), "platform": platform.platform()}
     lines["cores"] = f"{available_cores()} of {os.cpu_count()}"

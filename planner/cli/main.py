@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import json
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any, Final
 import click
 
 from planner import __version__
+from planner.cli.group import LazyGroup
 from planner.cli.options import verbosity
 from planner.cli.streams import discard, steady_output
 from planner.errors import InputError, MissingEnvironmentError, PlannerError, Problem
@@ -23,36 +23,17 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "compare": ("planner.cli.compare", "Score plans and baselines on a trace, window by window."),
     "show": ("planner.cli.show", "Print the report of a plan."),
     "profiles": ("planner.cli.profiles", "List and show the shipped GPUs, nodes, fabrics, models, engines."),
+    "trace": ("planner.cli.trace", "Record, import, check and describe routing traces."),
     "topology": ("planner.cli.topology", "Make a topology.yaml from what other tools say about a machine."),
     "env": ("planner.cli.env", "Versions and devices, to paste into an issue."),
 }
-_WRITING: Final = ("solve", "topology")
+_WRITING: Final = {"solve", "import", "record", "split", "synth"}
+"""Commands, also in groups, that would have written a file."""
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-class Commands(click.Group):
-    """A group whose commands are imported on demand; the list of them needs no import."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """Names in the order of the table."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """Import the module of a command."""
-        if cmd_name not in COMMANDS:
-            return None
-        module = importlib.import_module(COMMANDS[cmd_name][0])
-        command: click.Command = module.command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        """Write the table of commands into the help."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
-
-
-@click.group(cls=Commands, context_settings=CONTEXT)
+@click.group(cls=LazyGroup, table=COMMANDS, context_settings=CONTEXT)
 @click.version_option(__version__, "--version", prog_name="ep-plan")
 @verbosity
 def cli(**_: bool) -> None:
@@ -72,7 +53,8 @@ def run() -> None:
 def call(arguments: list[str]) -> int:
     """Run a command line and return its exit code."""
     problems: Sequence[Problem]
-    writes = next((word for word in arguments if not word.startswith("-")), "") in _WRITING
+    words = [word for word in arguments if not word.startswith("-")]
+    writes = not _WRITING.isdisjoint(words[:2])
     data: dict[str, Any] = {}
     try:
         code = cli.main(arguments, prog_name="ep-plan", standalone_mode=False)

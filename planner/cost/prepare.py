@@ -16,7 +16,7 @@ from planner.inputs.topology import Gpu, resolve
 from planner.inputs.workload import Workload
 from planner.plan.plan import Plan
 from planner.trace.choices import choice_problems
-from planner.trace.consistency import against_model
+from planner.trace.consistency import against_model, not_routed, suspicions
 from planner.trace.native import read_trace
 from planner.trace.trace import TokenTrace
 from planner.trace.windows import Windows, cut
@@ -65,14 +65,17 @@ def read_windows(
             log.extend(error.problems)
             continue
         traces.append(read.trace)
-        warnings += read.warnings
+        warnings += (*read.warnings, *suspicions(read.trace))
         log.extend(against_model(read.trace, model))
     if log.problems:  # nothing will be cut, and only cutting looks at every choice
         for trace in traces:
             if isinstance(trace, TokenTrace):
                 log.extend(choice_problems(trace))
     log.raise_if_any()
-    return cut(traces, workload.phase, step_tokens), tuple(warnings)
+    windows = cut(traces, workload.phase, step_tokens)
+    log.extend(not_routed(windows, traces))
+    log.raise_if_any()
+    return windows, tuple(warnings)
 
 
 def from_plan(plan: Plan, path: Path, traces: Sequence[Path] | None = None) -> Prepared:

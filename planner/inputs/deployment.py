@@ -305,6 +305,21 @@ class ConfigFile(Frozen):
     """Anything a reader should know."""
 
 
+def model_named(text: str) -> Model:
+    """The model that `--model` names: a shipped profile, a file, or a folder with a config.json.
+
+    Raises:
+        UsageError: there is none.
+        InputError: its file is broken.
+    """
+    try:
+        return _model(Named(text, Path(), MODEL_OPTION))[0]
+    except InputError as error:
+        if any(problem.where == MODEL_OPTION for problem in error.problems):
+            raise UsageError.of(error.problems) from None
+        raise
+
+
 def read_model(path: Path) -> Model:
     """Read a model.yaml, a shipped model, or a Hugging Face config.json (or the one beside an index of weights)."""
     if path.suffix not in (".yaml", ".yml"):

@@ -76,8 +76,10 @@ def _read_tokens(file: NpzFile, log: ProblemLog) -> Trace | None:
         hint = f"at most {_LIMIT_TOKENS:,} tokens and {LIMIT_LAYERS:,} layers are read: split the trace"
         log.add(f"{tokens:,} tokens in {layers:,} layers", where=where, hint=hint)
         return None
-    columns = {name: _per_token(file, name, tokens, log) for name in ("seq_id", "pos", "step_id")}
-    if columns["pos"] is not None and columns["seq_id"] is None:
+    columns = frozenset(name for name in ("seq_id", "pos", "step_id") if name in file.headers)
+    for name in sorted(columns):
+        _check_column(file, name, tokens, log)
+    if "pos" in columns and "seq_id" not in columns:
         log.add("pos without seq_id", where=Place(str(file.path), key="pos"), hint="add seq_id [tokens]")
     num_experts = _scalar(file, "num_experts", log)
     layer_ids = _layer_ids(file, layers, log)
@@ -87,9 +89,7 @@ def _read_tokens(file: NpzFile, log: ProblemLog) -> Trace | None:
         num_experts=num_experts,
         top_k=top_k,
         layer_ids_L=layer_ids,
-        seq_id_T=columns["seq_id"],
-        pos_T=columns["pos"],
-        step_id_T=columns["step_id"],
+        columns=columns,
         source=file,
     )
     if not log.problems:
@@ -170,15 +170,11 @@ def _layer_ids(file: NpzFile, layers: int, log: ProblemLog) -> Ints:
     return ids
 
 
-def _per_token(file: NpzFile, name: str, tokens: int, log: ProblemLog) -> Ints | None:
-    if name not in file.headers:
-        return None
+def _check_column(file: NpzFile, name: str, tokens: int, log: ProblemLog) -> None:
     header = file.headers[name]
     if header.shape != (tokens,) or header.dtype.kind not in "iu":
         where = Place(str(file.path), key=name)
         log.add(f"{header.shape} of {header.dtype} found", where=where, hint=f"expected whole numbers [{tokens}]")
-        return None
-    return file.whole(name).astype(np.int64)
 
 
 def _names(file: NpzFile, windows: int, log: ProblemLog) -> tuple[str, ...]:
