@@ -10,26 +10,31 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks import generalisation, held_out, speed
+from benchmarks import generalisation, held_out, routing, speed, traces
 
-_ALL = {"speed": speed.run, "held-out": held_out.run, "generalisation": generalisation.run}
+_ALL = {"speed": speed.run, "held-out": held_out.run, "generalisation": generalisation.run, "routing": routing.run}
+_NAMES = [*_ALL, "traces"]
 
 
 @click.command()
-@click.argument("names", nargs=-1, type=click.Choice(list(_ALL)))
+@click.argument("names", nargs=-1, type=click.Choice(_NAMES))
 @click.option(
     "--data",
     envvar="EP_PLAN_DATA",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of recorded traces (benchmarks/README.md names the files).",
 )
-def main(names: tuple[str, ...], data: Path | None) -> None:
+@click.option("--tokens", type=click.IntRange(1000), default=200_000, show_default=True, help="Tokens of `traces`.")
+def main(names: tuple[str, ...], data: Path | None, tokens: int) -> None:
     """Run the named benchmarks, or all."""
     console = Console(width=140, highlight=False)
     versions = f"Python {platform.python_version()}, numpy {version('numpy')}, ortools {version('ortools')}"
     console.print(f"{os.cpu_count()} cores, {platform.machine()}, {versions}\n")
-    for name in names or _ALL:
-        _ALL[name](data, console)
+    for name in names or _NAMES:
+        if name == "traces":
+            traces.run_with(tokens, console)
+        else:
+            _ALL[name](data, console)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What the search objective is worth on windows not seen: stretch of windows, and the sharp polish.
 
 Places single layers by their plain load (rows only) on some windows and judges on the others, for
-several stretch factors of `planner.solve.primal`; the defaults there follow from these tables.
+several `Stretch` of `planner.solve.primal`; the defaults there follow from these tables.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from rich.table import Table
 
 from benchmarks.cases import DEEPSEEK, arrays_of
 from planner.baselines import eplb_layer
-from planner.solve.primal import Search, smooth_table, start, stretch_factor, weight_table
+from planner.solve.primal import Search, Stretch, smooth_table, start, stretch_of, weight_table
 from planner.solve.problem import LayerProblem, plain_load_problem
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_FACTORS = (1.0, 1.5, 2.0, 3.0)
+_STRETCHES = (Stretch(), Stretch(1.5), Stretch(2.0), Stretch(1.0, 0.35), Stretch(1.5, 0.35), Stretch(1.5, 0.5))
 _EVERY = 4
 
 
-def placed(problem: LayerProblem, factor: float, *, polish: bool) -> Ints:
+def placed(problem: LayerProblem, stretch: Stretch, *, polish: bool) -> Ints:
     """Local search with a given stretch of windows, with or without the sharp polish."""
     weights = weight_table(problem)
-    smooth = smooth_table(weights, problem.num_ranks, factor)
+    smooth = smooth_table(weights, problem.num_ranks, stretch)
     search = Search(problem, weights, smooth, start(problem, smooth, None))
     search.improve_smooth()
     if polish:
@@ -52,7 +52,7 @@ def run(data: Path | None, console: Console) -> None:
     counts_SLE = trace["counts"].astype(float)
     ranks, slots = DEEPSEEK.ep, counts_SLE.shape[2] + DEEPSEEK.redundant
     slots_R = np.full(ranks, slots // ranks)
-    variants = [(factor, polish) for factor in _FACTORS for polish in (False, True)]
+    variants = [(stretch, polish) for stretch in _STRETCHES for polish in (False, True)]
     excess: dict[object, list[float]] = {name: [] for name in ["eplb", *variants]}
     for left_out in range(len(counts_SLE)):
         seen = [window for window in range(len(counts_SLE)) if window != left_out]
@@ -62,18 +62,18 @@ def run(data: Path | None, console: Console) -> None:
             judge = counts_SLE[left_out, layer]
             eplb = eplb_layer(counts_SLE[seen, layer].sum(axis=0), slots, 1, 1, ranks)
             found["eplb"].append(imbalance(eplb, judge, ranks))
-            for factor, polish in variants:
-                found[factor, polish].append(imbalance(placed(problem, factor, polish=polish), judge, ranks))
+            for stretch, polish in variants:
+                found[stretch, polish].append(imbalance(placed(problem, stretch, polish=polish), judge, ranks))
         for name, values in found.items():
             excess[name].append(float(np.mean(values)) - 1)
     table = Table(title="DeepSeek-V3, 288 slots on 32 ranks, one scenario left out", box=None, title_justify="left")
-    for column in ("stretch", "polish", *trace["scenario_names"].tolist(), "EPLB's excess gone"):
+    for column in ("stretch: factor / floor", "polish", *trace["scenario_names"].tolist(), "EPLB's excess gone"):
         table.add_column(str(column), justify="right")
     table.add_row("eplb", "", *(f"{1 + value:.3f}" for value in excess["eplb"]), "")
-    for factor, polish in variants:
-        values = excess[factor, polish]
+    for stretch, polish in variants:
+        values = excess[stretch, polish]
         gone = np.mean(1 - np.array(values) / np.array(excess["eplb"]))
         row = (f"{1 + value:.3f}" for value in values)
-        table.add_row(f"{factor:g}", "sharp" if polish else "smooth", *row, f"{gone:.1%}")
+        table.add_row(f"{stretch.factor:g} / {stretch.floor:g}", "sharp" if polish else "smooth", *row, f"{gone:.1%}")
     console.print(table)
-    console.print(f"in use for {len(seen)} windows: {stretch_factor(len(seen)):g}\n")
+    console.print(f"in use for {len(seen)} windows: {stretch_of(len(seen))}\n")

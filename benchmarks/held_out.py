@@ -16,8 +16,8 @@ from benchmarks.cases import DEEPSEEK, GPT_OSS, Case, arrays_of, write_sequences
 from planner.cost.prepare import from_deployment
 from planner.inputs.deployment import Overrides, load_deployment
 from planner.review.compare import compare
-from planner.solve.master import NoWatch
 from planner.solve.request import solve_deployment
+from planner.solve.watch import NoWatch
 from planner.solve.workers import Workers
 
 _SHOWN = ("plan", "eplb", "eplb_hierarchical", "linear")

@@ -12,8 +12,8 @@ from benchmarks.cases import EXAMPLES
 from planner.cost.prepare import from_deployment
 from planner.inputs.deployment import Overrides, load_deployment
 from planner.plan.plan import Plan
-from planner.solve.master import NoWatch
 from planner.solve.request import solve_deployment
+from planner.solve.watch import NoWatch
 from planner.solve.workers import Workers
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Final
 
 import click
-from pages import commands, formats, profiles
+from pages import commands, formats, profiles, traces
 
 FOLDER: Final = Path(__file__).resolve().parent
 PAGES: Final = {
     "commands.md": commands.page,
     "formats.md": formats.page,
     "profiles.md": profiles.page,
+    "traces.md": traces.page,
 }
 
 

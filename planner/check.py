@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from planner.baselines import score
 from planner.cost.booking import book
 from planner.cost.instance import Instance
+from planner.cost.notes import notes
 from planner.cost.step import SplitCost, split_cost
 from planner.inputs.units import format_bytes
 from planner.plan.placement import Placement, slots_of_ranks, violations
-from planner.plan.plan import Plan
+from planner.plan.plan import CandidateRecord, Plan
 from planner.plan.split import Split
 from planner.rules import Limits, Shares, broken_rules
 
@@ -31,6 +32,8 @@ _CLOSE = 1e-9
 """Relative difference allowed between a booked and a re-derived time: other machines may round the
 last digit of an exponential differently. Counts and bytes must agree exactly."""
 _OPTIMAL = 1e-6
+_TIE = 1e-5
+"""Where step times are within 1e-6 of each other balance and traffic decide; several ties may follow."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,9 @@ def check(plan: Plan, instance: Instance) -> list[Finding]:
     findings += _groups(plan, cost)
     findings += _figures(plan, cost)
     findings += _solver(plan)
+    findings += _candidates(plan, instance, limits)
+    if plan.notes != (again := notes(instance, plan.solver.stopped_by, plan.solver.gap)):
+        findings.append(Finding("notes", f"booked {list(plan.notes)}, re-derived {list(again)}"))
     return findings
 
 
@@ -194,7 +200,7 @@ def _groups(plan: Plan, cost: SplitCost) -> Iterator[Finding]:
 
 def _figures(plan: Plan, cost: SplitCost) -> Iterator[Finding]:
     cuts = cuts_of(plan)
-    capacity_G = cost.instance.topology.memory_G.tolist()
+    capacity_G = cost.instance.usable_G.tolist()
     again = book(cost, cuts, placement_of(plan))
     for gpu, (num_bytes, capacity) in enumerate(zip(again.memory_bytes, capacity_G, strict=True)):
         if num_bytes > capacity:
@@ -246,9 +252,67 @@ def _solver(plan: Plan) -> Iterator[Finding]:
         yield Finding("solver.gap", f"booked {record.gap!r}, objective and bound give {gap!r}")
     if (record.status == "optimal") != (gap <= _OPTIMAL):
         yield Finding("solver.status", f"{record.status!r} does not go with a gap of {gap:.3g}")
-    chosen = [c for c in plan.candidates if c.outcome == "chosen"]
-    if [c.split for c in chosen] != [plan.split]:
-        yield Finding("candidates", "the chosen candidate is not the plan's split")
     bounds = [c.bound_s for c in plan.candidates if c.bound_s is not None]
-    if bounds and record.bound_s > min(bounds) * (1 + _CLOSE):
-        yield Finding("solver.bound_s", f"{record.bound_s!r} is above the least bound of a candidate, {min(bounds)!r}")
+    if bounds and not _equal(record.bound_s, least := min(record.objective_s, *bounds)):
+        detail = f"{record.bound_s!r} is not the least of all bounds and the objective, {least!r}"
+        yield Finding("solver.bound_s", detail)
+
+
+def _candidates(plan: Plan, instance: Instance, limits: Limits) -> Iterator[Finding]:
+    """Every split that was looked at: its own figures agree, and the plan is the best of them."""
+    chosen = [index for index, record in enumerate(plan.candidates) if record.outcome == "chosen"]
+    if len(chosen) != 1:
+        yield Finding("candidates", f"{len(chosen)} are chosen, expected one")
+        return
+    yield from _chosen(plan, instance, f"candidates[{chosen[0]}]", plan.candidates[chosen[0]])
+    seen: set[tuple[Split, int, str]] = set()
+    for index, record in enumerate(plan.candidates):
+        key = f"candidates[{index}]"
+        split = Split(**record.split.model_dump())
+        laid = split, record.redundant_experts, record.layout
+        if laid in seen:
+            yield Finding(key, f"{split} stands twice")
+        seen.add(laid)
+        if split.tp * split.dp != split.etp * split.ep * split.edp or split.pp * split.stage_gpus != plan.inputs.gpus:
+            yield Finding(f"{key}.split", f"{split} does not use {plan.inputs.gpus} GPUs")
+            continue
+        rules = None
+        if not record.layout:
+            rules = [str(rule) for rule in broken_rules(instance, split, record.redundant_experts, limits)]
+        yield from _candidate(key, record, rules, plan.predicted.step_s)
+
+
+def _chosen(plan: Plan, instance: Instance, key: str, record: CandidateRecord) -> Iterator[Finding]:
+    """The figures of the chosen candidate are the plan's."""
+    if record.split != plan.split:
+        yield Finding("candidates", "the chosen candidate is not the plan's split")
+    yield from _compare(f"{key}.redundant_experts", record.redundant_experts, plan.placement.redundant_experts)
+    yield from _compare(f"{key}.step_s", record.step_s, plan.predicted.step_s)
+    usable_G = instance.usable_G
+    free = int((usable_G - np.array(plan.predicted.memory_bytes)).min())
+    if plan.split.pp == 1:  # one way to cut only
+        yield from _compare(f"{key}.free_bytes", record.free_bytes, free)
+    elif record.free_bytes is None or not free <= record.free_bytes < usable_G.max():
+        yield Finding(f"{key}.free_bytes", f"booked {record.free_bytes!r}, the plan itself leaves {free!r}")
+
+
+def _candidate(key: str, record: CandidateRecord, rules: list[str] | None, best_s: float) -> Iterator[Finding]:
+    """One candidate's outcome goes with its figures, and no other beats the plan; `rules`: those broken, if known."""
+    bound_s, step_s, is_rejected = record.bound_s, record.step_s, record.outcome == "rejected"
+    if rules is not None and list(record.reasons[: len(rules)]) != rules:
+        yield Finding(f"{key}.reasons", f"booked {list(record.reasons)}, re-derived {rules}")
+    if is_rejected != bool(record.reasons):
+        detail = "rejected without a reason" if is_rejected else f"not rejected in spite of {record.reasons[0]}"
+        yield Finding(f"{key}.reasons", detail)
+    if is_rejected != (bound_s is None):
+        yield Finding(f"{key}.bound_s", f"{bound_s!r} does not go with {record.outcome!r}")
+    if (record.outcome in ("chosen", "priced")) != (step_s is not None):
+        yield Finding(f"{key}.step_s", f"{step_s!r} does not go with {record.outcome!r}")
+    if not is_rejected and (record.free_bytes is None or record.free_bytes < 0):
+        yield Finding(f"{key}.free_bytes", f"{record.free_bytes!r} does not go with {record.outcome!r}")
+    if bound_s is not None and bound_s <= 0:
+        yield Finding(f"{key}.bound_s", f"{bound_s!r} is not above 0")
+    if bound_s is not None and step_s is not None and bound_s > step_s * (1 + _CLOSE):
+        yield Finding(f"{key}.bound_s", f"{bound_s!r} is above the step time {step_s!r}")
+    if step_s is not None and step_s * (1 + _TIE) < best_s:
+        yield Finding(f"{key}.step_s", f"{step_s!r} is less than that of the plan, {best_s!r}")

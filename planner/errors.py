@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, order=True)
@@ -46,15 +47,34 @@ class PlannerError(Exception):
     def __init__(self, message: str, *, hint: str = "", where: Place | None = None) -> None:
         super().__init__(message)
         self.problems: tuple[Problem, ...] = (Problem(message, where, hint),)
+        self.data: dict[str, Any] = {}
+        """What `--json` says besides the problems."""
 
     def __str__(self) -> str:
         return "\n".join(str(problem) for problem in self.problems)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """So that an error crosses from one process to another whole."""
+        return _again, (type(self), self.problems)
+
+
+def _again(kind: type[PlannerError], problems: tuple[Problem, ...]) -> PlannerError:
+    error = kind.__new__(kind, problems[0].message)
+    error.problems = problems
+    return error
 
 
 class UsageError(PlannerError):
     """Wrong options, or a file named on the command line does not exist."""
 
     exit_code = 2
+
+    @classmethod
+    def of(cls, problems: Sequence[Problem]) -> UsageError:
+        """Several problems at once."""
+        error = cls(problems[0].message)
+        error.problems = tuple(problems)
+        return error
 
 
 class InputError(PlannerError):
@@ -73,7 +93,7 @@ class InputError(PlannerError):
         tail = f"{count} problem{'s' if count > 1 else ''}"
         if files:
             tail = f"{len(files)} file{'s' if len(files) > 1 else ''}, {tail}"
-        return "\n".join([*(str(p) for p in self.problems), f"{tail}; nothing was written."])
+        return "\n".join([*(str(p) for p in self.problems), tail])
 
 
 class InfeasibleError(PlannerError):

@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 from planner.errors import InputError, MissingEnvironmentError, Place, Problem, UsageError
 
@@ -66,6 +68,24 @@ def check_target(path: Path) -> None:
         raise MissingEnvironmentError(f"cannot write {path}: permission denied", hint=hint)
 
 
+def refuse_overwriting(output: Path, read: Iterable[Path]) -> None:
+    """Refuse to write over a file that the same command reads, links looked through.
+
+    Raises `UsageError` that names both.
+    """
+    for path in read:
+        with contextlib.suppress(OSError):  # one of the two is not there: they cannot be the same
+            if output.samefile(path):
+                same = "" if str(path) == str(output) else f" (read as {path})"
+                hint = "give another path with -o"
+                raise UsageError(f"{output} is an input of this command{same} and would be overwritten", hint=hint)
+
+
+def why_no_file(path: Path) -> str:
+    """What to say of a path that is not a file, though one is needed."""
+    return "this is a directory, a file is needed" if path.is_dir() else "no such file"
+
+
 def _is_special(path: Path) -> bool:
     """Whether this is a device or a pipe."""
     return path.exists() and not path.is_file() and not path.is_dir()
@@ -77,15 +97,26 @@ def write_whole(path: Path, content: str | bytes) -> None:
     Raises `MissingEnvironmentError` (disk full, no permission); an older file then stays as it was.
     """
     data = content.encode() if isinstance(content, str) else content
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A new file beside `path`, which takes its name when the block ends well, and is gone otherwise.
+
+    Raises `MissingEnvironmentError` (disk full, no permission); an older file then stays as it was.
+    """
     target = path.resolve()  # a symbolic link keeps pointing where it pointed
     temporary: str | None = None
     try:
         if _is_special(path):
-            path.write_bytes(data)  # renaming would put a file in the place of the device
+            with path.open("wb") as file:  # renaming would put a file in the place of the device
+                yield file
             return
         handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()

@@ -13,7 +13,7 @@ from planner.cost.step import split_cost
 from planner.inputs.constants import Constants
 from planner.inputs.deployment import load_default_efficiency, load_kernel
 from planner.inputs.documents import validated
-from planner.inputs.engines import EngineRules
+from planner.inputs.engines import EngineMemory, EngineRules
 from planner.inputs.gpu import Efficiency, Gpu
 from planner.inputs.links import Link
 from planner.inputs.model import Attention, DenseFfn, Ffn, GroupedAttention, LayerRun, Model, MoeFfn
@@ -21,7 +21,7 @@ from planner.inputs.precision import Precision
 from planner.inputs.sourced import Sourced
 from planner.inputs.topology import Topology, resolve
 from planner.inputs.topology_file import TopologyFile
-from planner.inputs.units import ComputeRate, Duration, Percentage, Rate, Size, SizeOrZero
+from planner.inputs.units import ComputeRate, Duration, Percentage, Rate, Size
 from planner.inputs.workload import Communication, Dedup, Phase, Workload
 from planner.plan.placement import from_ranks
 from planner.plan.plan import PlanInputs
@@ -125,6 +125,12 @@ def model(
     return Model(name="small", family="mixtral", hidden_size=hidden, vocab_size=128, layers=tuple(runs))
 
 
+def engine_memory(reserve: str = "1 MiB", share: str = "100%") -> EngineMemory:
+    """An engine that takes a constant for itself."""
+    line = {"name": "engine reserve", "fixed": reserve, "basis": "assumed", "source": "made by a test"}
+    return EngineMemory.model_validate({"share": {"value": share}, "lines": (line,)})
+
+
 def constants(dedup: Dedup = "expert", *, overlap: str = "0%", reserve: str = "1 MiB") -> Constants:
     """The shipped constants with another overlap and reserve."""
     efficiency: Efficiency = load_default_efficiency().model_copy(
@@ -137,7 +143,7 @@ def constants(dedup: Dedup = "expert", *, overlap: str = "0%", reserve: str = "1
         kernel=load_kernel("all-to-all"),
         collectives=load_kernel("nccl"),
         efficiency=efficiency,
-        reserve=Sourced[SizeOrZero](value=reserve),  # type: ignore[arg-type]
+        engine_memory=engine_memory(reserve),
         copy_rule="even",
     )
 

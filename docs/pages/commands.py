@@ -44,6 +44,9 @@ def _command(name: str, command: click.Command) -> Iterator[str]:
     yield f"## ep-plan {name}"
     arguments = [p for p in command.params if isinstance(p, click.Argument)]
     options = [p for p in command.params if isinstance(p, click.Option)]
+    if isinstance(command, click.Group):
+        yield from _group(name, command)
+        return
     with click.Context(command, info_name=f"ep-plan {name}") as context:
         usage = " ".join(["ep-plan", name, "[OPTIONS]", *(a.make_metavar(context) for a in arguments)])
         yield code(usage, "text")
@@ -51,6 +54,16 @@ def _command(name: str, command: click.Command) -> Iterator[str]:
         rows = [_option(option, context) for option in options]
     rows.append(("`-h`, `--help`", "", "Show the help and exit."))
     yield table(("option", "value", "meaning"), rows)
+
+
+def _group(name: str, group: click.Group) -> Iterator[str]:
+    """What a group is for, and each of its commands."""
+    yield from _paragraphs(group.help or "")
+    with click.Context(group, info_name=f"ep-plan {name}") as context:
+        for inner in group.list_commands(context):
+            command = group.get_command(context, inner)
+            assert command is not None
+            yield from _command(f"{name} {inner}", command)
 
 
 def _paragraphs(help_text: str) -> Iterator[str]:
@@ -65,8 +78,9 @@ def _paragraphs(help_text: str) -> Iterator[str]:
 def _option(option: click.Option, context: click.Context) -> tuple[str, str, str]:
     names = ", ".join(f"`{name}`" for name in option.opts)
     meaning = option.help or ""
-    if option.show_default and isinstance(option.default, str | PurePath):
-        meaning += f" Default: `{option.default}`."
+    default = option.default
+    if option.show_default and isinstance(default, str | int | float | PurePath) and not option.is_flag:
+        meaning = f"{meaning} Default: `{default}`.".lstrip()
     return names, "" if option.is_flag else _value(option, context), meaning
 
 

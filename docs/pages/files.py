@@ -11,10 +11,10 @@ from pydantic import BaseModel
 from planner.inputs.deployment import ConfigFile, DeploymentFile
 from planner.inputs.engines import EngineFile
 from planner.inputs.gpu import Efficiency, Gpu
+from planner.inputs.kernels import KernelFile
 from planner.inputs.model import Model
 from planner.inputs.topology import NodeFile
 from planner.inputs.topology_file import TopologyFile
-from planner.inputs.workload import KernelFile
 from planner.plan.plan import Plan
 
 EXAMPLES: Final = Path(__file__).resolve().parent.parent.parent / "examples"

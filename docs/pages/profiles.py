@@ -62,17 +62,22 @@ def _profile(data: dict[str, Any]) -> Iterator[str]:
     yield from (f"{label}: {data[key]}." for label, key in (("Source", "source"), ("Note", "note")) if data.get(key))
 
 
+_ABOUT: Final = {"name", "kind", "basis", "source"}
+"""What stands beside several figures that share a source."""
+
+
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, str, str, str]]:
     """Every value with its key path, basis and source; no basis for plain settings."""
     if isinstance(value, dict) and "basis" in value:
-        yield key, _shown(value["value"]), value["basis"], value["source"]
+        figures = value.get("value", {name: figure for name, figure in value.items() if name not in _ABOUT})
+        yield key, _shown(figures), value["basis"], value["source"]
     elif isinstance(value, dict):
         for name, inner in value.items():
             if name != "level":
                 yield from _leaves(inner, f"{key}.{name}" if key else name)
-    elif isinstance(value, list):
+    elif isinstance(value, list) and any(isinstance(inner, dict | list) for inner in value):
         for index, inner in enumerate(value):
-            label = inner.get("level", index) if isinstance(inner, dict) else index
+            label = inner.get("level", inner.get("name", index)) if isinstance(inner, dict) else index
             yield from _leaves(inner, f"{key}[{label}]")
     else:
         yield key, _shown(value), "", ""
@@ -81,6 +86,8 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, str, str, str]]:
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_shown(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -97,6 +97,8 @@ def default_text(field: FieldInfo) -> str:
     """What holds where a key is left out."""
     if field.is_required():
         return "required, may be null" if NoneType in get_args(field.annotation) else "required"
+    if field.default_factory is not None:
+        return ""
     value, dimension = field.default, _dimension(list(_flat(field.metadata)))
     if value is None or value in ("", ()) or isinstance(value, BaseModel):
         return ""

@@ -24,16 +24,23 @@ def command(files: tuple[str, ...], traces: tuple[str, ...], as_json: bool, verb
     """
     import json
 
-    from planner.errors import BadAnswerError
+    from planner.errors import BadAnswerError, UsageError
     from planner.report.check_report import checked_json, render_checked
     from planner.review.check_files import check_file, files_to_check
 
     override = paths(traces) or None
     results = [check_file(path, override) for path in files_to_check(paths(files))]
+    missing = [
+        problem for result in results if isinstance(result.error, UsageError) for problem in result.error.problems
+    ]
+    if all(isinstance(result.error, UsageError) for result in results):
+        raise UsageError.of(missing)
     if as_json:
         click.echo(json.dumps(checked_json(results), ensure_ascii=False, indent=1))
     elif not quiet or not all(result.is_good for result in results):
         render_checked(results, verbose=verbose)
+    if any(isinstance(result.error, UsageError) for result in results):
+        return UsageError.exit_code
     errors = [result.error.exit_code for result in results if result.error is not None]
     if errors:
         return max(errors)

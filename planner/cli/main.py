@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import errno
-import importlib
-import io
 import json
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any, Final
@@ -14,7 +11,10 @@ from typing import Any, Final
 import click
 
 from planner import __version__
-from planner.errors import MissingEnvironmentError, PlannerError, Problem
+from planner.cli.group import LazyGroup
+from planner.cli.options import verbosity
+from planner.cli.streams import discard, steady_output
+from planner.errors import InputError, MissingEnvironmentError, PlannerError, Problem
 
 # Command -> (module, what it does). Modules are imported only when needed: help stays fast.
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
@@ -23,37 +23,20 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "compare": ("planner.cli.compare", "Score plans and baselines on a trace, window by window."),
     "show": ("planner.cli.show", "Print the report of a plan."),
     "profiles": ("planner.cli.profiles", "List and show the shipped GPUs, nodes, fabrics, models, engines."),
+    "trace": ("planner.cli.trace", "Record, import, check and describe routing traces."),
     "topology": ("planner.cli.topology", "Make a topology.yaml from what other tools say about a machine."),
     "env": ("planner.cli.env", "Versions and devices, to paste into an issue."),
 }
+_WRITING: Final = {"solve", "import", "record", "split", "synth"}
+"""Commands, also in groups, that would have written a file."""
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-class Commands(click.Group):
-    """A group whose commands are imported on demand; the list of them needs no import."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """Names in the order of the table."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """Import the module of a command."""
-        if cmd_name not in COMMANDS:
-            return None
-        module = importlib.import_module(COMMANDS[cmd_name][0])
-        command: click.Command = module.command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        """Write the table of commands into the help."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
-
-
-@click.group(cls=Commands, context_settings=CONTEXT)
+@click.group(cls=LazyGroup, table=COMMANDS, context_settings=CONTEXT)
 @click.version_option(__version__, "--version", prog_name="ep-plan")
-def cli() -> None:
+@verbosity
+def cli(**_: bool) -> None:
     """Placement and capacity planning for Mixture-of-Experts models.
 
     \b
@@ -63,48 +46,43 @@ def cli() -> None:
 
 def run() -> None:
     """Entry point: expected failures become one message and an exit code, bugs keep their traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # bars are no reason to fail where only ASCII can be shown
+    steady_output()
     sys.exit(call(sys.argv[1:]))
 
 
 def call(arguments: list[str]) -> int:
     """Run a command line and return its exit code."""
     problems: Sequence[Problem]
+    words = [word for word in arguments if not word.startswith("-")]
+    writes = not _WRITING.isdisjoint(words[:2])
+    data: dict[str, Any] = {}
     try:
         code = cli.main(arguments, prog_name="ep-plan", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as error:
         return error.exit_code
-    except SystemExit:  # so click and rich end where the reader has gone (`| head`): no further complaint
-        return 0
     except PlannerError as error:
-        click.echo(str(error), err=True)
-        exit_code, problems = error.exit_code, error.problems
+        tail = "" if not isinstance(error, InputError) else "; nothing was written." if writes else "."
+        click.echo(f"{error}{tail}", err=True)
+        exit_code, problems, data = error.exit_code, error.problems, error.data
     except click.ClickException as error:
         error.show()
         exit_code, problems = 2, (Problem(error.format_message()),)
     except (click.Abort, KeyboardInterrupt):
-        exit_code, problems = 130, (Problem("interrupted; nothing was written"),)
+        exit_code, problems = 130, (Problem("interrupted; nothing was written" if writes else "interrupted"),)
         click.echo(problems[0].message, err=True)
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        _discard_output()
+        discard(sys.stdout.fileno())
         click.echo(f"error: cannot write the output: {error.strerror}", err=True)
         return MissingEnvironmentError.exit_code
     if "--json" in arguments:
         try:
-            click.echo(json.dumps(_as_data(exit_code, problems), ensure_ascii=False, indent=1))
+            click.echo(json.dumps(_as_data(exit_code, problems) | data, ensure_ascii=False, indent=1))
         except OSError:  # stderr has told it
-            _discard_output()
+            discard(sys.stdout.fileno())
     return exit_code
-
-
-def _discard_output() -> None:
-    """Let what is still buffered go nowhere, so that the last flush cannot fail again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _as_data(exit_code: int, all_problems: Sequence[Problem]) -> dict[str, Any]:

@@ -17,9 +17,13 @@ def json_option(function: Function) -> Function:
 
 
 def verbosity(function: Function) -> Function:
-    """`-v` and `-q`."""
-    function = click.option("-v", "--verbose", is_flag=True, help="Print more.")(function)
-    return click.option("-q", "--quiet", is_flag=True, help="Print only errors.")(function)
+    """`-v` and `-q`, of a command or of a group: given before a command they hold for it, too."""
+    function = click.option("-v", "--verbose", is_flag=True, callback=_or_of_the_group, help="Print more.")(function)
+    return click.option("-q", "--quiet", is_flag=True, callback=_or_of_the_group, help="Print only errors.")(function)
+
+
+def _or_of_the_group(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
+    return value or (ctx.parent is not None and bool(ctx.parent.params.get(str(param.name))))
 
 
 def trace_option(function: Function) -> Function:
@@ -80,12 +84,18 @@ class CopiesOrAuto(click.ParamType[int | str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
         """Parse, or fail with what is expected."""
-        text = str(value)
+        from planner.inputs.deployment import LIMIT_COPIES
+
+        text = str(value).strip().lower()
         if text == "auto":
             return text
-        if not text.isdecimal() or len(text) > 6:
-            self.fail(f"{text!r}: expected a whole number, 0 or more, or auto", param, ctx)
+        if not (text.isascii() and text.isdecimal()) or len(text) > 20 or int(text) > LIMIT_COPIES:
+            self.fail(f"{value!r}: expected a whole number from 0 to {LIMIT_COPIES:,}, or auto", param, ctx)
         return int(text)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002
+        """As it is written, not in capitals."""
+        return self.name
 
 
 def paths(texts: tuple[str, ...]) -> list[Path]:

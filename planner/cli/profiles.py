@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
-from planner.cli.options import json_option
+from planner.cli.options import json_option, verbosity
 
 
 @click.command("profiles")
 @click.argument("name", required=False)
 @json_option
-def command(name: str | None, as_json: bool) -> None:
+@verbosity
+def command(name: str | None, as_json: bool, verbose: bool, quiet: bool) -> None:
     """List the shipped GPUs, nodes, fabrics, models, engines and kernels, or show NAME with its sources.
 
     \b
@@ -26,6 +27,7 @@ def command(name: str | None, as_json: bool) -> None:
         data = profile_listing() if name is None else profile_data(name)
         click.echo(json.dumps(data, ensure_ascii=False, indent=1))
     elif name is None:
-        render_listing(console())
+        if not quiet:
+            render_listing(console(), verbose=verbose)
     else:
-        render_profile(name, console())
+        render_profile(name, console(quiet=quiet), verbose=verbose)

@@ -33,37 +33,44 @@ def command(deployment: Path, output: Path, as_json: bool, verbose: bool, quiet:
     ep-plan solve examples/tiny-moe/deployment.yaml
     ep-plan solve deployment.yaml --topology "4 x hgx-h100" --split ep=32 -o ep32.json
     """
+    import contextlib
     import time
 
     from planner.cost.prepare import from_deployment
-    from planner.files import check_target, write_whole
+    from planner.files import check_target, refuse_overwriting, write_whole
     from planner.inputs.deployment import load_deployment
     from planner.plan.plan import plan_text
     from planner.report.plan_report import render_plan
     from planner.report.progress import ProgressWatch
     from planner.report.style import console
     from planner.solve.diagnosis import infeasible
+    from planner.solve.interrupts import Interrupts
     from planner.solve.request import search_space, solve_deployment
     from planner.solve.workers import Workers
 
     started = time.monotonic()
     check_target(output)
+    refuse_overwriting(output, [deployment])
     loaded = load_deployment(deployment, _overrides(given))
+    refuse_overwriting(output, loaded.read_paths)
     prepared = from_deployment(loaded)
     if not quiet:
         warn(prepared.warnings)
     limit_s = loaded.file.solve.time_limit
     deadline = None if limit_s is None else started + limit_s
-    with ProgressWatch(console(stderr=True), quiet=quiet) as watch, Workers(deadline=deadline) as workers:
-        solved = solve_deployment(loaded, prepared, output, workers, watch)
-    if solved.plan is None:
-        raise infeasible(prepared.instance, search_space(loaded), solved.solution.candidates)
-    text = plan_text(solved.plan)
-    write_whole(output, text)
-    if as_json:
-        click.echo(text, nl=False)
-    elif not quiet:
-        render_plan(solved.plan, console(), verbose=verbose)
+    progress = ProgressWatch(console(stderr=True), quiet=quiet)
+    with Interrupts(progress) as watch:
+        with progress, Workers(deadline=deadline) as workers:
+            solved = solve_deployment(loaded, prepared, output, workers, watch)
+        if solved.plan is None:
+            raise infeasible(prepared.instance, search_space(loaded), solved.solution.candidates)
+        text = plan_text(solved.plan)
+        write_whole(output, text)
+    with contextlib.suppress(KeyboardInterrupt):  # the plan is there: only the report is cut short
+        if as_json:
+            click.echo(text, nl=False)
+        elif not quiet:
+            render_plan(solved.plan, console(), verbose=verbose)
     if not quiet:
         click.echo(f"wrote {output} after {time.monotonic() - started:.1f} s", err=True)
 

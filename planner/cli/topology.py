@@ -6,11 +6,14 @@ from pathlib import Path
 
 import click
 
+from planner.cli.options import verbosity, warn
+
 _LIMIT_BYTES = 16 << 20
 
 
 @click.group("topology")
-def command() -> None:
+@verbosity
+def command(**_: bool) -> None:
     """Make a topology.yaml from what other tools say about a machine."""
 
 
@@ -23,6 +26,7 @@ def command() -> None:
 @click.option("--nodes", type=click.IntRange(1, 65536), help="nvidia-smi: hosts like this one; default 1.")
 @click.option("--gpus-per-node", type=click.IntRange(1, 64), help="Slurm: GPUs of each node.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("topology.yaml"), show_default=True)
+@verbosity
 def import_command(
     file: Path,
     source: str | None,
@@ -32,6 +36,8 @@ def import_command(
     nodes: int | None,
     gpus_per_node: int | None,
     output: Path,
+    verbose: bool,
+    quiet: bool,
 ) -> None:
     """Turn FILE (`nvidia-smi topo -m`, Slurm's topology.conf or `scontrol show topology`) into a topology.
 
@@ -39,14 +45,20 @@ def import_command(
     ep-plan topology import topo.txt --gpu h100-sxm --nic ib-ndr --nodes 4
     ep-plan topology import /etc/slurm/topology.conf --node hgx-h100
     """
-    from planner.files import read_text, write_whole
+    from planner.files import check_target, read_text, refuse_overwriting, write_whole
     from planner.inputs.importers.choose import Given, drawn
 
+    check_target(output)
+    refuse_overwriting(output, [file])
     text = read_text(file, limit_bytes=_LIMIT_BYTES)
     given = Given(source=source, gpu=gpu, node=node, nic=nic, nodes=nodes, gpus_per_node=gpus_per_node)
     made = drawn(text, str(file), given)
-    write_whole(output, made.text(file.name))
-    for sentence in made.left_out:
-        click.echo(f"warning: not expressed: {sentence}", err=True)
+    text = made.text(file.name)
+    write_whole(output, text)
+    if verbose and not quiet:
+        click.echo(text, nl=False)
+    if quiet:
+        return
+    warn(tuple(f"not expressed: {sentence}" for sentence in made.left_out))
     gpus = made.nodes * made.gpus_per_node
     click.echo(f"wrote {output}: {made.nodes} x {made.gpus_per_node} {made.gpu}, {gpus} GPUs", err=True)

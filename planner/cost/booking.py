@@ -69,7 +69,7 @@ def memory_G(cost: SplitCost, cuts: Cuts, placement: Placement) -> Ints:
 
 def _stages(cost: SplitCost, cuts: Cuts) -> list[tuple[Grid, StageMemory, range]]:
     grids = [stage.grid for stage in cost.stages]
-    memories = stage_memories(cost.instance, grids)
+    memories = stage_memories(cost.instance, grids, cost.physical_experts)
     return [(grid, memory, layers) for grid, memory, layers in zip(grids, memories, cuts, strict=True)]
 
 

@@ -92,7 +92,7 @@ class DenseCost:
     @cached_property
     def run_terms(self) -> dict[LayerRun, tuple[Term, ...]]:
         """Terms of one layer of each kind."""
-        return {run: merged(self.layer_terms(run)) for run in self.instance.model.layers}
+        return {run: merged(self.layer_terms(run)) for run in self.instance.model.layer_kinds}
 
     @cached_property
     def head(self) -> tuple[Term, ...]:

@@ -68,11 +68,17 @@ class Grid:
         split = self.split
         by_group = self.unit_VG.reshape(-1, split.edp, split.ep, split.etp)
         index = np.arange(len(self.gpus)).reshape(split.edp, split.ep, split.etp)
-        return tuple(
-            EpGroup(np.stack([_renumbered(units) for units in by_group[:, copy, :, shard]]), index[copy, :, shard])
-            for copy in range(split.edp)
-            for shard in range(split.etp)
-        )
+        shifted = by_group - by_group.min(axis=2, keepdims=True)  # most groups are then equal: few are renumbered
+        known: dict[bytes, Ints] = {}
+        groups = []
+        for copy in range(split.edp):
+            for shard in range(split.etp):
+                units_VR = shifted[:, copy, :, shard]
+                key = units_VR.tobytes()
+                if key not in known:
+                    known[key] = np.stack([_renumbered(units) for units in units_VR])
+                groups.append(EpGroup(known[key], index[copy, :, shard]))
+        return tuple(groups)
 
     @cached_property
     def _different(self) -> dict[bytes, EpGroup]:

@@ -51,6 +51,13 @@ class Instance:
         """B: tokens that one step of the whole deployment advances."""
         return self.workload.tokens_per_gpu * self.topology.num_gpus
 
+    @cached_property
+    def usable_G(self) -> NDArray[np.int64]:
+        """Bytes that the engine uses of each GPU's memory."""
+        memory, machine = self.constants.engine_memory, self.topology
+        usable = [memory.usable_bytes(gpu.memory.value) for gpu in machine.kinds]
+        return np.array(usable, dtype=np.int64)[machine.kind_G]
+
     def efficiency_of(self, kind: int) -> Efficiency:
         """What kernels reach on a kind of GPU: its own fit, or the default for unmeasured ones."""
         return self.topology.kinds[kind].efficiency or self.constants.efficiency

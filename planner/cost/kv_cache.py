@@ -15,6 +15,19 @@ _STATE_BYTES: Final = 4
 _CONV_BYTES: Final = 2
 
 
+def cache_name(attention: Attention) -> str:
+    """The line of a GPU's memory that holds this layer's cache or state."""
+    if isinstance(attention, LatentAttention):
+        return "KV cache, latent attention"
+    if isinstance(attention, CompressedAttention):
+        return "KV cache, compressed attention"
+    if isinstance(attention, StateAttention):
+        return f"state, {attention.mixer}"
+    if isinstance(attention, GroupedAttention) and attention.window is not None:
+        return "KV cache, sliding window"
+    return "KV cache"
+
+
 def kv_elements_per_token(attention: Attention, tp: int) -> Fraction:
     """Numbers that one layer keeps per token on one of tp GPUs, while the token is kept.
 
@@ -85,3 +98,10 @@ def kv_bytes_per_sequence(attention: Attention, tp: int, cache: str, context_len
         elements += min(context_length, attention.window) * attention.head_dim
     exact = elements * CACHE_BITS[cache] / 8
     return -(-exact.numerator // exact.denominator) + state_bytes_per_sequence(attention, tp)
+
+
+def growth_per_token(attention: Attention, tp: int, cache: str, context_length: int) -> Fraction:
+    """Bytes that one more token of a sequence this long takes in one layer: none beyond a sliding window."""
+    if isinstance(attention, GroupedAttention) and kept_tokens(attention, context_length + 1) <= context_length:
+        return Fraction(0)
+    return kv_elements_per_token(attention, tp) * CACHE_BITS[cache] / 8

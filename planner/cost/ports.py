@@ -23,8 +23,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.inputs.kernels import KernelFile
 from planner.inputs.topology import Topology
-from planner.inputs.workload import KernelFile
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -8,15 +8,17 @@ from pathlib import Path
 
 from planner.cost.instance import Instance
 from planner.errors import InputError, Place, Problem, ProblemLog, UsageError
-from planner.files import sha256_of
+from planner.files import sha256_of, why_no_file
 from planner.inputs.constants import Constants
 from planner.inputs.deployment import Deployment
 from planner.inputs.model import Model
 from planner.inputs.topology import resolve
 from planner.inputs.workload import Workload
 from planner.plan.plan import Plan
-from planner.trace.consistency import against_model
+from planner.trace.choices import choice_problems
+from planner.trace.consistency import against_model, not_routed, suspicions
 from planner.trace.native import read_trace
+from planner.trace.trace import TokenTrace
 from planner.trace.windows import Windows, cut
 
 
@@ -38,7 +40,7 @@ def from_deployment(deployment: Deployment) -> Prepared:
         kernel=deployment.kernel,
         collectives=deployment.collectives,
         efficiency=(kinds[0].efficiency if len(kinds) == 1 else None) or deployment.default_efficiency,
-        reserve=engine.reserve,
+        engine_memory=deployment.engine_memory,
         copy_rule=engine.copy_rule,
     )
     step_tokens = deployment.workload.tokens_per_gpu * deployment.topology.num_gpus
@@ -63,10 +65,17 @@ def read_windows(
             log.extend(error.problems)
             continue
         traces.append(read.trace)
-        warnings += read.warnings
+        warnings += (*read.warnings, *suspicions(read.trace))
         log.extend(against_model(read.trace, model))
+    if log.problems:  # nothing will be cut, and only cutting looks at every choice
+        for trace in traces:
+            if isinstance(trace, TokenTrace):
+                log.extend(choice_problems(trace))
     log.raise_if_any()
-    return cut(traces, workload.phase, step_tokens), tuple(warnings)
+    windows = cut(traces, workload.phase, step_tokens)
+    log.extend(not_routed(windows, traces))
+    log.raise_if_any()
+    return windows, tuple(warnings)
 
 
 def from_plan(plan: Plan, path: Path, traces: Sequence[Path] | None = None) -> Prepared:
@@ -94,7 +103,8 @@ def from_plan(plan: Plan, path: Path, traces: Sequence[Path] | None = None) -> P
 def _hashes(plan: Plan, paths: Sequence[Path], own: bool) -> tuple[str, ...]:
     for path in paths:
         if not path.is_file():
-            raise UsageError(f"{path}: no such file", hint="give the trace with --trace" if own else "")
+            option = "" if own else "--trace: "
+            raise UsageError(f"{option}{path}: {why_no_file(path)}", hint="give the trace with --trace" if own else "")
     hashes = tuple(sha256_of(path) for path in paths)
     if own:
         changed = [

@@ -44,14 +44,15 @@ class StageDense:
         """Terms of one layer of each kind."""
         return {
             run: _slowest([[cost.run_terms[run] for cost in rank] for rank in self._ranks])
-            for run in self.instance.model.layers
+            for run in self.instance.model.layer_kinds
         }
 
     @cached_property
     def fixed_L(self) -> NDArray[np.float64]:
         """Seconds of each hidden layer."""
-        seconds = {run: sum(term.seconds for term in terms) for run, terms in self.run_terms.items()}
-        return np.array([seconds[run] for run in self.instance.model.layer_list])
+        seconds = np.array([sum(term.seconds for term in terms) for terms in self.run_terms.values()])
+        fixed_L: NDArray[np.float64] = seconds[list(self.instance.model.kind_of_layer)]
+        return fixed_L
 
     @cached_property
     def head(self) -> tuple[Term, ...]:

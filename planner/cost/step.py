@@ -91,6 +91,11 @@ class SplitCost:
         """Slots of the longest rank of any stage."""
         return max(int(stage.slots_R.max()) for stage in self.stages)
 
+    @property
+    def physical_experts(self) -> int:
+        """Experts of a layer, copies included, over all ranks."""
+        return int(self.stages[0].slots_R.sum())
+
     def linear_P(self, stage: StageCost) -> Ints:
         """The engines' own layout of one layer on a stage."""
         return linear(self.instance.model.moe.num_experts, stage.slots_R, self.slots_per_rank)

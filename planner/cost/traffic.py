@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from planner.cost.grid import EpGroup, Grid
 from planner.cost.instance import LayerLoad
 from planner.cost.ports import Bottleneck, Ports
-from planner.inputs.workload import Dedup, KernelFile
+from planner.inputs.kernels import KernelFile
+from planner.inputs.workload import Dedup
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -1,12 +1,10 @@
 """A downloaded checkpoint: its config.json, and what its safetensors files say that they hold.
 
-Only headers are read. Format: https://github.com/huggingface/safetensors, "Format": eight bytes with
-the length of the header, little endian, then a JSON object of tensors with type, shape and offsets.
+Only headers are read.
 """
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,10 +13,10 @@ from planner.inputs import documents
 from planner.inputs.model import Model
 from planner.inputs.parameters import count_parameters
 from planner.inputs.precision import stored_bytes
+from planner.inputs.safetensors import read_header
 
 INDEX_NAME: Final = "model.safetensors.index.json"
 _QUANTISATION_NAME: Final = "hf_quant_config.json"  # of NVIDIA ModelOpt
-_HEADER_LIMIT_BYTES: Final = 100_000_000  # the format's own limit
 _MOST_FILES: Final = 10_000
 # Next-token modules and vision towers are in a checkpoint, not in the plan: 2 % in DeepSeek-V3.
 _TOLERANCE: Final = 0.05
@@ -38,6 +36,12 @@ def read_config(path: Path) -> Any:
     if not isinstance(found, dict):
         raise InputError(Problem("quantization is missing", Place(str(beside)), "expected a mapping under that key"))
     return {**data, "quantization_config": {"quant_method": "modelopt", **found}}
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """Every file of a checkpoint folder that may be read: the configs, the index, the weights."""
+    names = ("config.json", _QUANTISATION_NAME, INDEX_NAME)
+    return [*(folder / name for name in names), *sorted(folder.glob("*.safetensors"))]
 
 
 def weight_warnings(folder: Path, model: Model) -> tuple[str, ...]:
@@ -108,31 +112,5 @@ def tensor_bytes(path: Path) -> int:
     Raises:
         InputError: a header that is too long, not JSON, or claims bytes that the file does not have.
     """
-    where = Place(str(path))
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        first = file.read(8)
-        length = struct.unpack("<Q", first)[0] if len(first) == 8 else -1
-        if not 2 <= length <= min(_HEADER_LIMIT_BYTES, size - 8):
-            message = f"not a safetensors file: a header of {length} bytes in a file of {size}"
-            raise InputError(Problem(message, where, "download it again"))
-        raw = file.read(length)
-    try:
-        header = documents.parse_json(raw.decode("utf-8"), str(path))
-    except UnicodeDecodeError:
-        raise InputError(Problem("the header is not UTF-8 text", where, "download it again")) from None
-    if not isinstance(header, dict):
-        raise InputError(Problem("the header is not a JSON object", where, "download it again"))
-    room = size - 8 - length
-    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    return sum(_span(name, entry, room, path) for name, entry in tensors.items())
-
-
-def _span(name: str, entry: Any, room: int, path: Path) -> int:
-    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-    if isinstance(offsets, list) and len(offsets) == 2 and all(type(item) is int for item in offsets):
-        begin, end = offsets
-        if 0 <= begin <= end <= room:
-            return int(end - begin)
-    message = f"data_offsets {offsets} are not allowed"
-    raise InputError(Problem(message, Place(str(path), key=name), f"expected two numbers from 0 to {room}"))
+    header = read_header(path)
+    return sum(end - begin for begin, end in map(header.span, header.tensors))

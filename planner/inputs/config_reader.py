@@ -72,6 +72,8 @@ class ConfigReader:
             return minimum
         if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= _LIMIT:
             rule = f"expected a whole number, {minimum} or more"
+            if isinstance(value, int) and value > _LIMIT:
+                rule += f", at most {_LIMIT:,}"
             self.log.add(f"{_shown(value)} is not allowed", where=self.place(name), hint=rule)
             return minimum
         return value

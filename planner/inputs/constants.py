@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from planner.inputs.documents import Frozen
-from planner.inputs.engines import CopyRule
+from planner.inputs.engines import CopyRule, EngineMemory
 from planner.inputs.gpu import Efficiency
+from planner.inputs.kernels import KernelFile
 from planner.inputs.precision import Precision
-from planner.inputs.sourced import Sourced
-from planner.inputs.units import SizeOrZero
-from planner.inputs.workload import Communication, KernelFile
+from planner.inputs.workload import Communication
 
 
 class Constants(Frozen):
@@ -24,7 +23,7 @@ class Constants(Frozen):
     """The kernel of tensor-parallel collectives and pipeline sends."""
     efficiency: Efficiency
     """What kernels reach on the GPU: its own fit, or the default for unmeasured ones."""
-    reserve: Sourced[SizeOrZero]
-    """Memory that the engine keeps per GPU."""
+    engine_memory: EngineMemory
+    """Memory of a GPU that the model cannot use."""
     copy_rule: CopyRule
     """How copies of an expert share its tokens."""

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
-from planner.errors import InputError, Place, Problem, ProblemLog, UsageError
+from planner.errors import InputError, Place, ProblemLog, UsageError
 from planner.inputs import documents, profiles
-from planner.inputs.checkpoint import INDEX_NAME, read_config, weight_warnings
+from planner.inputs.checkpoint import INDEX_NAME, checkpoint_files, read_config, weight_warnings
 from planner.inputs.documents import Frozen
-from planner.inputs.engines import EngineFile, load_engine
+from planner.inputs.engines import EngineFile, EngineMemory, Share, load_engine
 from planner.inputs.gpu import Efficiency
 from planner.inputs.huggingface import model_from_config
+from planner.inputs.kernels import KernelFile, as_used
 from planner.inputs.model import Model
+from planner.inputs.named_files import (
+    MODEL_OPTION,
+    OPTIONS,
+    TOPOLOGY_OPTION,
+    TRACE_OPTION,
+    Named,
+    existing_file,
+    topology_of,
+    trace_paths,
+)
 from planner.inputs.precision import ActivationName, Precision, WeightName
-from planner.inputs.strict_yaml import Document, read_yaml
-from planner.inputs.topology import Topology, load_topology, topology_of_nodes
+from planner.inputs.strict_yaml import Key, read_yaml
+from planner.inputs.topology import Topology
 from planner.inputs.units import Duration, Percentage
-from planner.inputs.workload import Communication, Dedup, KernelFile, Workload
+from planner.inputs.workload import Communication, Dedup, Workload
 
-Degree = Annotated[int, Field(ge=1, le=1 << 16)]
+LIMIT_DEGREE: Final = 1 << 16
+LIMIT_COPIES: Final = 1 << 16
+Degree = Annotated[int, Field(ge=1, le=LIMIT_DEGREE)]
 
 
 class PrecisionSection(Frozen):
@@ -78,7 +90,7 @@ class SplitPins(Frozen):
 class SolveSection(Frozen):
     """`solve:` of a deployment."""
 
-    redundant_experts: Annotated[int, Field(ge=0, le=1 << 16)] | Literal["auto"] = 0
+    redundant_experts: Annotated[int, Field(ge=0, le=LIMIT_COPIES)] | Literal["auto"] = 0
     """Redundant experts per layer, over all ranks; auto: the number with the least step time."""
     split: SplitPins = SplitPins()
     """Degrees that are pinned; the others are chosen."""
@@ -96,7 +108,7 @@ class ChecksSection(Frozen):
     """`checks:` of a deployment: thresholds for `ep-plan check`."""
 
     min_memory_headroom: Percentage | None = None
-    """Least part of a GPU's memory that must stay free."""
+    """Least part of the memory that the engine uses of a GPU that must stay free."""
     min_balancedness: Annotated[float, Field(ge=0, le=1)] | None = None
     """Least balancedness."""
     expect: Literal["feasible", "infeasible"] = "feasible"
@@ -118,6 +130,9 @@ class DeploymentFile(Frozen):
     """Number formats; what is left out comes from the model."""
     communication: CommunicationSection = CommunicationSection()
     """How tokens travel; what is left out comes from engine and phase."""
+    memory_share: Share | None = None
+    """Part of each GPU's memory that the engine may use (vLLM's --gpu-memory-utilization); default: the
+    engine's own."""
     workload: Workload
     """The work: phase, tokens_per_gpu, context_length."""
     solve: SolveSection = SolveSection()
@@ -163,8 +178,11 @@ class Deployment:
     kernel: KernelFile
     collectives: KernelFile
     default_efficiency: Efficiency
+    engine_memory: EngineMemory
     workload: Workload
     trace_paths: tuple[Path, ...]
+    read_paths: tuple[Path, ...]
+    """Every file of the user that is read, traces included: none of them may be written over."""
     warnings: tuple[str, ...] = ()
 
 
@@ -173,23 +191,34 @@ def load_deployment(path: Path, overrides: Overrides | None = None) -> Deploymen
 
     Raises:
         InputError: with the problems of all files.
-        UsageError: the deployment, or a file named on the command line, does not exist.
+        UsageError: the deployment does not exist, or an option is wrong; also with all problems.
     """
     given = overrides or Overrides()
     file, document = documents.load(path, DeploymentFile, "deployment")
     file = _overridden(file, given)
     log = ProblemLog()
-    base = path.parent
-    found = _tried(log, lambda: _model(file.model, base, document, given.model is not None))
-    topology = _tried(log, lambda: _topology(file.topology, base, document, given))
+
+    def named(text: str, key: Key, option: Place, from_option: bool) -> Named:
+        return Named(text, Path(), option) if from_option else Named(text, path.parent, document.place(key))
+
+    model_named = named(file.model, ("model",), MODEL_OPTION, given.model is not None)
+    topology_named = named(file.topology, ("topology",), TOPOLOGY_OPTION, given.topology is not None)
+    traces_named = [
+        named(text, ("traces", index), TRACE_OPTION, bool(given.traces)) for index, text in enumerate(file.traces)
+    ]
+    found = _tried(log, lambda: _model(model_named))
+    topology_found = _tried(log, lambda: topology_of(topology_named, given.gpus))
     engine = _tried(log, lambda: load_engine(file.engine, document.place(("engine",))))
     kernel_name = file.communication.kernel or (engine.kernel[file.workload.phase] if engine else "all-to-all")
     where = document.place(("communication", "kernel"))
     kernel = _tried(log, lambda: load_kernel(kernel_name, where))
-    traces = _trace_paths(file.traces, base, document, log, from_command_line=bool(given.traces))
+    traces = trace_paths(traces_named, log)
+    if any(problem.where in OPTIONS for problem in log.problems):
+        raise UsageError.of(log.problems)
     log.raise_if_any()
-    assert None not in (found, topology, engine, kernel), "a missing part was noted as a problem"
-    model, warnings = found
+    assert None not in (found, topology_found, engine, kernel), "a missing part was noted as a problem"
+    model, warnings, model_paths = found
+    topology, topology_paths = topology_found
     return Deployment(
         path=path,
         file=file,
@@ -202,11 +231,13 @@ def load_deployment(path: Path, overrides: Overrides | None = None) -> Deploymen
             kernel=kernel_name,
             dedup=file.communication.dedup or getattr(kernel.dedup, file.workload.phase),
         ),
-        kernel=kernel,
-        collectives=load_kernel("nccl"),
+        kernel=as_used(kernel, engine.buffers.get(kernel_name)),
+        collectives=load_kernel(engine.collectives),
         default_efficiency=load_default_efficiency(),
+        engine_memory=_engine_memory(engine, file.memory_share),
         workload=file.workload,
         trace_paths=traces,
+        read_paths=(path, *model_paths, *topology_paths, *traces),
         warnings=warnings,
     )
 
@@ -238,31 +269,16 @@ def _overridden(file: DeploymentFile, given: Overrides) -> DeploymentFile:
     return file.model_copy(update=update)
 
 
-def _is_path(text: str) -> bool:
-    return "/" in text or text.endswith((".json", ".yaml", ".yml"))
-
-
-def _existing(text: str, base: Path, where: Place, from_command_line: bool) -> Path:
-    path = Path(text) if from_command_line else base / text
-    if path.is_dir() and (path / "config.json").is_file():
-        path = path / "config.json"
-    if not path.is_file():
-        if from_command_line:
-            raise UsageError(f"{path}: no such file")
-        raise InputError(Problem(f"{text}: no such file", where, f"looked for {path}"))
-    return path
-
-
-def _model(text: str, base: Path, document: Document, from_command_line: bool) -> tuple[Model, tuple[str, ...]]:
-    """The model, and in what the weights beside its config.json disagree with it."""
-    where = document.place(("model",))
-    candidate = Path(text) if from_command_line else base / text
-    if not _is_path(text) and not candidate.exists():
+def _model(named: Named) -> tuple[Model, tuple[str, ...], tuple[Path, ...]]:
+    """The model, in what the weights beside its config.json disagree with it, and the files read."""
+    if named.is_profile:
         inline = "a path to a config.json, or a model.yaml (schema: ep-plan/model/1)"
-        return read_model(profiles.path_of("models", text, where, inline)), ()
-    path = _existing(text, base, where, from_command_line)
+        return read_model(profiles.path_of("models", named.text, named.where, inline)), (), ()
+    path = existing_file(named)
     model = read_model(path)
-    return model, weight_warnings(path.parent, model) if path.name in ("config.json", INDEX_NAME) else ()
+    if path.name not in ("config.json", INDEX_NAME):
+        return model, (), (path,)
+    return model, weight_warnings(path.parent, model), tuple(checkpoint_files(path.parent))
 
 
 class PublishedSize(Frozen):
@@ -290,6 +306,21 @@ class ConfigFile(Frozen):
     """Anything a reader should know."""
 
 
+def model_named(text: str) -> Model:
+    """The model that `--model` names: a shipped profile, a file, or a folder with a config.json.
+
+    Raises:
+        UsageError: there is none.
+        InputError: its file is broken.
+    """
+    try:
+        return _model(Named(text, Path(), MODEL_OPTION))[0]
+    except InputError as error:
+        if any(problem.where == MODEL_OPTION for problem in error.problems):
+            raise UsageError.of(error.problems) from None
+        raise
+
+
 def read_model(path: Path) -> Model:
     """Read a model.yaml, a shipped model, or a Hugging Face config.json (or the one beside an index of weights)."""
     if path.suffix not in (".yaml", ".yml"):
@@ -301,32 +332,6 @@ def read_model(path: Path) -> Model:
         model = model_from_config(shipped.config, str(path))
         return model.model_copy(update={"source": shipped.source})
     return documents.validate(document, Model, "model")
-
-
-_NODES = re.compile(r"\s*(\d{1,6})\s*[x×*]\s*([A-Za-z0-9._-]+)\s*")
-
-
-def _topology(text: str, base: Path, document: Document, given: Overrides) -> Topology:
-    where = document.place(("topology",))
-    from_command_line = given.topology is not None
-    nodes = _NODES.fullmatch(text)
-    if nodes:
-        return topology_of_nodes(int(nodes[1]), nodes[2], where, given.gpus)
-    if not _is_path(text) and not (base / text).exists():
-        return topology_of_nodes(1, text, where, given.gpus)
-    return load_topology(_existing(text, base, where, from_command_line), given.gpus)
-
-
-def _trace_paths(
-    texts: tuple[str, ...], base: Path, document: Document, log: ProblemLog, *, from_command_line: bool
-) -> tuple[Path, ...]:
-    found = []
-    for index, text in enumerate(texts):
-        where = document.place(("traces", index))
-        path = _tried(log, lambda t=text, w=where: _existing(t, base, w, from_command_line))
-        if path is not None:
-            found.append(path)
-    return tuple(found)
 
 
 def _precision(section: PrecisionSection, model: Model) -> Precision:
@@ -342,6 +347,14 @@ def _precision(section: PrecisionSection, model: Model) -> Precision:
         dispatch=section.dispatch or ("fp8" if eight_bit else activations),
         combine=section.combine or activations,
     )
+
+
+def _engine_memory(engine: EngineFile, share: float | None) -> EngineMemory:
+    """The engine's memory, with the part of each GPU that the deployment allows it."""
+    if share is None:
+        return engine.memory
+    given = {"value": share, "basis": "given", "source": "memory_share of the deployment"}
+    return engine.memory.model_copy(update={"share": engine.memory.share.model_copy(update=given)})
 
 
 def load_kernel(name: str, where: Place | None = None) -> KernelFile:
@@ -364,12 +377,13 @@ def parse_split(text: str) -> dict[str, int]:
         name, equals, value = part.strip().partition("=")
         if not equals or not value.strip().isdecimal():
             raise ValueError(f"{part.strip()!r}: expected degrees such as tp=1,ep=32,pp=1")
-        if name.strip() in pins:
-            raise ValueError(f"{name.strip()} stands twice")
-        pins[name.strip()] = int(value)
-    try:
-        return SplitPins.model_validate(pins).pinned()
-    except ValidationError as error:
-        known = ", ".join(SplitPins.model_fields)
-        details = error.errors()[0]
-        raise ValueError(f"{details['loc'][0]}: {details['msg'].lower()}; degrees: {known}, 1 or more") from None
+        degree, digits = name.strip(), value.strip()
+        if degree not in SplitPins.model_fields:
+            known = ", ".join(SplitPins.model_fields)
+            raise ValueError(f"{degree!r} is not a degree; degrees: {known}")
+        if degree in pins:
+            raise ValueError(f"{degree} stands twice")
+        if len(digits) > 20 or not 1 <= int(digits) <= LIMIT_DEGREE:
+            raise ValueError(f"{degree}={digits}: degrees are whole numbers from 1 to {LIMIT_DEGREE:,}")
+        pins[degree] = int(digits)
+    return SplitPins(**pins).pinned()

@@ -1,4 +1,4 @@
-"""What an engine can run: its rules over a split, from its profile.
+"""What an engine can run and what memory it keeps, from its profile.
 
 Sources and versions stand in `profiles/engines/*.yaml`.
 
@@ -7,30 +7,84 @@ Legend: tp, dp, pp, ep, etp, edp as in `planner.plan.split`; E experts, N redund
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from fractions import Fraction
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from planner.errors import Place
 from planner.inputs import documents, profiles
 from planner.inputs.documents import Frozen
-from planner.inputs.sourced import Sourced
-from planner.inputs.units import SizeOrZero
+from planner.inputs.kernels import EngineBuffer
+from planner.inputs.sourced import Basis, Sourced
+from planner.inputs.units import Percentage, SizeOrZero
 from planner.inputs.workload import Phase
 
 CopyRule = Literal["even"]
+ExpertGrid = Literal["all_or_none", "one_remainder", "no_copies", "two_grids", "free"]
 
 
 class EngineRules(Frozen):
     """Which splits an engine can run."""
 
-    expert_grid: Literal["all_or_none", "free", "no_copies"]
+    expert_grid: ExpertGrid
     """all_or_none: experts are spread over all GPUs of a stage, or every one of them is sharded over
-    all; free: any etp x ep x edp; no_copies: any etp x ep with edp = 1."""
+    all; one_remainder: ep and edp above 1 leave no etp; no_copies: any etp x ep with edp = 1;
+    two_grids, free: any etp x ep x edp."""
     attention: Literal["any", "all_or_none"]
     """any: any tp x dp; all_or_none: tp over all GPUs of a stage, or data parallel over all."""
     uneven_experts: Literal["never", "without_copies", "always"]
     """Whether ranks may hold unequal numbers of experts, with redundant experts or without."""
     redundant_experts: bool
     """Whether an expert may have several copies."""
+    copies_need_dp: bool = False
+    """Whether copies of experts are used only with data-parallel attention."""
+    vocabulary_padding: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    """The vocabulary is padded to a multiple of this, which tp must divide; null: padded as tp needs."""
+    vocabulary_source: str = ""
+    """Where that comes from."""
+    whole_stage_kernels: tuple[str, ...] = ()
+    """Communication kernels that it runs only with ep = all GPUs of a stage."""
+    source: str = ""
+    """Files or threads that the rules come from."""
+
+
+class ReserveLine(Frozen):
+    """One use of memory by the engine itself: a constant, and parts that grow with the deployment."""
+
+    name: str
+    """What takes the memory."""
+    fixed: SizeOrZero = 0
+    """In any case."""
+    per_gpu: SizeOrZero = 0
+    """For each GPU of the deployment."""
+    per_sequence: SizeOrZero = 0
+    """For each sequence of a decode step on one data-parallel rank, up to `graph_sequences`."""
+    basis: Basis
+    """What the figure rests on."""
+    source: str
+    """Where it comes from."""
+
+
+Share = Annotated[Percentage, Field(gt=0, le=1)]
+
+
+class EngineMemory(Frozen):
+    """Memory of a GPU that the model cannot use."""
+
+    share: Sourced[Share]
+    """Part of the GPU's memory that the engine plans with; the rest stays free."""
+    cache_share: Sourced[Share] | None = None
+    """Part of what weights and working space leave that becomes KV cache; null: all of it."""
+    graph_sequences: Annotated[int, Field(ge=0, le=1 << 20)] = 0
+    """Most sequences of a decode step that graphs are captured for."""
+    lines: tuple[ReserveLine, ...]
+    """What the engine takes for itself."""
+
+    def usable_bytes(self, memory_bytes: int) -> int:
+        """What the engine uses of a GPU with so much memory: its share, rounded down."""
+        return math.floor(memory_bytes * Fraction(str(self.share.value)))
 
 
 class EngineFile(Frozen):
@@ -44,8 +98,12 @@ class EngineFile(Frozen):
     """How the copies of an expert share its tokens."""
     kernel: dict[Phase, str]
     """Communication kernel by phase."""
-    reserve: Sourced[SizeOrZero]
-    """Memory that the engine keeps per GPU: context, graphs, allocator slack."""
+    collectives: str = "nccl"
+    """Kernel of tensor-parallel collectives and pipeline sends."""
+    buffers: dict[str, EngineBuffer] = Field(default_factory=dict)
+    """Sizes that it asks of a kernel's buffer, by kernel."""
+    memory: EngineMemory
+    """Memory that the model cannot use."""
     source: str
     """Files that the rules were read from."""
     note: str = ""

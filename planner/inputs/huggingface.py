@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from planner.errors import InputError, Place, Problem, ProblemLog
 from planner.inputs.config_reader import ConfigReader
-from planner.inputs.families import FAMILIES, Family, read_layers
+from planner.inputs.families import FAMILIES, LAYER_COUNTS, Family, read_layers
 from planner.inputs.model import LIMIT_LAYERS, Model, repeated
 from planner.inputs.quantisation import weight_formats
 
@@ -46,7 +46,7 @@ def _model(config: ConfigReader, family: Family, family_name: str, name: str) ->
     log = config.log
     layers = family.layers(config)
     if layers > LIMIT_LAYERS:
-        where = config.place("num_hidden_layers")
+        where = config.place(config.find(*LAYER_COUNTS)[0])
         log.add(f"{layers:,} layers", where=where, hint=f"at most {LIMIT_LAYERS:,} are read")
     # Records are built last: a number that breaks one must not hide the faults of the other keys.
     hidden_size, vocab_size = config.integer("hidden_size", "d_model"), config.integer("vocab_size")

@@ -269,6 +269,17 @@ class Model(Frozen):
         return tuple(run for run in self.layers for _ in range(run.count))
 
     @cached_property
+    def layer_kinds(self) -> tuple[LayerRun, ...]:
+        """The runs without repetitions, in order of first appearance: what a layer costs depends on nothing else."""
+        return tuple(dict.fromkeys(self.layers))
+
+    @cached_property
+    def kind_of_layer(self) -> tuple[int, ...]:
+        """For each hidden layer its index into `layer_kinds`."""
+        index = {run: kind for kind, run in enumerate(self.layer_kinds)}
+        return tuple(kind for run in self.layers for kind in [index[run]] * run.count)
+
+    @cached_property
     def moe_layer_ids(self) -> tuple[int, ...]:
         """Hidden-layer index of every MoE layer."""
         return tuple(i for i, run in enumerate(self.layer_list) if isinstance(run.ffn, MoeFfn))

@@ -23,6 +23,7 @@ _WHAT: Final[dict[Kind, str]] = {
 _SEPARATORS: Final = re.compile(r"[^a-z0-9.]+")
 _VENDORS: Final = frozenset({"nvidia", "amd", "instinct", "huawei", "geforce", "tesla", "gpu"})
 _ALIKE: Final = 0.6
+_FEW: Final = 8
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -62,7 +63,11 @@ def hint_for_unknown(kind: Kind, name: str) -> str:
     """What to write instead of a name that no profile of this kind has: the nearest, else all."""
     known = names(kind)
     close = near_names(name, known)
-    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    if len(known) <= _FEW:
+        return f"known: {', '.join(known)}"
+    return f"known: {', '.join(known[:_FEW])}, ...; all {len(known)}: ep-plan profiles"
 
 
 def near_names(name: str, known: Sequence[str]) -> list[str]:

@@ -116,7 +116,7 @@ class _Builder:
             if self._documents > 1:
                 raise self._fatal(event, "a second document begins here; one per file is allowed")
         elif isinstance(event, yaml.AliasEvent):
-            raise self._fatal(event, f"alias *{event.anchor}", "aliases are not read: write the value out")
+            raise self._fatal(event, f"alias *{event.anchor}", "anchors and aliases are not read: write values out")
         elif isinstance(event, yaml.ScalarEvent):
             self._scalar(event)
         elif isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
@@ -190,6 +190,8 @@ class _Builder:
         return text
 
     def _tag(self, event: Any) -> None:
+        if event.anchor is not None:
+            raise self._fatal(event, f"anchor &{event.anchor}", "anchors and aliases are not read: write values out")
         if event.tag not in (None, "!"):
             raise self._fatal(event, f"tag {event.tag}", "tags are not read: remove it")
 

@@ -327,7 +327,7 @@ def topology_of_nodes(count: int, name: str, where: Place | None, num_gpus: int 
     node = load_node(name, where)
     if not 1 <= count <= LIMIT_GPUS // node.gpus_per_node:
         hint = f"expected 1..{LIMIT_GPUS // node.gpus_per_node}"
-        raise InputError(Problem(f"{count} nodes", where, hint))
+        raise InputError(Problem(f"{count} x {name}: {count} nodes are not allowed", where, hint))
     links = links_within(node.links, count)
     gpu = load_gpu(node.gpu, where)
     return resolve(TopologyFile(gpu=gpu, nodes=count, gpus_per_node=node.gpus_per_node, links=links), num_gpus)

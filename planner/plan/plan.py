@@ -174,6 +174,23 @@ class BaselineRecord(Frozen):
     """Rank-layer pairs that hold some expert twice."""
 
 
+class RuleRecord(Frozen):
+    """A rule of a split with its verdict."""
+
+    rule: str
+    """What is examined."""
+    value: str
+    """The figure."""
+    limit: str
+    """What it must fit: `mod tp 3`, `at most 1024`."""
+    holds: bool
+    """Whether it does."""
+    detail: str
+    """The arithmetic, and what would mend it."""
+    source: str
+    """Thread or file that the rule comes from; empty for arithmetic of the grid."""
+
+
 class CandidateRecord(Sparse):
     """One split that was looked at, and its outcome."""
 
@@ -193,8 +210,19 @@ class CandidateRecord(Sparse):
     """Step time of the best plan found with it."""
     free_bytes: int | None = None
     """Memory left on the fullest GPU under the cuts that need least; negative if over."""
+    spare_kv_tokens: int | None = None
+    """Tokens that the KV cache of a data-parallel rank could hold besides, under the same cuts; null if
+    rejected, if the search was stopped, or if nothing grows with the tokens."""
+    most_sequences: int | None = None
+    """Most sequences of the workload's context that fit (prefill: tokens of a step), all ranks together;
+    null if rejected, or if nothing limits them."""
+    longest_context: int | None = None
+    """Longest context that fits with the workload's sequences; null if rejected, in prefill, or if nothing
+    limits it."""
     reasons: tuple[str, ...] = ()
     """Rules that it breaks."""
+    rules: tuple[RuleRecord, ...] = ()
+    """chosen: every rule; rejected: those that it breaks; else none."""
 
 
 class HeldOutRecord(Frozen):

@@ -33,7 +33,7 @@ def render_comparison(comparisons: Sequence[Comparison], console: Console, *, ve
         )
         for score in comparison.scores:
             table.add_row(
-                score.name,
+                Text(score.name, no_wrap=True),
                 format_seconds(score.step_s),
                 f"{score.par:.4f}",
                 f"{score.balancedness:.4f}",

@@ -18,6 +18,7 @@ from planner.check import slots_of
 from planner.inputs.units import format_bytes, format_count, format_percent, format_rate, format_seconds
 from planner.plan.plan import BaselineRecord, CandidateRecord, Plan, SplitRecord
 from planner.report.machine_text import fullest_gpus, machine_of, machine_text
+from planner.report.rules_report import render_rejected, render_rules
 from planner.report.style import bar, heat, plain_table
 
 _IMBALANCE_STEPS = (1.02, 1.05, 1.1, 1.2, 1.35, 1.6, 2.0)
@@ -39,6 +40,7 @@ def render_plan(plan: Plan, console: Console, *, verbose: bool = False) -> None:
         _layers(plan, console, verbose)
     if verbose:
         console.print()
+        render_rules(_chosen(plan), console)
         _memory(plan, console)
         _windows(plan, console)
         _sources(plan, console)
@@ -93,6 +95,7 @@ def _verdict(plan: Plan, console: Console) -> None:
         table.add_row(Text(name, "bold"), text)
     for number, row in enumerate(_fullest(plan)):
         table.add_row("" if number else Text("memory", "bold"), row)
+    table.add_row("", _room(plan))
     console.print(table)
 
 
@@ -100,7 +103,7 @@ def _proof(plan: Plan) -> str:
     solver = plan.solver
     looked = len(plan.candidates)
     if solver.status == "optimal":
-        return f"optimal: no plan over all {looked} candidates is faster in this cost model"
+        return f"optimal: no plan over {_all(looked)} is faster in this cost model"
     why = {
         "gap": "gap reached",
         "effort": "effort spent",
@@ -109,7 +112,11 @@ def _proof(plan: Plan) -> str:
         "proof": "proved",
     }[solver.stopped_by]
     gap, bound = format_percent(solver.gap, 2), format_seconds(solver.bound_s)
-    return f"within {gap} of the best possible: bound {bound} over all {looked} candidates ({why})"
+    return f"within {gap} of the best possible: bound {bound} over {_all(looked)} ({why})"
+
+
+def _all(candidates: int) -> str:
+    return f"all {candidates} candidates" if candidates > 1 else "the one candidate"
 
 
 def _balance(plan: Plan) -> list[tuple[str, str]]:
@@ -159,14 +166,49 @@ def _stage_rows(plan: Plan) -> list[str]:
 
 def _fullest(plan: Plan) -> list[str]:
     """The fullest GPU of each kind."""
-    machine = machine_of(plan)
+    machine, memory = machine_of(plan), plan.inputs.cost.engine_memory
     rows = []
-    for name, where, used, capacity in fullest_gpus(plan, machine):
-        part = used / capacity
+    for name, where, used, whole in fullest_gpus(plan, machine):
+        usable = memory.usable_bytes(whole)
+        part = used / usable
         share = f"{bar(part, 12)} {format_percent(part, 0)}"
+        has = format_bytes(usable)
+        if usable < whole:  # the line has no room for a bar as well
+            has += f" ({format_percent(memory.share.value, 0)} of {format_bytes(whole)})"
+            share = format_percent(part, 0)
         what = f"{name} " if machine.is_mixed else ""
-        rows.append(f"{format_bytes(used)} of {format_bytes(capacity)} on the fullest {what}GPU ({where})  {share}")
+        rows.append(f"{format_bytes(used)} of {has} on the fullest {what}GPU ({_rank(plan, where)})  {share}")
     return rows
+
+
+def _rank(plan: Plan, gpu: int) -> str:
+    """A GPU with its stage and EP rank, where there are several."""
+    text = f"{gpu}"
+    for number, stage in enumerate(plan.stages):
+        if gpu in stage.gpus:
+            text += f", stage {number}" if plan.split.pp > 1 else ""
+            rank = stage.gpus.index(gpu) // plan.split.etp % plan.split.ep
+            return text + (f", EP rank {rank}" if plan.split.ep > 1 else "")
+    return text
+
+
+def _chosen(plan: Plan) -> CandidateRecord:
+    return next(candidate for candidate in plan.candidates if candidate.outcome == "chosen")
+
+
+def _room(plan: Plan) -> str:
+    """What would still fit with this split."""
+    work, chosen = plan.inputs.workload, _chosen(plan)
+    parts = []
+    if chosen.spare_kv_tokens is not None:
+        parts.append(f"room for {chosen.spare_kv_tokens:,} more KV tokens per data-parallel rank")
+    most, longest = chosen.most_sequences, chosen.longest_context
+    now = work.tokens_per_gpu * plan.inputs.gpus
+    if work.phase == "prefill":
+        return "; ".join([*parts, f"at most {most:,} tokens per step" if most is not None else "any number of tokens"])
+    sequences = f"at most {most:,} sequences" if most is not None else "any number of sequences"
+    context = f"{now:,} of {longest:,}" if longest is not None else f"{now:,} of any length"
+    return "; ".join([*parts, f"{sequences} of {work.context_length:,} tokens, or {context}"])
 
 
 def _time(plan: Plan, console: Console) -> None:
@@ -191,40 +233,31 @@ def _splits(plan: Plan, console: Console, verbose: bool) -> None:
     alive = [c for c in plan.candidates if c.outcome != "rejected"]
     rejected = [c for c in plan.candidates if c.outcome == "rejected"]
     alive.sort(key=lambda c: (c.step_s if c.step_s is not None else c.bound_s or 0.0, c.bound_s or 0.0))
-    table = plain_table("splits", "step", "not faster than", "memory left", "", right=(1, 2, 3))
+    most = "sequences" if plan.inputs.workload.phase == "decode" else "tokens"
+    columns = ("splits", "step", "at best", "memory left", "spare KV", most, "context")
+    table = plain_table(*columns, right=range(1, len(columns)))
     chosen = [c for c in alive if c.outcome == "chosen"]
     for candidate in [*chosen, *(c for c in alive if c.outcome != "chosen")][: len(alive) if verbose else _BEST_SHOWN]:
         table.add_row(*_split_row(candidate), style="green" if candidate.outcome == "chosen" else None)
     console.print(table)
+    console.print("spare KV: more tokens for a data-parallel rank; then the most that fit", style="dim")
     hidden = 0 if verbose else max(0, len(alive) - _BEST_SHOWN)
     if hidden:
         console.print(f"and {hidden} more that fit (-v)", style="dim")
-    _rejected(rejected, console, verbose)
+    render_rejected([(split_text(c.split), c) for c in rejected], console, verbose=verbose)
 
 
 def _split_row(candidate: CandidateRecord) -> tuple[str, ...]:
     copies = f" +{candidate.redundant_experts}" if candidate.redundant_experts else ""
+    layout = f", {candidate.layout}" if candidate.layout else ""
+    limits = (candidate.spare_kv_tokens, candidate.most_sequences, candidate.longest_context)
     return (
-        split_text(candidate.split) + copies,
+        ("* " if candidate.outcome == "chosen" else "") + split_text(candidate.split) + copies + layout,
         format_seconds(candidate.step_s) if candidate.step_s is not None else "-",
         format_seconds(candidate.bound_s or 0.0),
         format_bytes(candidate.free_bytes or 0),
-        ", ".join(word for word in ("chosen" if candidate.outcome == "chosen" else "", candidate.layout) if word),
+        *("-" if limit is None else f"{limit:,}" for limit in limits),
     )
-
-
-def _rejected(rejected: Sequence[CandidateRecord], console: Console, verbose: bool) -> None:
-    if not rejected:
-        return
-    counts = Counter(reason.split(":")[0].split(" of ")[0] for c in rejected for reason in c.reasons)
-    summary = ", ".join(f"{name} {count}" for name, count in counts.most_common())
-    console.print(f"{len(rejected)} rejected: {summary}", style="dim")
-    if verbose:
-        table = plain_table("rejected", "rules broken")
-        for candidate in rejected:
-            table.add_row(split_text(candidate.split), Text("; ".join(candidate.reasons), overflow="fold"))
-        table.columns[1].no_wrap = False
-        console.print(table)
 
 
 def _layers(plan: Plan, console: Console, verbose: bool) -> None:
@@ -250,14 +283,21 @@ def _layers(plan: Plan, console: Console, verbose: bool) -> None:
 
 
 def _memory(plan: Plan, console: Console) -> None:
+    machine = machine_of(plan)
     for number, lines in enumerate(plan.predicted.memory):
         stage = f" of stage {number}" if plan.split.pp > 1 else ""
-        console.print(f"[dim]memory of the fullest GPU{stage}[/dim]")
+        on_stage = plan.stages[number].gpus
+        used_G = plan.predicted.memory_bytes
+        gpu = max(on_stage, key=lambda gpu: (used_G[gpu] / machine.memory_G[gpu], -gpu))
+        console.print(f"[dim]memory of the fullest GPU{stage} ({_rank(plan, gpu)})[/dim]")
         table = plain_table("", "", "rests on", "", right=(1,))
         table.columns[3].no_wrap = False
         for line in sorted(lines, key=lambda line: -line.bytes):
             table.add_row(line.name, format_bytes(line.bytes), line.basis, Text(line.source, overflow="fold"))
         table.add_row("together", format_bytes(sum(line.bytes for line in lines)), "", "")
+        share = plan.inputs.cost.engine_memory.share
+        usable = format_bytes(plan.inputs.cost.engine_memory.usable_bytes(machine.memory_G[gpu].item()))
+        table.add_row("usable", usable, share.basis, Text(share.source, overflow="fold"))
         console.print(table)
         console.print()
 
@@ -278,7 +318,9 @@ def _sources(plan: Plan, console: Console) -> None:
         table.add_row(term.name, term.basis, Text(term.source, overflow="fold"))
     table.columns[2].no_wrap = False
     for link in plan.inputs.topology.links:
-        source = Text(f"{format_rate(link.bandwidth.value)}, {link.bandwidth.source}", overflow="fold")
+        source = Text(
+            ", ".join(filter(None, [format_rate(link.bandwidth.value), link.bandwidth.source])), overflow="fold"
+        )
         table.add_row(f"link {link.level}", link.bandwidth.basis, source)
     console.print(table)
 

@@ -69,8 +69,8 @@ def _fabric_figures(name: str) -> dict[str, Any]:
     }
 
 
-def render_listing(console: Console) -> None:
-    """Print all profiles, a table for each kind with figures."""
+def render_listing(console: Console, *, verbose: bool = False) -> None:
+    """Print all profiles, a table for each kind with figures; `verbose`: the sources of the other kinds, too."""
     listing = profile_listing()
     table = plain_table("GPU", "memory", "HBM", *_SHOWN_RATES, right=(1, 2, 3, 4, 5))
     for name, gpu in listing["gpus"].items():
@@ -88,9 +88,23 @@ def render_listing(console: Console) -> None:
         table.add_row(name, fabric["joins"], format_rate(fabric["bytes_per_s"]), format_seconds(fabric["latency_s"]))
     console.print()
     console.print(table)
-    for kind in ("models", "engines", "kernels"):
-        console.print(Text(f"\n{kind}  ", style="dim").append(", ".join(listing[kind]), "not dim"))
+    plain: tuple[profiles.Kind, ...] = ("models", "engines", "kernels")
+    for kind in plain:
+        if verbose:
+            _sources(kind, console)
+        else:
+            console.print(Text(f"\n{kind}  ", style="dim").append(", ".join(listing[kind]), "not dim"))
     console.print("\nRates are dense and in one direction. Values with basis and source: ep-plan profiles NAME")
+
+
+def _sources(kind: profiles.Kind, console: Console) -> None:
+    """One profile a line, with the version or address that it was written from."""
+    table = plain_table(kind.removesuffix("s"), "written from")
+    for name in profiles.names(kind):
+        data = read_yaml(profiles.path_of(kind, name)).data
+        table.add_row(name, Text(str(data.get("version") or data.get("source") or "-"), overflow="fold"))
+    console.print()
+    console.print(table)
 
 
 def _link_text(link: dict[str, Any]) -> str:
@@ -122,10 +136,12 @@ def profile_data(name: str) -> dict[str, Any]:
     return _found(name)[0][1]
 
 
-def render_profile(name: str, console: Console) -> None:
-    """Print every value of a profile with its basis and source."""
+def render_profile(name: str, console: Console, *, verbose: bool = False) -> None:
+    """Print every value of a profile with its basis and source; `verbose`: its file, too."""
     for kind, data in _found(name):
         console.print(Text(f"{name} ({kind.removesuffix('s')})", style="bold"))
+        if verbose:
+            console.print(Text(str(profiles.path_of(kind, name)), style="dim"))
         table = plain_table("value", "", "basis", "source")
         table.columns[1].no_wrap = table.columns[3].no_wrap = False
         table.columns[1].overflow = table.columns[3].overflow = "fold"
@@ -139,13 +155,18 @@ def _rows(data: Any, key: str = "") -> Iterator[tuple[str, str, str, str]]:
     if isinstance(data, dict) and "value" in data:
         for path, value, _, _ in _rows(data["value"], key):
             yield path, value, str(data.get("basis", "")), str(data.get("source", ""))
+    elif isinstance(data, dict) and "basis" in data:
+        for name, figure in data.items():
+            if name not in ("name", "kind", "basis", "source"):
+                for path, value, _, _ in _rows(figure, f"{key}.{name}"):
+                    yield path, value, str(data["basis"]), str(data.get("source", ""))
     elif isinstance(data, dict):
         for name, value in data.items():
             if key or name != "schema":
                 yield from _rows(value, f"{key}.{name}" if key else str(name))
     elif isinstance(data, list) and any(isinstance(item, dict | list) for item in data):
         for index, item in enumerate(data):
-            label = item.get("level", index) if isinstance(item, dict) else index
+            label = item.get("level", item.get("name", index)) if isinstance(item, dict) else index
             yield from _rows(item, f"{key}[{label}]")
     else:
         yield key, ", ".join(map(str, data)) if isinstance(data, list) else str(data), "", ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 
 from rich.console import Console
@@ -44,6 +45,10 @@ class ProgressWatch:
     def advance(self) -> None:
         """One part is done."""
         self._progress.advance(self._task)
+
+    def stoppable(self) -> AbstractContextManager[None]:
+        """Nothing: a progress bar ends no work."""
+        return nullcontext()
 
     def status(self, best_s: float | None, bound_s: float) -> None:
         """The best plan's step time and the proven bound so far."""

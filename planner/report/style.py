@@ -6,6 +6,7 @@ a height or a number, so nothing is said by colour alone.
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from collections.abc import Sequence
 
@@ -17,11 +18,11 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 _RAMP = ("#4477aa", "#66a0c8", "#99c4d8", "#d8c9a0", "#e6a85c", "#d9762b", "#b84a12")
 
 
-def console(*, stderr: bool = False, width: int | None = None) -> Console:
-    """A console that keeps lines whole: 100 columns where the output is no terminal."""
-    made = Console(stderr=stderr, highlight=False, soft_wrap=False, width=width)
-    if width is None and not made.is_terminal:
-        made = Console(stderr=stderr, highlight=False, width=100)
+def console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """A console that keeps lines whole; where the output is no terminal, COLUMNS or else 100 columns wide."""
+    made = Console(stderr=stderr, highlight=False, soft_wrap=False, quiet=quiet)
+    if not made.is_terminal and not os.environ.get("COLUMNS", "").isdecimal():
+        made = Console(stderr=stderr, highlight=False, width=100, quiet=quiet)
     return made
 
 

@@ -29,23 +29,21 @@ class Checked:
 
 
 def files_to_check(paths: Sequence[Path]) -> Iterator[Path]:
-    """Plans and deployments among files and folders, folders searched for both."""
+    """Plans and deployments among files and folders, folders searched for both; empty folders as they are."""
     for path in paths:
         if path.is_dir():
             found = sorted([*path.rglob("deployment.yaml"), *path.rglob("plan*.json")])
-            if not found:
-                raise UsageError(f"{path}: holds neither a deployment.yaml nor a plan*.json")
-            yield from found
-        elif path.exists():
-            yield path
+            yield from found or [path]
         else:
-            raise UsageError(f"{path}: no such file")
+            yield path
 
 
 def check_file(path: Path, traces: Sequence[Path] | None = None) -> Checked:
     """Check one plan or deployment; problems are returned, not raised."""
     kind = "plan" if path.suffix == ".json" else "deployment"
     try:
+        if path.is_dir():
+            raise UsageError(f"{path}: holds neither a deployment.yaml nor a plan*.json")
         if kind == "plan":
             plan = read_plan(path)
             findings = check(plan, from_plan(plan, path, traces).instance)

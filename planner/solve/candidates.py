@@ -8,7 +8,7 @@ Legend: K stages, L hidden layers, M traced MoE layers, S windows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from planner.cost.instance import Instance, LayerLoad
 from planner.cost.memory import StageMemory, stage_memories
 from planner.cost.step import SplitCost, StageCost, split_cost
-from planner.inputs.model import MoeFfn
-from planner.inputs.units import format_bytes
+from planner.inputs.units import format_bytes, format_percent
 from planner.plan.placement import slots_of_ranks
 from planner.plan.split import Split
-from planner.rules import Broken, Limits, Shares, broken_rules
+from planner.rules import Limits, Shares, Verdict, broken_rules
 from planner.solve.bounds import layer_bound_S
 from planner.solve.cuts import BestCuts, StageLimits, best_cuts, least_memory_excess
 from planner.solve.problem import LayerProblem
@@ -96,7 +95,7 @@ class Candidate:
 
     split: Split
     redundant_experts: int
-    reasons: list[Broken]
+    reasons: list[Verdict]
     layout: str = ""
     """How it is laid on unequal GPUs, in words; empty: stages of consecutive GPUs, slots as even as possible."""
     cost: SplitCost | None = None
@@ -195,15 +194,22 @@ class Bounder:
 def memory_limits(instance: Instance, candidate: Candidate) -> StageLimits:
     """Bytes of every layer on the ranks of every stage, fullest first among those of equal memory; no times."""
     assert candidate.cost is not None
-    memories, layers = candidate.memories, instance.model.num_layers
-    is_moe = np.array([isinstance(run.ffn, MoeFfn) for run in instance.model.layer_list])
-    most = [fullest_ranks(stage, memory) for stage, memory in zip(candidate.cost.stages, memories, strict=True)]
+    return limits_of(instance, candidate.memories, candidate.cost)
+
+
+def limits_of(instance: Instance, memories: tuple[StageMemory, ...], cost: SplitCost) -> StageLimits:
+    """The same for any memories of the stages."""
+    layers = instance.model.num_layers
+    is_moe = np.zeros(layers, dtype=np.int64)
+    is_moe[list(instance.model.moe_layer_ids)] = 1
+    most = [fullest_ranks(stage, memory) for stage, memory in zip(cost.stages, memories, strict=True)]
     kinds = max(len(of_stage) for of_stage in most)
     padded = [of_stage + of_stage[-1:] * (kinds - len(of_stage)) for of_stage in most]
+    rows = {id(memory): np.array(memory.layer_bytes, dtype=np.int64) for memory in memories}
     layer_bytes = np.zeros((len(memories), kinds, layers), dtype=np.int64)
     for k, (memory, of_stage) in enumerate(zip(memories, padded, strict=True)):
         for q, (_, slots) in enumerate(of_stage):
-            layer_bytes[k, q] = np.array(memory.layer_bytes, dtype=np.int64) + is_moe * (slots * memory.slot_bytes)
+            layer_bytes[k, q] = rows[id(memory)] + is_moe * (slots * memory.slot_bytes)
     return StageLimits(
         layer_s_KL=np.zeros((len(memories), layers)),
         extra_s_K=np.zeros(len(memories)),
@@ -217,6 +223,14 @@ def fullest_ranks(stage: StageCost, memory: StageMemory) -> list[tuple[int, int]
     """For each size of memory among the ranks of a stage, the size and the most slots of such a rank."""
     capacity_R = memory.capacity_R(stage.grid)
     return [(size, int(stage.slots_R[capacity_R == size].max())) for size in np.unique(capacity_R).tolist()]
+
+
+def fullest_gpu(stage: StageCost, memory: StageMemory, capacity: int) -> int:
+    """The GPU that is fullest among those of the ranks with so much memory."""
+    split, capacity_R = stage.grid.split, memory.capacity_R(stage.grid)
+    rank = int(np.where(capacity_R == capacity, stage.slots_R, -1).argmax())
+    ids = np.array(stage.grid.gpus).reshape(split.edp, split.ep, split.etp)[:, rank].ravel()
+    return int(ids[memory.instance.usable_G[ids].argmin()])
 
 
 def laid_out(instance: Instance, split: Split, redundant: int, limits: Limits) -> Iterator[Candidate]:
@@ -249,18 +263,24 @@ def ruled(
         even_R = slots_of_ranks(instance.model.moe.num_experts + redundant, split.ep)
         shares = Shares(gpus, slots_KR or (even_R,) * split.pp)
     candidate = Candidate(split, redundant, broken_rules(instance, split, redundant, limits, shares))
-    if any(broken.rule in ("experts", "slots", "stages", "batch") for broken in candidate.reasons):
+    if any(broken.rule in ("slots", "stages", "batch") for broken in candidate.reasons):
         return candidate  # the grid itself makes no sense; memory has no meaning
     candidate.cost = split_cost(instance, split, redundant, gpus, slots_KR)
-    candidate.memories = stage_memories(instance, (stage.grid for stage in candidate.cost.stages))
+    grids = (stage.grid for stage in candidate.cost.stages)
+    candidate.memories = stage_memories(instance, grids, instance.model.moe.num_experts + redundant)
     limits_of_memory = memory_limits(instance, candidate)
     over, stage, kind = least_memory_excess(limits_of_memory)
     candidate.free_bytes = -over
     if over > 0:
         capacity = int(limits_of_memory.capacity_KQ[stage, kind])
-        where = f"memory of a GPU of stage {stage}" if split.pp > 1 else "memory of a GPU"
-        detail = f"needs {format_bytes(capacity + over)}, has {format_bytes(capacity)}"
-        candidate.reasons.append(Broken(where, detail))
+        gpu = fullest_gpu(candidate.cost.stages[stage], candidate.memories[stage], capacity)
+        where = f"memory of GPU {gpu}, stage {stage}" if split.pp > 1 else f"memory of GPU {gpu}"
+        needs, has = format_bytes(capacity + over), format_bytes(capacity)
+        share = instance.constants.engine_memory.share
+        detail = f"needs {needs}, has {has}" + (f", {format_percent(share.value, 0)} of all" if share.value < 1 else "")
+        candidate.reasons.append(
+            Verdict(where, needs, f"at most {has}", holds=False, detail=detail, source=share.source)
+        )
     return candidate
 
 
@@ -286,15 +306,30 @@ def feasible_split(instance: Instance, space: SearchSpace) -> Split | None:
     return None
 
 
-def all_candidates(instance: Instance, space: SearchSpace, bounder: Bounder) -> list[Candidate]:
-    """Every candidate, feasible ones by rising bound, then the rejected ones."""
-    found = [
-        candidate
-        for split in all_splits(instance, space.pins)
-        for redundant in redundancies(instance, split, space)
-        for candidate in laid_out(instance, split, redundant, space.limits)
-    ]
+def count_candidates(instance: Instance, space: SearchSpace) -> int:
+    """How many splits there are, with their numbers of copies; some may be laid on the machine in several ways."""
+    return sum(len(redundancies(instance, split, space)) for split in all_splits(instance, space.pins))
+
+
+def all_candidates(
+    instance: Instance, space: SearchSpace, bounder: Bounder, one_done: Callable[[], None] = lambda: None
+) -> list[Candidate]:
+    """Every candidate, feasible ones by rising bound, then the rejected ones.
+
+    Args:
+        instance: model, machine, work and routing.
+        space: which splits are looked at.
+        bounder: keeps what bounds of several splits share.
+        one_done: called for each split when it has been held against the rules, and for each candidate
+            when it has been bounded; may raise to end the work.
+    """
+    found: list[Candidate] = []
+    for split in all_splits(instance, space.pins):
+        for redundant in redundancies(instance, split, space):
+            found += laid_out(instance, split, redundant, space.limits)
+            one_done()
     for candidate in found:
         if candidate.is_feasible:
             bounded(candidate, bounder)
+        one_done()
     return sorted(found, key=lambda c: (not c.is_feasible, c.bound_s, c.order))

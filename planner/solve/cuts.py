@@ -90,6 +90,8 @@ def least_memory_excess(limits: StageLimits) -> tuple[int, int, int]:
 def cuts_of_least_memory(limits: StageLimits) -> tuple[range, ...]:
     """The cuts whose fullest stage has most room (or lacks least)."""
     stages, _, layers = limits.layer_bytes_KQL.shape
+    if stages == 1:
+        return (range(layers),)
     never = np.iinfo(np.int64).max // 2
     excess = np.full(layers + 1, never, dtype=np.int64)
     excess[0] = -never

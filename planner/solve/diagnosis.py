@@ -7,15 +7,27 @@ nearest to fitting first. Each repair offered was tried: with it some split brea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 from planner.cost.instance import Instance
 from planner.errors import InfeasibleError, Problem
+from planner.inputs.deployment import load_kernel
+from planner.inputs.kernels import KernelLimits
 from planner.inputs.precision import WEIGHTS, Precision
 from planner.inputs.topology import resolve
 from planner.inputs.units import format_bytes
 from planner.inputs.workload import Workload
-from planner.solve.candidates import Candidate, SearchSpace, feasible_split, fullest_ranks, memory_limits
+from planner.rules import Verdict
+from planner.solve.candidates import (
+    Candidate,
+    SearchSpace,
+    all_splits,
+    feasible_split,
+    fullest_gpu,
+    fullest_ranks,
+    memory_limits,
+)
 from planner.solve.cuts import cuts_of_least_memory, least_memory_excess
 
 _SHOWN = 8
@@ -28,19 +40,37 @@ def infeasible(instance: Instance, space: SearchSpace, candidates: list[Candidat
     plural = "s" if gpus > 1 else ""
     if not candidates:
         return _no_split(instance, space)
-    error = InfeasibleError(f"no split of {gpus} GPU{plural} fits ({len(candidates)} tried)")
     nearest = sorted(candidates, key=_distance)
-    lines = [*_table(nearest), *_arithmetic(instance, nearest[0])]
+    rows = _rows(nearest)
+    error = InfeasibleError(f"no split of {gpus} GPU{plural} fits ({len(rows)} tried)")
+    lines = [*_table(rows), *_arithmetic(instance, nearest[0])]
     lines += [f"try: {repair}" for repair in repairs(instance, space)]
     error.problems = (Problem(str(error.problems[0].message), None, "\n".join(lines)),)
+    error.data = {"candidates": [_as_data(candidate) for candidate in nearest]}
     return error
+
+
+def _as_data(candidate: Candidate) -> dict[str, Any]:
+    """A rejected split with the table of the rules that it breaks."""
+    return {
+        "split": asdict(candidate.split),
+        "redundant_experts": candidate.redundant_experts,
+        "rules": [asdict(reason) for reason in candidate.reasons],
+    }
 
 
 def _no_split(instance: Instance, space: SearchSpace) -> InfeasibleError:
     pins = ", ".join(f"{name}={value}" for name, value in space.pins.items())
     gpus = instance.topology.num_gpus
     message = f"no split of {gpus} GPUs has {pins}"
-    hint = "per stage tp x dp = etp x ep x edp = GPUs / pp, so every degree must divide it\ntry: fewer pins"
+    hint = "per stage tp x dp = etp x ep x edp = GPUs / pp, so every degree must divide it"
+    for name, value in space.pins.items():
+        others = {other: degree for other, degree in space.pins.items() if other != name}
+        values = sorted({getattr(split, name) for split in all_splits(instance, others)})
+        if values:
+            hint += f"\ntry: instead of {name}={value}, one of {', '.join(map(str, values[:_SHOWN]))}"
+    if "try" not in hint:
+        hint += f"\ntry: without {' or '.join(space.pins)}"
     return InfeasibleError(message, hint=hint)
 
 
@@ -49,18 +79,26 @@ def _distance(candidate: Candidate) -> tuple[int, int, tuple[int, ...]]:
     return len(candidate.reasons), max(0, -candidate.free_bytes), candidate.order
 
 
-def _table(nearest: list[Candidate]) -> Iterator[str]:
-    rows: dict[str, str] = {}
+def _rows(nearest: list[Candidate]) -> dict[str, list[Verdict]]:
+    """What every split breaks at its best: numbers of micro-batches and of copies are not told apart."""
+    rows: dict[str, list[Verdict]] = {}
     for candidate in nearest:
         s = candidate.split
-        name = f"tp={s.tp} dp={s.dp} ep={s.ep} etp={s.etp} pp={s.pp}"
-        rows.setdefault(name, "; ".join(str(reason) for reason in candidate.reasons))
-    width = max(len(name) for name in list(rows)[:_SHOWN])
-    yield f"{'split':<{width}}  rules broken"
-    for name, reasons in list(rows.items())[:_SHOWN]:
-        yield f"{name:<{width}}  {reasons}"
-    if len(rows) > _SHOWN:
-        yield f"and {len(rows) - _SHOWN} more"
+        rows.setdefault(f"tp={s.tp} dp={s.dp} ep={s.ep} etp={s.etp} pp={s.pp}", candidate.reasons)
+    return rows
+
+
+def _table(broken: dict[str, list[Verdict]]) -> Iterator[str]:
+    """A row for each rule that a split breaks: value, what it must fit, verdict."""
+    rows = [("split", "rule", "value", "must be", "verdict")]
+    for name, reasons in list(broken.items())[:_SHOWN]:
+        for number, one in enumerate(reasons):
+            rows.append(("" if number else name, one.rule, one.value, one.limit, f"✗ {one.detail}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        yield "  ".join([*(f"{text:<{width}}" for text, width in zip(row, widths, strict=False)), row[4]])
+    if len(broken) > _SHOWN:
+        yield f"and {len(broken) - _SHOWN} more"
 
 
 def _arithmetic(instance: Instance, candidate: Candidate) -> Iterator[str]:
@@ -68,16 +106,17 @@ def _arithmetic(instance: Instance, candidate: Candidate) -> Iterator[str]:
     if candidate.cost is None or not any("memory" in reason.rule for reason in candidate.reasons):
         return
     limits = memory_limits(instance, candidate)
-    layers_of = cuts_of_least_memory(limits)
+    cuts = cuts_of_least_memory(limits)
     _, fullest, kind = least_memory_excess(limits)
-    layers, memory = layers_of[fullest], candidate.memories[fullest]
-    ranks = fullest_ranks(candidate.cost.stages[fullest], memory)
+    layers, memory, stage = cuts[fullest], candidate.memories[fullest], candidate.cost.stages[fullest]
+    ranks = fullest_ranks(stage, memory)
     capacity, slots = ranks[min(kind, len(ranks) - 1)]
     filled = slots * len(set(instance.model.moe_layer_ids).intersection(layers))
-    yield f"memory of a GPU with {candidate.split}:"
+    where = f", stage {fullest} (layers {layers.start} to {layers.stop - 1})" if len(cuts) > 1 else ""
+    yield f"memory of GPU {fullest_gpu(stage, memory, capacity)}{where}, the fullest, with {candidate.split}:"
     for line in sorted(memory.lines(layers, filled), key=lambda line: -line.num_bytes):
-        yield f"  {line.name:<28} {format_bytes(line.num_bytes):>10}"
-    yield f"  {'needs':<28} {format_bytes(memory.total(layers, filled)):>10}, has {format_bytes(capacity)}"
+        yield f"  {line.name:<44} {format_bytes(line.num_bytes):>10}  {line.basis}"
+    yield f"  {'needs':<44} {format_bytes(memory.total(layers, filled)):>10}, has {format_bytes(capacity)}"
 
 
 # --- repairs ----------------------------------------------------------------------------------------
@@ -94,6 +133,7 @@ def repairs(instance: Instance, space: SearchSpace) -> Iterator[str]:
     if nodes is not None:
         yield f"{nodes} nodes ({_with_nodes(instance, nodes).topology.num_gpus} GPUs)"
     yield from _formats(instance, space)
+    yield from _engine_settings(instance, space)
     for name, text in (("context_length", "context_length {:,}"), ("tokens_per_gpu", "tokens_per_gpu {:,}")):
         value = _largest(instance, space, name)
         if value is not None:
@@ -127,6 +167,26 @@ def _formats(instance: Instance, space: SearchSpace) -> Iterator[str]:
             yield "precision: {weights: fp8}"
     if precision.kv_cache != "fp8" and _fits_with(instance, space, precision.model_copy(update={"kv_cache": "fp8"})):
         yield "precision: {kv_cache: fp8}"
+
+
+def _engine_settings(instance: Instance, space: SearchSpace) -> Iterator[str]:
+    """The least share of memory in whole percent that fits, and a library without limits."""
+    constants = instance.constants
+    memory, kernel = constants.engine_memory, constants.kernel
+
+    def fits(percent: int) -> bool:
+        share = memory.share.model_copy(update={"value": percent / 100})
+        given = constants.model_copy(update={"engine_memory": memory.model_copy(update={"share": share})})
+        return feasible_split(replace(instance, constants=given), space) is not None
+
+    least = next((p for p in range(int(memory.share.value * 100) + 1, 101) if fits(p)), None)
+    if least is not None:
+        yield f"memory_share: {least}%"
+    if kernel.limits != KernelLimits():
+        generic = constants.communication.model_copy(update={"kernel": "all-to-all"})
+        given = constants.model_copy(update={"kernel": load_kernel("all-to-all"), "communication": generic})
+        if feasible_split(replace(instance, constants=given), space):
+            yield "communication: {kernel: all-to-all}"
 
 
 def _fits_with(instance: Instance, space: SearchSpace, precision: Precision) -> bool:

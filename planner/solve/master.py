@@ -14,18 +14,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.instance import Instance, LayerLoad
 from planner.cost.step import Prediction, StageCost, predict, stage_of_layers
+from planner.errors import NoPlanFoundError
 from planner.plan.placement import Placement, widened
-from planner.solve.candidates import Bounder, Candidate, SearchSpace, all_candidates
+from planner.solve.candidates import Bounder, Candidate, SearchSpace, all_candidates, count_candidates
 from planner.solve.cuts import best_cuts
 from planner.solve.place import LayerJob, LayerResult, linear_start
 from planner.solve.problem import CLOSED, LayerProblem
+from planner.solve.watch import GaveUpError, NoWatch, Watch
 from planner.solve.workers import TimeIsUpError, Workers
 
 Floats = NDArray[np.float64]
@@ -36,7 +38,7 @@ _SAMPLED_LAYERS = 4
 _HOPELESS = 1.03
 """A sample that predicts so much more than the best plan postpones the candidate."""
 _EXACT_EFFORT = 4.0
-"""CP-SAT's deterministic time per layer."""
+"""CP-SAT's deterministic time per layer, where so much is left."""
 DEFAULT_EFFORT = 60.0
 
 
@@ -47,32 +49,6 @@ class Options:
     gap: float = 0.01
     effort: float = DEFAULT_EFFORT
     seed: int = 0
-
-
-class Watch(Protocol):
-    """Who looks on while solving (a progress bar, or nobody)."""
-
-    def begin(self, what: str, total: int) -> None:
-        """A piece of work with so many parts begins."""
-
-    def advance(self) -> None:
-        """One part is done."""
-
-    def status(self, best_s: float | None, bound_s: float) -> None:
-        """The best plan's step time and the proven bound so far."""
-
-
-class NoWatch:
-    """Nobody looks on."""
-
-    def begin(self, what: str, total: int) -> None:
-        """Nothing."""
-
-    def advance(self) -> None:
-        """Nothing."""
-
-    def status(self, best_s: float | None, bound_s: float) -> None:
-        """Nothing."""
 
 
 @dataclass(frozen=True)
@@ -128,22 +104,30 @@ class Master:
         self.bounder = Bounder(instance)
         self.best: Best | None = None
         self.effort = 0.0
+        self._searched = False
         self._known: dict[Key, Ints] = {}
         self._row = {layer: row for row, layer in enumerate(instance.traced_layer_ids)}
 
     def run(self) -> Solution:
-        """Search until proof, gap, effort, time limit or Ctrl-C; the best plan is kept in any case."""
-        self.watch.begin("bounding splits", 0)
-        candidates = all_candidates(self.instance, self.space, self.bounder)
+        """Search until proof, gap, effort, time limit or Ctrl-C; the best plan is kept in any case.
+
+        Raises:
+            NoPlanFoundError: the time limit passed before there was one.
+            KeyboardInterrupt: Ctrl-C before there was a plan, or for the second time.
+        """
+        candidates = self._bounded()
         works = [_Work(candidate) for candidate in candidates if candidate.is_feasible]
         if not works:
             return Solution(None, candidates, 0.0, "proof", self.effort)
         stopped: StoppedBy
         try:
-            self._linear(works[0])
-            stopped = self._search(works)
+            with self.watch.stoppable():
+                self._linear(works[0])
+                stopped = self._search(works)
         except TimeIsUpError:
             stopped = "time_limit"
+        except GaveUpError:
+            raise
         except KeyboardInterrupt:
             if self.best is None:
                 raise
@@ -154,6 +138,29 @@ class Master:
             if self.best.prediction.step_s - bound <= CLOSED * self.best.prediction.step_s:
                 stopped = "proof"
         return Solution(self.best, candidates, bound, stopped, self.effort)
+
+    def _bounded(self) -> list[Candidate]:
+        """All candidates with their bounds, as far as the time limit allows."""
+        done = 0
+
+        def one_done() -> None:
+            nonlocal done
+            if self.workers.time_is_up():
+                raise TimeIsUpError
+            done += 1
+            self.watch.advance()
+
+        total = count_candidates(self.instance, self.space)
+        self.watch.begin("bounding splits", 2 * total)  # each is held against the rules, then bounded
+        try:
+            return all_candidates(self.instance, self.space, self.bounder, one_done)
+        except TimeIsUpError:
+            looked = f"{min(done, total)} of {total} splits were held against the rules, {max(0, done - total)} bounded"
+            raise NoPlanFoundError(
+                f"no plan was found within the time limit: {looked}",
+                hint="nothing is proved, a plan may well exist\n"
+                "give more time (--time-limit), or pin degrees (--split tp=1,pp=1): fewer splits are then looked at",
+            ) from None
 
     # --- the loop ---------------------------------------------------------------------------------
 
@@ -182,10 +189,39 @@ class Master:
             if estimate > _HOPELESS * self.best.prediction.step_s and work.candidate is not self.best.candidate:
                 work.postponed = True
             return
-        exact = _EXACT_EFFORT if work.level == 2 else 0.0
-        self._place(work, self._keys(work), exact)
+        if work.level == 1:
+            if self._searched and self._effort_to_place(work) > self.options.effort - self.effort:
+                work.level = _DONE
+                return
+            self._place(work, self._keys(work), 0.0)
+            self._searched = True
+        else:
+            self._prove(work)
         work.level += 1
         self._settle(work)
+
+    def _effort_to_place(self, work: _Work) -> float:
+        """What placing the other layers will take, judged by those of the sample."""
+        mean = math.fsum(result.effort for result in work.results.values()) / len(work.results)
+        return mean * (len(self._distinct(self._keys(work))) - len(self._distinct(list(work.results))))
+
+    def _prove(self, work: _Work) -> None:
+        """Integer programs on the layers that are not proved, as far as effort goes.
+
+        A batch holds the layers that surely fit into what is left, so its size depends on nothing
+        but effort; what it did not use is there for the next. Layers are searched anew before their
+        program, at the known cost of the first time.
+        """
+        waiting = self._distinct([key for key in self._keys(work) if not work.results[key].is_optimal])
+        while waiting:
+            left = self.options.effort - self.effort
+            cost = np.cumsum([work.results[same[0]].effort + _EXACT_EFFORT for same in waiting])
+            size = max(1, int(np.searchsorted(cost, left, side="right")))
+            exact = min(_EXACT_EFFORT, left - work.results[waiting[0][0]].effort)
+            if exact <= 0:
+                return
+            batch, waiting = waiting[:size], waiting[size:]
+            self._place(work, [key for same in batch for key in same], exact)
 
     def _linear(self, work: _Work) -> None:
         """A first plan at once: the engines' own layout."""
@@ -229,9 +265,7 @@ class Master:
         open_keys = [key for key in keys if exact_effort > 0 or key not in work.results]
         if exact_effort > 0:
             open_keys = [key for key in open_keys if not work.results[key].is_optimal]
-        unique: dict[tuple[tuple[bytes, ...], int], list[Key]] = {}
-        for key in open_keys:  # layers without a trace share one load and are placed once
-            unique.setdefault((key[0], id(self.instance.loads[key[1]])), []).append(key)
+        unique = self._distinct(open_keys)
         jobs = [
             LayerJob(
                 self.problem(stage_of[same[0][0]], self.instance.loads[same[0][1]]),
@@ -239,19 +273,26 @@ class Master:
                 self.options.seed,
                 self.options.gap,
             )
-            for same in unique.values()
+            for same in unique
         ]
         self.watch.begin(f"placing experts: {work.candidate.split}", len(jobs))
         efforts: list[float] = []
         try:
             for index, result in self.workers.place(jobs):
-                for key in list(unique.values())[index]:
+                for key in unique[index]:
                     before = work.results.get(key)
                     work.results[key] = result if before is None else result.merged(before)
                 efforts.append(result.effort)
                 self.watch.advance()
         finally:
             self.effort += math.fsum(efforts)  # exact: the order in which workers finish does not show
+
+    def _distinct(self, keys: Sequence[Key]) -> list[list[Key]]:
+        """Layers that are one problem: those without a trace share one load and are placed once."""
+        unique: dict[tuple[tuple[bytes, ...], int], list[Key]] = {}
+        for key in keys:
+            unique.setdefault((key[0], id(self.instance.loads[key[1]])), []).append(key)
+        return list(unique.values())
 
     def _sampled(self, work: _Work) -> float:
         """Step time that a few placed layers let expect."""

@@ -4,8 +4,8 @@ The expert time of a rank is replaced by its tangent at the balanced point, so t
 expert has one weight per window and a rank's load is a sum of weights. Two objectives are used:
 
 - smooth: sum over windows and ranks of (load / mean load)**8. All ranks pull, not only the fullest,
-  so the search does not get stuck on plateaus; and with few windows, each window is also seen
-  pushed further away from the mean of all, so that the plan does not cling to those few.
+  so the search does not get stuck on plateaus; and with few windows these are spread further
+  apart first, so that the plan does not cling to those few (`Stretch`).
 - sharp: sum over windows of the fullest rank, which is what the layer's time follows.
 
 Moves: swap two experts between ranks; replace a copy of a replicated expert by a copy of another.
@@ -39,15 +39,51 @@ _TINY = 1e-9
 _FEW_WINDOWS, _MANY_WINDOWS = 8, 16
 
 
-def stretch_factor(num_windows: int) -> float:
-    """How far windows are pushed from their mean in the smooth objective (1: not at all).
+@dataclass(frozen=True)
+class Stretch:
+    """How windows are spread before the smooth objective sees them.
 
-    Measured on recorded routing, held-out windows: with a handful of windows a factor of 2 helps,
-    from 16 on it no longer does (benchmarks/generalisation.py).
+    What a handful of windows did not show lies mostly along the directions in which they differ,
+    but not in proportion: the directions that differ least among those few are underrated most.
+    So each principal direction of their differences is taken at least `floor` times as wide as
+    the widest, and then all `factor` times as wide.
+    """
+
+    factor: float = 1.0
+    floor: float = 0.0
+
+    @property
+    def is_none(self) -> bool:
+        """Whether windows stay as they are."""
+        return self.factor == 1.0 and self.floor == 0.0
+
+    def matrix(self, window_SE: Floats) -> Floats:
+        """Weights [S, S] that make each stretched window from the recorded ones; rows sum to 1."""
+        windows = len(window_SE)
+        centre = np.eye(windows) - 1 / windows
+        centred_SE = np.einsum("st,te->se", centre, window_SE)  # no BLAS: the same on any number of cores
+        variance_D, direction_SD = np.linalg.eigh(np.einsum("se,te->st", centred_SE, centred_SE))
+        width_D = np.sqrt(np.maximum(variance_D, 0.0))
+        is_real_D = width_D > _NO_WIDTH * width_D[-1]
+        wanted_D = self.factor * np.maximum(width_D, self.floor * width_D[-1])
+        gain_D = np.divide(wanted_D, width_D, out=np.ones(windows), where=is_real_D)
+        spread = np.einsum("sd,d,td,tu->su", direction_SD, gain_D, direction_SD, centre)
+        return np.asarray(spread + 1 / windows)
+
+
+_NO_WIDTH = 0.01
+"""Directions narrower than this part of the widest are noise, and stay as they are."""
+
+
+def stretch_of(num_windows: int) -> Stretch:
+    """The stretch in use for so many windows.
+
+    Measured on recorded routing, held-out windows; from 16 windows on none helps
+    (`python -m benchmarks generalisation`).
     """
     if num_windows == 1 or num_windows >= _MANY_WINDOWS:
-        return 1.0
-    return 2.0 if num_windows < _FEW_WINDOWS else 1.5
+        return Stretch()
+    return Stretch(1.5, 0.35) if num_windows < _FEW_WINDOWS else Stretch(1.5)
 
 
 @dataclass
@@ -315,21 +351,21 @@ def _traffic_s_per_row(problem: LayerProblem) -> float:
     return worst / moe.etp + moe.gather_s_per_row_byte
 
 
-def smooth_table(weight_kSE: Floats, ranks: int, factor: float | None = None) -> Floats:
-    """The table in units of the mean rank load, with windows stretched away from their mean.
+def smooth_table(weight_kSE: Floats, ranks: int, stretch: Stretch | None = None) -> Floats:
+    """The table in units of the mean rank load, with windows stretched.
 
     Args:
         weight_kSE: as from `weight_table`.
         ranks: EP ranks.
-        factor: of the stretch; default: `stretch_factor` of the number of windows.
+        stretch: of the windows; default: `stretch_of` their number.
     """
     mean_S = weight_kSE[0].sum(axis=1) / ranks
-    relative = weight_kSE / mean_S[None, :, None]
-    factor = stretch_factor(relative.shape[1]) if factor is None else factor
-    if factor == 1.0:
-        return np.asarray(relative)
-    middle = relative.mean(axis=1, keepdims=True)
-    return np.asarray(np.maximum(middle + factor * (relative - middle), 0.0))
+    relative_kSE = weight_kSE / mean_S[None, :, None]
+    stretch = stretch or stretch_of(relative_kSE.shape[1])
+    if stretch.is_none:
+        return np.asarray(relative_kSE)
+    stretched_kSE = np.einsum("st,kte->kse", stretch.matrix(relative_kSE[0]), relative_kSE)
+    return np.asarray(np.maximum(stretched_kSE, 0.0))
 
 
 def spread_copies(smooth_kSE: Floats, num_slots: int) -> Ints:

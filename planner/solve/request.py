@@ -10,8 +10,9 @@ from planner.inputs.deployment import Deployment
 from planner.plan.plan import PlanInputs, TraceRecord
 from planner.rules import Limits
 from planner.solve.candidates import SearchSpace
-from planner.solve.master import Options, Watch
+from planner.solve.master import Options
 from planner.solve.solver import Solved, solve
+from planner.solve.watch import Watch
 from planner.solve.workers import Workers
 
 

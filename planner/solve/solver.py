@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -14,23 +14,27 @@ from planner.baselines import placements, score, weights_of
 from planner.check import check
 from planner.cost.booking import book
 from planner.cost.instance import Instance
+from planner.cost.notes import notes
 from planner.cost.step import SplitCost, split_cost
-from planner.inputs.units import format_percent
 from planner.plan.plan import (
     CandidateRecord,
     HeldOutRecord,
     PlacementRecord,
     Plan,
     PlanInputs,
+    RuleRecord,
     SolverRecord,
     SplitRecord,
     StageRecord,
 )
 from planner.plan.split import Split
+from planner.rules import Limits, Verdict, verdicts
 from planner.solve.candidates import Candidate, SearchSpace
-from planner.solve.master import Best, Master, Options, Solution, Watch
+from planner.solve.headroom import Headroom, headroom
+from planner.solve.master import Best, Master, Options, Solution
 from planner.solve.place import LayerJob
 from planner.solve.problem import CLOSED, LayerProblem
+from planner.solve.watch import GaveUpError, Watch
 from planner.solve.workers import TimeIsUpError, Workers
 from planner.trace.windows import subset
 
@@ -46,6 +50,14 @@ class Solved:
 
     plan: Plan | None
     solution: Solution
+
+
+@dataclass(frozen=True)
+class Told:
+    """What candidates are told with: the limits they keep, and what they could hold besides, by identity."""
+
+    limits: Limits
+    rooms: dict[int, Headroom]
 
 
 def solve(
@@ -66,19 +78,47 @@ def solve(
     held_out = None
     if solution.stopped_by not in ("time_limit", "interrupt"):
         try:
-            held_out = _held_out(instance, solution.best, master, workers, watch)
+            with watch.stoppable():
+                held_out = _held_out(instance, solution.best, master, workers, watch)
         except TimeIsUpError:
             solution.stopped_by = "time_limit"
+        except GaveUpError:
+            raise
         except KeyboardInterrupt:
             solution.stopped_by = "interrupt"
-    plan = _booked(instance, solution, solution.best, held_out, inputs)
+    rooms = _rooms(instance, solution, solution.best, watch)
+    plan = _booked(instance, solution, solution.best, held_out, inputs, Told(space.limits, rooms))
     findings = check(plan, instance)
     assert not findings, "the plan fails its own check:\n" + "\n".join(map(str, findings))
     return Solved(plan, solution)
 
 
+def _rooms(instance: Instance, solution: Solution, best: Best, watch: Watch) -> dict[int, Headroom]:
+    """What the splits that fit could hold besides; where the search was stopped only the chosen one's."""
+    rooms = {id(best.candidate): headroom(instance, best.candidate)}
+    if solution.stopped_by in ("time_limit", "interrupt"):
+        return rooms
+    others = [one for one in solution.candidates if one.is_feasible and one is not best.candidate]
+    try:
+        with watch.stoppable():
+            watch.begin("finding what else fits", len(others))
+            for candidate in others:
+                rooms[id(candidate)] = headroom(instance, candidate)
+                watch.advance()
+    except GaveUpError:
+        raise
+    except KeyboardInterrupt:
+        solution.stopped_by = "interrupt"
+    return rooms
+
+
 def _booked(
-    instance: Instance, solution: Solution, best: Best, held_out: HeldOutRecord | None, inputs: PlanInputs
+    instance: Instance,
+    solution: Solution,
+    best: Best,
+    held_out: HeldOutRecord | None,
+    inputs: PlanInputs,
+    told: Told,
 ) -> Plan:
     cost = best.candidate.cost
     assert cost is not None
@@ -110,8 +150,8 @@ def _booked(
         ),
         baselines=score(cost, best.cuts),
         held_out=held_out,
-        notes=tuple(_notes(instance, solution, gap)),
-        candidates=tuple(_candidate_record(candidate, best) for candidate in solution.candidates),
+        notes=notes(instance, solution.stopped_by, gap),
+        candidates=tuple(_candidate_record(instance, candidate, best, told) for candidate in solution.candidates),
         inputs=inputs,
     )
 
@@ -128,65 +168,43 @@ def _split_record(split: Split) -> SplitRecord:
     )
 
 
-def _candidate_record(candidate: Candidate, best: Best) -> CandidateRecord:
-    chosen = candidate is best.candidate
+def _candidate_record(instance: Instance, candidate: Candidate, best: Best, told: Told) -> CandidateRecord:
+    split = _split_record(candidate.split)
     if not candidate.is_feasible:
         return CandidateRecord(
-            split=_split_record(candidate.split),
+            split=split,
             redundant_experts=candidate.redundant_experts,
             layout=candidate.layout,
             outcome="rejected",
             free_bytes=None if not candidate.memories else candidate.free_bytes,
             reasons=tuple(str(reason) for reason in candidate.reasons),
+            rules=rule_records(candidate.reasons),
         )
     outcome: Literal["chosen", "priced", "bounded"] = "bounded" if candidate.step_s is None else "priced"
+    rules: tuple[RuleRecord, ...] = ()
+    chosen = candidate is best.candidate
+    if chosen:
+        outcome = "chosen"
+        rules = rule_records(verdicts(instance, candidate.split, candidate.redundant_experts, told.limits))
+    room = told.rooms.get(id(candidate), Headroom(None, None, None))
     return CandidateRecord(
-        split=_split_record(candidate.split),
+        split=split,
         redundant_experts=candidate.redundant_experts,
         layout=candidate.layout,
-        outcome="chosen" if chosen else outcome,
+        outcome=outcome,
         bound_s=candidate.bound_s,
-        step_s=candidate.step_s,
+        step_s=best.prediction.step_s if chosen else candidate.step_s,  # the two may be a tie
         free_bytes=candidate.free_bytes,
+        spare_kv_tokens=room.spare_kv_tokens,
+        most_sequences=room.most_sequences,
+        longest_context=room.longest_context,
+        rules=rules,
     )
 
 
-def _notes(instance: Instance, solution: Solution, gap: float) -> list[str]:
-    """What a reader must know before trusting the figures."""
-    notes = []
-    windows = instance.windows
-    gone = instance.topology.file.out_of_service
-    if gone:
-        named = [f"node {g.node}" + (f" GPU {', '.join(map(str, g.gpus))}" if g.gpus else "") for g in gone[:8]]
-        more = f" and {len(gone) - 8} more" if len(gone) > 8 else ""
-        notes.append(f"GPU ids count those in service, node by node; out of service: {'; '.join(named)}{more}")
-    if windows is None:
-        notes.append("no trace: every expert is taken to be chosen equally often; the real balance is unknown")
-    else:
-        missing = len(instance.model.moe_layer_ids) - len(instance.traced_layer_ids)
-        if missing:
-            total = len(instance.model.moe_layer_ids)
-            notes.append(
-                f"the trace covers {total - missing} of {total} MoE layers; the others are placed linearly "
-                "and taken to need the mean linear time of those"
-            )
-        per_window = float(windows.tokens_S.mean())
-        if per_window > 2 * instance.step_tokens:
-            notes.append(
-                f"a window holds {per_window:,.0f} tokens, a step {instance.step_tokens:,}: "
-                "single steps vary more than the windows show"
-            )
-        elif per_window * 2 < instance.step_tokens:
-            notes.append(
-                f"a window holds {per_window:,.0f} tokens, a step {instance.step_tokens:,}: "
-                "steps are better balanced than the windows show"
-            )
-    if solution.stopped_by in ("time_limit", "interrupt"):
-        what = "the time limit" if solution.stopped_by == "time_limit" else "an interrupt"
-        notes.append(
-            f"{what} stopped the search; the plan is the best until then, {format_percent(gap)} above the bound at most"
-        )
-    return notes
+def rule_records(rules: Iterable[Verdict]) -> tuple[RuleRecord, ...]:
+    """Verdicts as data."""
+    return tuple(RuleRecord(**asdict(rule)) for rule in rules)
 
 
 # --- held-out windows -------------------------------------------------------------------------------

@@ -2,73 +2,20 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from multiprocessing import forkserver, resource_tracker
 from types import TracebackType
 
-from planner.errors import MissingEnvironmentError
+from planner.processes import available_cores, result_of, started, stop
 from planner.solve.place import LayerJob, LayerResult, place_layer
 
 _SMALL = 200_000
 """Jobs whose sizes (windows x slots x experts) add up to less are done in this process."""
 
-_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-
 
 class TimeIsUpError(Exception):
     """The time limit passed while layers were being placed."""
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _begin() -> None:
-    """In a worker: Ctrl-C is for the main process, which then ends the workers; none outlives it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_main_process, daemon=True).start()
-
-
-def _end_with_main_process() -> None:
-    main = multiprocessing.parent_process()
-    if main is not None:
-        main.join()
-        os._exit(1)
-
-
-@contextmanager
-def _interrupt_deferred() -> Iterator[None]:
-    """Ctrl-C counts once the processes stand: half-started ones would answer it with tracebacks."""
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    pressed: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
-    try:
-        if _METHOD == "forkserver":
-            resource_tracker.ensure_running()  # or it would be started below, and lift the block
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by the server and the workers
-            try:
-                forkserver.ensure_running()
-            finally:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if pressed:
-        raise KeyboardInterrupt
 
 
 class Workers:
@@ -93,9 +40,7 @@ class Workers:
     def _stop(self) -> None:
         """End the processes at once, whatever they do."""
         if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            for child in multiprocessing.active_children():
-                child.terminate()
+            stop(self._pool)
             self._pool = None
 
     def place(self, jobs: Sequence[LayerJob]) -> Iterator[tuple[int, LayerResult]]:
@@ -123,7 +68,7 @@ class Workers:
             waiting = self._submitted(jobs)
             while waiting:
                 for future in self._done(waiting):
-                    yield waiting.pop(future), self._result(future)
+                    yield waiting.pop(future), result_of(future)
         except BaseException:
             self._stop()
             raise
@@ -131,11 +76,8 @@ class Workers:
     def _submitted(self, jobs: Sequence[LayerJob]) -> dict[Future[LayerResult], int]:
         if self._pool is not None:
             return {self._pool.submit(place_layer, job): index for index, job in enumerate(jobs)}
-        context = multiprocessing.get_context(_METHOD)
-        context.set_forkserver_preload(["planner.solve.place"])
-        with _interrupt_deferred():
-            self._pool = ProcessPoolExecutor(self.cores, context, _begin)
-            return {self._pool.submit(place_layer, job): index for index, job in enumerate(jobs)}
+        self._pool, waiting = started(self.cores, place_layer.__module__, place_layer, jobs)
+        return waiting
 
     def _done(self, waiting: Iterable[Future[LayerResult]]) -> set[Future[LayerResult]]:
         left = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
@@ -143,12 +85,3 @@ class Workers:
         if not done:
             raise TimeIsUpError
         return done
-
-    @staticmethod
-    def _result(future: Future[LayerResult]) -> LayerResult:
-        try:
-            return future.result()
-        except BrokenProcessPool:
-            raise MissingEnvironmentError(
-                "a worker process was killed", hint="most likely memory ran out; fewer cores need less (taskset)"
-            ) from None

@@ -1,10 +1,33 @@
-"""Does a trace fit the model that it is said to come from?"""
+"""Does a trace fit the model that it is said to come from, and does it show traps of recording?"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from planner.errors import Place, Problem
 from planner.inputs.model import Model
-from planner.trace.trace import Trace
+from planner.trace.count_faults import counted_often, dense_layers, token_sums
+from planner.trace.faults import sort_out
+from planner.trace.trace import CountTrace, Trace
+from planner.trace.windows import Windows
+
+
+def suspicions(trace: Trace) -> tuple[str, ...]:
+    """What in the counts of a trace looks like a trap of recording, though it may be meant so."""
+    if not isinstance(trace, CountTrace):
+        return ()
+    where, counts_SLE = Place(str(trace.path), key="counts"), trace.counts_SLE
+    faults = counted_often(counts_SLE, where)
+    faults += token_sums(counts_SLE, trace.layer_ids_L, trace.top_k, trace.names_S, where)
+    return tuple(f"{fault.where}: {fault.message} [{fault.name}]: {fault.cure}" for fault in faults)
+
+
+def not_routed(windows: Windows, traces: Sequence[Trace]) -> list[Problem]:
+    """Layers in which every token chose expert 0 only: dense ones, or never written."""
+    key = "counts" if isinstance(traces[0], CountTrace) else "expert_ids"
+    where = Place(str(traces[0].path), key=key)
+    faults = dense_layers(windows.counts_SLE, windows.layer_ids_L, traces[0].top_k, where)
+    return sort_out(faults, ())[0]
 
 
 def against_model(trace: Trace, model: Model) -> list[Problem]:
@@ -16,7 +39,7 @@ def against_model(trace: Trace, model: Model) -> list[Problem]:
         message = f"{trace.num_experts} experts, but {model.name} has {moe.num_experts}"
         hint = ""
         if trace.num_experts > moe.num_experts:
-            hint = "recorded with redundant experts? map physical ids back to logical ones first"
+            hint = "recorded with redundant experts? map physical ids back: `ep-plan trace import --physical-map`"
         problems.append(Problem(message, Place(file, key="num_experts"), hint))
     if trace.top_k != moe.top_k:
         message = f"top-{trace.top_k} routing, but {model.name} chooses {moe.top_k} experts per token"
@@ -34,9 +57,9 @@ def _layers(strange: list[int], trace: Trace, model: Model) -> Problem:
     first, last = model.moe_layer_ids[0], model.moe_layer_ids[-1]
     message = f"layers {shown} are not MoE layers of {model.name} (MoE: {first}..{last})"
     if len(trace.layer_ids_L) == len(model.moe_layer_ids):
-        hint = "numbered by MoE layer? give layer_ids as hidden-layer indices, dense layers counted"
+        hint = "numbered by MoE layer? `ep-plan trace import --rows moe --model` gives them hidden-layer indices"
     elif len(trace.layer_ids_L) == model.num_layers:
-        hint = "rows of dense layers are filler: leave them out and give layer_ids"
+        hint = "rows of dense layers are filler: `ep-plan trace import --model` leaves them out"
     else:
         hint = "layer_ids are hidden-layer indices, dense layers counted"
     return Problem(message, where, hint)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from planner.errors import InputError, Place, Problem, ProblemLog
 from planner.inputs.model import LIMIT_LAYERS
+from planner.trace.choices import choice_problems
 from planner.trace.npz import NpzFile
 from planner.trace.trace import CountTrace, Ints, TokenTrace, Trace
 
@@ -75,24 +76,27 @@ def _read_tokens(file: NpzFile, log: ProblemLog) -> Trace | None:
         hint = f"at most {_LIMIT_TOKENS:,} tokens and {LIMIT_LAYERS:,} layers are read: split the trace"
         log.add(f"{tokens:,} tokens in {layers:,} layers", where=where, hint=hint)
         return None
-    columns = {name: _per_token(file, name, tokens, log) for name in ("seq_id", "pos", "step_id")}
-    if columns["pos"] is not None and columns["seq_id"] is None:
+    columns = frozenset(name for name in ("seq_id", "pos", "step_id") if name in file.headers)
+    for name in sorted(columns):
+        _check_column(file, name, tokens, log)
+    if "pos" in columns and "seq_id" not in columns:
         log.add("pos without seq_id", where=Place(str(file.path), key="pos"), hint="add seq_id [tokens]")
     num_experts = _scalar(file, "num_experts", log)
     layer_ids = _layer_ids(file, layers, log)
-    if log.problems:
-        return None
-    return TokenTrace(
+    trace = TokenTrace(
         path=file.path,
         num_tokens=tokens,
         num_experts=num_experts,
         top_k=top_k,
         layer_ids_L=layer_ids,
-        seq_id_T=columns["seq_id"],
-        pos_T=columns["pos"],
-        step_id_T=columns["step_id"],
+        columns=columns,
         source=file,
     )
+    if not log.problems:
+        return trace
+    if num_experts:
+        log.extend(choice_problems(trace))
+    return None
 
 
 def _read_counts(file: NpzFile, log: ProblemLog) -> Trace | None:
@@ -166,15 +170,11 @@ def _layer_ids(file: NpzFile, layers: int, log: ProblemLog) -> Ints:
     return ids
 
 
-def _per_token(file: NpzFile, name: str, tokens: int, log: ProblemLog) -> Ints | None:
-    if name not in file.headers:
-        return None
+def _check_column(file: NpzFile, name: str, tokens: int, log: ProblemLog) -> None:
     header = file.headers[name]
     if header.shape != (tokens,) or header.dtype.kind not in "iu":
         where = Place(str(file.path), key=name)
         log.add(f"{header.shape} of {header.dtype} found", where=where, hint=f"expected whole numbers [{tokens}]")
-        return None
-    return file.whole(name).astype(np.int64)
 
 
 def _names(file: NpzFile, windows: int, log: ProblemLog) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from planner.trace.windows import Windows
 
 Floats = NDArray[np.float64]
+_HOTTEST: Final = 5
 
 
 def noise_floor(tokens: float, num_experts: int, top_k: int, num_ranks: int) -> float:
@@ -35,13 +37,20 @@ def noise_floor(tokens: float, num_experts: int, top_k: int, num_ranks: int) -> 
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """Skew of one layer, averaged over windows."""
+    """Skew of one layer."""
 
     layer: int
     max_over_mean: float
-    """Hottest expert against the mean expert."""
+    """Hottest expert against the mean expert, mean over windows."""
+    pooled_max_over_mean: float
+    """The same on the sum of all windows: what a balancer that averages sees."""
     gini: float
-    hottest: int
+    """Mean over windows."""
+    pooled_gini: float
+    hottest: tuple[int, ...]
+    """The five experts chosen most, most first."""
+    hottest_share: float
+    """Part of all choices that goes to the first of them."""
     never_chosen: int
     """Experts that no window chose."""
 
@@ -52,12 +61,16 @@ def layer_statistics(windows: Windows) -> list[LayerStatistics]:
     for row, layer in enumerate(windows.layer_ids_L.tolist()):
         counts_SE = windows.counts_SLE[:, row].astype(float)
         total_E = counts_SE.sum(axis=0)
+        order_E = np.argsort(-total_E, kind="stable")
         found.append(
             LayerStatistics(
                 layer=layer,
                 max_over_mean=float((counts_SE.max(axis=1) / counts_SE.mean(axis=1)).mean()),
+                pooled_max_over_mean=float(total_E.max() / total_E.mean()),
                 gini=float(np.mean([gini(counts) for counts in counts_SE])),
-                hottest=int(total_E.argmax()),
+                pooled_gini=gini(total_E),
+                hottest=tuple(order_E[:_HOTTEST].tolist()),
+                hottest_share=float(total_E.max() / total_E.sum()),
                 never_chosen=int((total_E == 0).sum()),
             )
         )

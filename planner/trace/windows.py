@@ -18,20 +18,20 @@ Legend: T tokens, S windows, L traced layers, E experts, K choices, N sampled to
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.errors import InputError, Place, Problem
+from planner.errors import InputError, Place, Problem, ProblemLog
 from planner.inputs.workload import Phase
+from planner.trace.aggregate import count_by
+from planner.trace.batches import MAX_WINDOWS, MIN_WINDOWS, window_of_token
 from planner.trace.trace import CountTrace, Ints, TokenTrace, Trace
 
-MIN_WINDOWS: Final = 16
-MAX_WINDOWS: Final = 64
+_BLOCK: Final = 1 << 18
 LIMIT_COUNTS: Final = 1 << 28
 """Windows x layers x experts that are counted: 2 GiB."""
 SAMPLED_TOKENS: Final = 16_384
@@ -79,18 +79,22 @@ def cut(traces: Sequence[Trace], phase: Phase, step_tokens: int) -> Windows:
         step_tokens: tokens that one step of the workload routes.
 
     Raises:
-        InputError: the traces disagree, or an expert id is out of range.
+        InputError: the traces disagree, or experts are chosen that do not exist or twice by one token.
     """
     _same_shape(traces)
     total = sum(trace.num_tokens for trace in traces if isinstance(trace, TokenTrace))
-    parts = []
+    parts, log = [], ProblemLog()
     for trace in traces:
         if isinstance(trace, CountTrace):
             parts.append(_of_counts(trace))
-        else:
-            most = max(MIN_WINDOWS, MAX_WINDOWS * trace.num_tokens // total)
-            sample = max(1, SAMPLED_TOKENS * trace.num_tokens // total)
+            continue
+        most = max(MIN_WINDOWS, MAX_WINDOWS * trace.num_tokens // total)
+        sample = max(1, SAMPLED_TOKENS * trace.num_tokens // total)
+        try:
             parts.append(_of_tokens(trace, phase, step_tokens, most, sample))
+        except InputError as error:
+            log.extend(error.problems)
+    log.raise_if_any()
     return parts[0] if len(parts) == 1 else _joined(parts, traces)
 
 
@@ -121,12 +125,12 @@ def _of_tokens(trace: TokenTrace, phase: Phase, step_tokens: int, most: int, sam
     window_T, how = window_of_token(trace, phase, step_tokens, most)
     num_windows = int(window_T.max()) + 1
     _not_too_many(trace, num_windows)
-    counts_SLE = _count(trace, window_T, num_windows)
+    counts_SLE = count_by(trace, window_T, num_windows)
     _no_empty_rows(trace, counts_SLE)
-    tokens_S = np.bincount(window_T, minlength=num_windows)
+    tokens_S = _tokens_of(window_T, num_windows)
     names = tuple(f"window {index}" for index in range(num_windows))
     choices_SL = counts_SLE.sum(axis=2) / tokens_S[:, None]
-    sets = _sample(trace, window_T, sample)
+    sets = _sample(trace, window_T, tokens_S, sample)
     return Windows(counts_SLE, tokens_S, choices_SL, trace.layer_ids_L, names, how, sets)
 
 
@@ -146,98 +150,20 @@ def _no_empty_rows(trace: TokenTrace, counts_SLE: Ints) -> None:
         raise InputError(Problem(message, Place(str(trace.path), key="expert_ids"), hint))
 
 
-def window_of_token(
-    trace: TokenTrace, phase: Phase, step_tokens: int, most: int = MAX_WINDOWS
-) -> tuple[NDArray[np.int32], str]:
-    """The window of each token [T], and one sentence that says how it was found."""
-    if trace.step_id_T is not None:
-        _, step_T = np.unique(trace.step_id_T, return_inverse=True)
-        return step_T.astype(np.int32), f"{step_T.max() + 1} engine steps as recorded"
-    wanted = min(max(round(trace.num_tokens / step_tokens), MIN_WINDOWS), most, trace.num_tokens)
-    if trace.seq_id_T is None:
-        atom_T, kind = np.arange(trace.num_tokens), "tokens in file order"
-    elif phase == "decode":
-        atom_T, slots = running_batch(trace.seq_id_T, trace.pos_T, step_tokens)
-        kind = f"a running batch of {slots} sequences"
-    else:
-        atom_T, kind = _file_order(trace.seq_id_T), "whole sequences in file order"
-    window_T = _joined_atoms(atom_T, wanted)
-    per_window = trace.num_tokens / (int(window_T.max()) + 1)
-    return window_T, f"{window_T.max() + 1} windows of about {per_window:,.0f} tokens, cut from {kind}"
+def _tokens_of(window_T: NDArray[Any], num_windows: int) -> Ints:
+    """Tokens of each window, block by block: `bincount` makes eight bytes of each number."""
+    total_S = np.zeros(num_windows, dtype=np.int64)
+    for start in range(0, len(window_T), _BLOCK):
+        total_S += np.bincount(window_T[start : start + _BLOCK], minlength=num_windows)
+    return total_S
 
 
-def _file_order(seq_id_T: Ints) -> Ints:
-    """Number sequences 0, 1, ... by first appearance."""
-    _, first, inverse = np.unique(seq_id_T, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), dtype=np.int64)
-    rank[np.argsort(first, kind="stable")] = np.arange(len(first))
-    ordered: Ints = rank[inverse]
-    return ordered
-
-
-def running_batch(seq_id_T: Ints, pos_T: Ints | None, step_tokens: int) -> tuple[Ints, int]:
-    """The engine step [T] in which a running batch would route each token, and its slots.
-
-    Sequences enter in file order; a slot whose sequence has ended takes the next in the next step.
-    """
-    seq_T = _file_order(seq_id_T)
-    lengths = np.bincount(seq_T)
-    slots = min(step_tokens, -(-len(lengths) // MIN_WINDOWS))
-    free_at = [0] * slots
-    begins = np.empty(len(lengths), dtype=np.int64)
-    for sequence, length in enumerate(lengths.tolist()):
-        begins[sequence] = free_at[0]
-        heapq.heapreplace(free_at, free_at[0] + length)
-    order = np.lexsort((np.arange(len(seq_T)) if pos_T is None else pos_T, seq_T))
-    offset_T = np.empty(len(seq_T), dtype=np.int64)
-    offset_T[order] = np.arange(len(seq_T)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return begins[seq_T] + offset_T, slots
-
-
-def _joined_atoms(atom_T: Ints, wanted: int) -> NDArray[np.int32]:
-    """Join consecutive atoms (steps or sequences) into `wanted` windows of nearly equal tokens."""
-    _, atom_T = np.unique(atom_T, return_inverse=True)
-    tokens_A = np.bincount(atom_T)
-    middle_A = np.cumsum(tokens_A) - tokens_A / 2
-    window_A = np.minimum((middle_A * wanted / len(atom_T)).astype(np.int64), wanted - 1)
-    _, window_A = np.unique(window_A, return_inverse=True)  # a long atom may leave a window empty
-    window_T: NDArray[np.int32] = window_A[atom_T].astype(np.int32)
-    return window_T
-
-
-def _count(trace: TokenTrace, window_T: NDArray[np.int32], num_windows: int) -> Ints:
-    layers, experts = len(trace.layer_ids_L), trace.num_experts
-    total = np.zeros(num_windows * layers * experts, dtype=np.int64)
-    layer_L1 = np.arange(layers, dtype=np.int64)[:, None]
-    for start, block in trace.blocks():
-        ids = block.astype(np.int64)
-        _check_ids(trace, ids)
-        window = window_T[start : start + len(ids), None, None].astype(np.int64)
-        key = (window * layers + layer_L1) * experts + ids
-        total += np.bincount(key[ids >= 0], minlength=len(total))
-    return total.reshape(num_windows, layers, experts)
-
-
-def _check_ids(trace: TokenTrace, ids: Ints) -> None:
-    wrong = (ids < -1) | (ids >= trace.num_experts)
-    if not wrong.any():
-        return
-    token, row, choice = (int(index[0]) for index in np.nonzero(wrong))
-    message = (
-        f"expert id {ids[token, row, choice]} in layer {trace.layer_ids_L[row]}, "
-        f"but there are {trace.num_experts} experts (0..{trace.num_experts - 1})"
-    )
-    hint = "physical ids of a run with redundant experts, or a filler id? map them back first; -1 is no expert"
-    raise InputError(Problem(message, Place(str(trace.path), key="expert_ids"), hint))
-
-
-def _sample(trace: TokenTrace, window_T: NDArray[np.int32], sample: int) -> TokenSets:
+def _sample(trace: TokenTrace, window_T: NDArray[Any], tokens_S: Ints, sample: int) -> TokenSets:
     """An even share of the tokens of every window, chosen by a fixed seed, sorted by window."""
     rng = np.random.default_rng(0)
     chosen = []
     share = min(1.0, sample / len(window_T))
-    order = np.argsort(window_T, kind="stable")
-    for tokens in np.split(order, np.cumsum(np.bincount(window_T))[:-1]):
+    for tokens in _by_window(window_T, tokens_S):
         count = max(1, round(share * len(tokens)))
         chosen.append(np.sort(rng.permutation(tokens)[:count]))
     token_N = np.sort(np.concatenate(chosen))
@@ -245,8 +171,17 @@ def _sample(trace: TokenTrace, window_T: NDArray[np.int32], sample: int) -> Toke
     for start, block in trace.blocks():
         inside = token_N[(token_N >= start) & (token_N < start + len(block))]
         rows.append(block[inside - start].astype(np.int32))
-    by_window = np.argsort(window_T[token_N], kind="stable")
-    return TokenSets(window_T[token_N][by_window], np.concatenate(rows)[by_window])
+    window_N = window_T[token_N].astype(np.int32)
+    by_window = np.argsort(window_N, kind="stable")
+    return TokenSets(window_N[by_window], np.concatenate(rows)[by_window])
+
+
+def _by_window(window_T: NDArray[Any], tokens_S: Ints) -> Iterator[Ints]:
+    """The tokens of each window; one window at a time where they are few and large."""
+    if len(tokens_S) <= MAX_WINDOWS:
+        yield from (np.flatnonzero(window_T == window) for window in range(len(tokens_S)))
+    else:
+        yield from np.split(np.argsort(window_T, kind="stable"), np.cumsum(tokens_S)[:-1])
 
 
 def _joined(parts: list[Windows], traces: Sequence[Trace]) -> Windows:

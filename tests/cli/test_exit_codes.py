@@ -33,6 +33,10 @@ WRONG_USAGE = {
     "no such model file": ["solve", "deployment.yaml", "--model", "nowhere.json"],
     "no such topology file": ["solve", "deployment.yaml", "--topology", "nowhere.yaml"],
     "no such trace": ["solve", "deployment.yaml", "--trace", "nowhere.npz"],
+    "trace is a folder": ["solve", "deployment.yaml", "--trace", "."],
+    "no such model": ["solve", "deployment.yaml", "--model", "mixtral-8x7c"],
+    "no such node": ["solve", "deployment.yaml", "--topology", "2 x hgx-h1000"],
+    "no nodes": ["solve", "deployment.yaml", "--topology", "0 x hgx-h100"],
     "time limit without unit": ["solve", "deployment.yaml", "--time-limit", "60"],
     "gap without unit": ["solve", "deployment.yaml", "--gap", "2"],
     "negative time limit": ["solve", "deployment.yaml", "--time-limit=-1 s"],
@@ -40,6 +44,9 @@ WRONG_USAGE = {
     "a degree of 0": ["solve", "deployment.yaml", "--split", "ep=0"],
     "a degree twice": ["solve", "deployment.yaml", "--split", "ep=4,ep=2"],
     "no degree": ["solve", "deployment.yaml", "--split", "ep"],
+    "a degree that is none": ["solve", "deployment.yaml", "--split", "foo=3"],
+    "a huge degree": ["solve", "deployment.yaml", "--split", "ep=1000000"],
+    "too many copies": ["solve", "deployment.yaml", "--redundant-experts", "1000000"],
     "negative copies": ["solve", "deployment.yaml", "--redundant-experts=-1"],
     "no GPUs": ["solve", "deployment.yaml", "--gpus", "0"],
     "no such plan": ["show", "nowhere.json"],
@@ -58,7 +65,64 @@ def test_wrong_usage_is_2(arguments: list[str], tmp_path: Path) -> None:
     assert result.code == 2, result.out + result.err
     assert result.out == ""
     assert "error" in result.err.lower()
+    assert not any(words in result.err for words in ("extra inputs", "input should be"))
     assert files_in(tmp_path) == {"deployment.yaml", "empty"}
+
+
+OPTIONS = {
+    "--model": ("mixtral-8x7c", "mixtral-8x7b"),
+    "--topology": ("hgx-h1000", "hgx-h100"),
+    "--trace": (".", "directory"),
+}
+
+
+def test_wrong_options_are_named_with_value_and_repair_all_at_once(tmp_path: Path) -> None:
+    """The file itself is right; it is not blamed."""
+    deployment_file(tmp_path, GOOD)
+    options = [word for option, (value, _) in OPTIONS.items() for word in (option, value)]
+    result = run("solve", "deployment.yaml", *options, "--json", cwd=tmp_path)
+    assert result.code == 2
+    assert "deployment.yaml" not in result.err
+    told = {problem["file"]: problem for problem in result.problems()}
+    assert set(told) == set(OPTIONS)
+    for option, (value, repair) in OPTIONS.items():
+        assert value in told[option]["message"]
+        assert repair in told[option]["message"] + told[option]["hint"]
+
+
+@pytest.mark.parametrize(("old", "new"), [("mixtral-8x7b", "mixtral-8x7c"), ("1 x hgx-h100", "0 x hgx-h100")])
+def test_the_same_in_the_file_is_3_with_its_place(old: str, new: str, tmp_path: Path) -> None:
+    deployment_file(tmp_path, GOOD.replace(old, new))
+    result = run("solve", "deployment.yaml", "--json", cwd=tmp_path)
+    assert result.code == 3
+    (problem,) = result.problems()
+    assert problem["file"] == "deployment.yaml"
+    assert problem["line"] in (2, 3)
+    assert new in problem["message"]
+
+
+def test_a_fault_inside_a_file_of_the_command_line_is_3(tmp_path: Path) -> None:
+    deployment_file(tmp_path, GOOD)
+    (tmp_path / "node.yaml").write_text("schema: ep-plan/topology/1\ngpu: h100-sxm\n")
+    result = run("solve", "deployment.yaml", "--topology", "node.yaml", "--json", cwd=tmp_path)
+    assert result.code == 3
+    assert {problem["file"] for problem in result.problems()} == {"node.yaml"}
+
+
+def test_an_unknown_name_with_nothing_near_is_told_where_names_are_listed(tmp_path: Path) -> None:
+    deployment_file(tmp_path, GOOD)
+    result = run("solve", "deployment.yaml", "--model", "zzz", cwd=tmp_path)
+    assert "ep-plan profiles" in result.err
+    assert max(map(len, result.err.splitlines())) <= 160
+
+
+def test_a_trace_named_twice_would_count_double(tmp_path: Path) -> None:
+    deployment = example("tiny-moe", tmp_path)
+    trace = deployment.parent / "trace.npz"
+    same = deployment.parent / ".." / "tiny-moe" / "trace.npz"
+    result = run("solve", deployment, "--trace", trace, "--trace", same, cwd=tmp_path)
+    assert result.code == 2
+    assert "count double" in result.err
 
 
 @pytest.mark.parametrize("arguments", [["solve", "--no-such", "--json"], ["solve", "nowhere.yaml", "--json"]])
@@ -155,6 +219,65 @@ def test_quiet_says_nothing_but_errors(tmp_path: Path) -> None:
     assert "nowhere.json" in result.err
 
 
+QUIET = [["profiles"], ["profiles", "h100-sxm"], ["env"]]
+
+
+@pytest.mark.parametrize("arguments", QUIET, ids=" ".join)
+def test_v_and_q_hold_everywhere_and_before_the_command(arguments: list[str], tmp_path: Path) -> None:
+    plain, more = run(*arguments, cwd=tmp_path), run(*arguments, "-v", cwd=tmp_path)
+    assert (plain.code, more.code) == (0, 0)
+    assert len(more.out) > len(plain.out)
+    assert run("-v", *arguments, cwd=tmp_path) == more
+    for options in (["-q", *arguments], [*arguments, "-q"]):
+        result = run(*options, cwd=tmp_path)
+        assert (result.code, result.out, result.err) == (0, "", "")
+
+
+def test_q_before_solve_and_topology_import(tmp_path: Path) -> None:
+    deployment = example("mixtral-4gpu", tmp_path)
+    result = run("-q", "solve", deployment, "-o", "plan.json", cwd=tmp_path)
+    assert (result.code, result.out, result.err) == (0, "", "")
+    (tmp_path / "topo.txt").write_text("\tGPU0\tGPU1\tNIC0\nGPU0\t X \tNV12\tPIX\nGPU1\tNV12\t X \tPIX\n")
+    given = ["topo.txt", "--gpu", "a100-sxm-80", "--nic", "ib-hdr"]
+    for options in (["-q", "topology", "import"], ["topology", "-q", "import"], ["topology", "import", "-q"]):
+        result = run(*options, *given, cwd=tmp_path)
+        assert (result.code, result.out, result.err) == (0, "", "")
+    result = run("topology", "import", *given, "-v", cwd=tmp_path)
+    assert result.out == (tmp_path / "topology.yaml").read_text()
+
+
+def test_auto_in_any_case_and_shown_as_written(tmp_path: Path) -> None:
+    assert "N|auto" in run("solve", "-h", cwd=tmp_path).out
+    deployment = deployment_file(tmp_path, GOOD)
+    options = ["--split", "tp=1,pp=1,ep=8", "--redundant-experts", "AUTO", "--gap", "90%", "-q"]
+    assert run("solve", deployment, *options, cwd=tmp_path).code == 0
+    result = run("solve", deployment, "--redundant-experts", "1000000", cwd=tmp_path)
+    assert "from 0 to 65,536" in result.err
+
+
+def test_what_is_there_is_checked_though_something_is_missing(mixtral_plan: Path, tmp_path: Path) -> None:
+    result = run("check", mixtral_plan, "nowhere.json", cwd=tmp_path)
+    assert result.code == 2
+    assert "every rule and figure holds" in result.words
+    assert "nowhere.json: no such file" in result.out
+    assert "1 of 2 good" in result.out
+    assert "nothing was written" not in result.out + result.err
+
+
+@pytest.mark.parametrize("command", ["show", "check"])
+def test_commands_that_never_write_do_not_say_so(command: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("{}")
+    result = run(command, "plan.json", cwd=tmp_path)
+    assert result.code == 3
+    assert "nothing was written" not in result.out + result.err
+
+
+def test_q_keeps_wrong_usage(tmp_path: Path) -> None:
+    result = run("profiles", "h1000", "-q", cwd=tmp_path)
+    assert result.code == 2
+    assert "h100" in result.err
+
+
 def test_options_take_the_place_of_the_file(tmp_path: Path) -> None:
     deployment = deployment_file(tmp_path, GOOD)
     options = ["--model", "qwen3-30b-a3b", "--topology", "1 x hgx-h200", "--gpus", "4", "--seed", "7"]
@@ -179,6 +302,9 @@ def test_env_names_versions(tmp_path: Path) -> None:
     result = run("env", cwd=tmp_path)
     assert result.code == 0
     assert all(word in result.out for word in ("ep-plan", "python", "numpy", "ortools", "torch"))
+    data = run("env", "--json", cwd=tmp_path).json()
+    assert data.pop("schema") == "ep-plan/env/1"
+    assert {line.split()[0]: line[14:].strip() for line in result.out.splitlines()} == data
 
 
 def test_a_changed_trace_is_3_and_a_missing_one_2(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "deployment: of another kind": (changed(DEPLOYMENT, "deployment/1", "topology/1"), "deployment"),
     "deployment: of the future": (changed(DEPLOYMENT, "deployment/1", "deployment/9"), "upgrade"),
     "deployment: alias bomb": (replaced(DEPLOYMENT, b"a: &a [x]\nb: [*a, *a]\n"), "alias"),
+    "deployment: anchor": (changed(DEPLOYMENT, "model:", "model: &m"), "anchor"),
     "deployment: deep": (replaced(DEPLOYMENT, b"a: " + b"[" * 5000 + b"]" * 5000), "nested"),
     "deployment: huge number": (changed(DEPLOYMENT, "64", "9" * 5000), "digits"),
     "model: wrong JSON": (replaced(MODEL, b'{"model_type": "mixtral",'), "config.json:1"),
@@ -72,6 +73,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "model: NaN": (replaced(MODEL, b'{"model_type": NaN}'), "NaN"),
     "model: deep": (replaced(MODEL, b"[" * 100_000), "config.json"),
     "model: no layers": (changed(MODEL, '"num_hidden_layers": 32', '"num_hidden_layers": 0'), "num_hidden_layers"),
+    "model: too many experts": (
+        changed(MODEL, '"num_local_experts": 8', f'"num_local_experts": {10**12}'),
+        "at most 1,000,000,000",
+    ),
+    "model: window of nothing": (changed(MODEL, '"sliding_window": null', '"sliding_window": 0'), "sliding_window"),
     "model: missing": (lambda folder: (folder / MODEL).unlink(), "no such file"),
     "model: a folder": (as_folder, "config.json"),
     "topology: wrong unit": (changed(TOPOLOGY, "300 GB/s", "300 GB"), "GB"),
@@ -165,6 +171,26 @@ def test_an_expert_that_the_model_lacks_is_3(folder: Path) -> None:
     (problem,) = result.problems()
     assert problem["file"] == "trace.npz"
     assert "8" in problem["message"]
+
+
+def test_wrong_choices_are_told_with_all_other_faults(folder: Path) -> None:
+    """A column of a wrong length, an expert 8 of 8 and an expert chosen twice; another file without layers."""
+    ids = np.tile(np.array([0, 1]), (64, 32, 1))
+    ids[3, 5] = [8, 1]
+    ids[7, 2] = ids[9, 2] = [4, 4]
+    (folder / "a.npz").write_bytes(saved(expert_ids=ids, num_experts=8, step_id=np.arange(63)))
+    (folder / "b.npz").write_bytes(saved(expert_ids=ids, num_experts=8))
+    (folder / "c.npz").write_bytes(saved(expert_ids=ids[:, :, :1], num_experts=8))
+    for traces, more in ((["a.npz", "b.npz"], {"step_id"}), (["b.npz"], set()), (["b.npz", "c.npz"], {"top-1"})):
+        options = [word for name in traces for word in ("--trace", name)]
+        result = run("solve", "deployment.yaml", *options, "--json", cwd=folder)
+        assert result.code == 3
+        for name in traces:
+            said = [problem["message"] for problem in result.problems() if problem["file"] == name]
+            assert any("expert id 8 in layer 5 of token 3" in message for message in said), (traces, said)
+            if name != "c.npz":
+                assert any("expert 4 is chosen twice in layer 2 of token 7 (2 token" in message for message in said)
+        assert all(word in result.err for word in more)
 
 
 def test_odd_numbers_of_gpus_and_experts(folder: Path) -> None:

@@ -12,7 +12,8 @@ from tests.cli.running import TIMEOUT_S, environment, example, run
 
 HEAVY = {"torch", "transformers", "ortools", "numpy", "pydantic", "rich"}
 SOLVERS = {"torch", "transformers", "ortools"}
-COMMANDS = ["solve", "check", "compare", "show", "profiles", "env"]
+TRACE_COMMANDS = ["record", "import", "info", "split", "synth"]
+COMMANDS = ["solve", "check", "compare", "show", "profiles", "trace", "topology", "env"]
 
 
 def loaded(*arguments: object, cwd: Path) -> set[str]:
@@ -33,7 +34,15 @@ def loaded(*arguments: object, cwd: Path) -> set[str]:
     return {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        *(["trace", name, "--help"] for name in TRACE_COMMANDS),
+        *([name, "--help"] for name in COMMANDS),
+    ],
+)
 def test_help_loads_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     assert not loaded(*arguments, cwd=tmp_path) & HEAVY
 
@@ -43,6 +52,16 @@ def test_reading_a_plan_loads_no_solver(tiny_plan: Path, tmp_path: Path) -> None
     assert not loaded("check", tiny_plan, cwd=tmp_path) & SOLVERS
     trace = tiny_plan.parent / "trace.npz"
     assert not loaded("compare", tiny_plan, "--trace", trace, cwd=tmp_path) & SOLVERS
+
+
+def test_describing_a_trace_loads_no_solver(tiny_plan: Path, tmp_path: Path) -> None:
+    assert not loaded("trace", "info", tiny_plan.parent / "trace.npz", "-q", cwd=tmp_path) & SOLVERS
+
+
+def test_importing_a_trace_loads_no_solver_and_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "counts.json").write_text("[[5, 3], [4, 4]]")
+    options = ["--top-k", 1, "--num-experts", 2, "-o", tmp_path / "trace.npz"]
+    assert not loaded("trace", "import", tmp_path / "counts.json", *options, cwd=tmp_path) & SOLVERS
 
 
 def test_planning_where_torch_cannot_be_imported(tmp_path: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.cli.running import Result, files_in, plan_of, run
+from planner.solve.interrupts import MESSAGE
+from tests.cli.running import ROOT, Result, files_in, plan_of, run
 from tests.cli.terminal import TerminalRun
 
 PINS = ("--split", "tp=1,pp=1,ep=32")
@@ -69,7 +72,76 @@ def test_before_there_is_a_plan(large: Path, tmp_path: Path) -> None:
     assert (tmp_path / "plan.json").read_text() == "older"
 
 
-def test_twice(large: Path, tmp_path: Path) -> None:
+def test_the_first_is_answered_at_once(large: Path, tmp_path: Path) -> None:
+    with TerminalRun("solve", large, *PINS, cwd=tmp_path) as solving:
+        solving.wait_for(r"placing experts.* [1-9]\d*/\d+ ")
+        solving.send(signal.SIGINT, group=True)
+        solving.wait_for(re.escape(MESSAGE))
+        assert_kept(tmp_path, solving.result())
+
+
+def test_the_second_gives_up_and_leaves_nothing(large: Path, tmp_path: Path) -> None:
+    """The output is a pipe that nobody reads: the finished plan waits there for the second Ctrl-C."""
+    os.mkfifo(tmp_path / "pipe")
+    with TerminalRun("solve", large, *PINS, "-o", "pipe", cwd=tmp_path) as solving:
+        solving.wait_for(r"placing experts.* [1-9]\d*/\d+ ")
+        solving.send(signal.SIGINT, group=True)
+        solving.wait_for(re.escape(MESSAGE))
+        solving.send(signal.SIGINT, group=True)
+        result = solving.result()
+        assert solving.all_end()
+    assert result.code == 130
+    assert "interrupted; nothing was written" in result.err
+    assert files_in(tmp_path) == {"pipe"}
+
+
+def test_the_second_while_the_plan_is_written_leaves_the_older_one(large: Path, tmp_path: Path) -> None:
+    """Writing is slowed down by hand: each fsync takes a minute, the signal comes in the middle."""
+    (tmp_path / "plan.json").write_text("older")
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "sitecustomize.py").write_text(
+        "import os, time\n"
+        "def fsync(descriptor):\n"
+        "    os.write(2, b'writing the file\\n')\n"
+        "    time.sleep(60)\n"
+        "os.fsync = fsync\n"
+    )
+    path = os.pathsep.join([str(tmp_path / "slow"), str(ROOT)])
+    with TerminalRun("solve", large, *PINS, cwd=tmp_path, PYTHONPATH=path) as solving:
+        solving.wait_for(r"placing experts.* [1-9]\d*/\d+ ")
+        solving.send(signal.SIGINT, group=True)
+        solving.wait_for("writing the file")
+        solving.send(signal.SIGINT, group=True)
+        result = solving.result()
+    assert result.code == 130
+    assert (tmp_path / "plan.json").read_text() == "older"
+    assert files_in(tmp_path) == {"plan.json", "slow"}
+
+
+def test_the_first_while_the_plan_is_written_keeps_it(large: Path, tmp_path: Path) -> None:
+    """As above, but a second long: the search is over, so the message is all that happens."""
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "sitecustomize.py").write_text(
+        "import os, time\n"
+        "def fsync(descriptor):\n"
+        "    os.write(2, b'writing the file\\n')\n"
+        "    until = time.monotonic() + 2\n"
+        "    while time.monotonic() < until:\n"
+        "        time.sleep(0.05)\n"
+        "os.fsync = fsync\n"
+    )
+    path = os.pathsep.join([str(tmp_path / "slow"), str(ROOT)])
+    limit = ["--time-limit", "8 s"]
+    with TerminalRun("solve", large, *PINS, *limit, cwd=tmp_path, PYTHONPATH=path) as solving:
+        solving.wait_for("writing the file")
+        solving.send(signal.SIGINT, group=True)
+        solving.wait_for(re.escape(MESSAGE))
+        result = solving.result()
+    assert result.code == 0
+    assert plan_of(tmp_path / "plan.json").solver.stopped_by == "time_limit"
+
+
+def test_twice_in_a_row(large: Path, tmp_path: Path) -> None:
     with TerminalRun("solve", large, *PINS, cwd=tmp_path) as solving:
         solving.wait_for(r"placing experts.* [1-9]\d*/\d+ ")
         solving.send(signal.SIGINT, group=True)

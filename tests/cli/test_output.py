@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -80,6 +82,8 @@ def test_a_narrow_terminal_is_kept_to(commands: list[list[str]], tmp_path: Path)
         if arguments[0] == "show":
             assert re.search(r"^dispatch +[\d.]+ ms ", shown, re.MULTILINE)
             assert re.search(r"^proof ", shown, re.MULTILINE)
+        else:
+            assert re.search(r"^eplb_hierarchical ", shown, re.MULTILINE)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
@@ -117,6 +121,30 @@ def test_an_error_keeps_its_code_when_nobody_reads(tmp_path: Path) -> None:
     done = after_the_reader_has_gone(["show", "nowhere.json", "--json"], tmp_path)
     assert done.returncode == 2
     assert b"Traceback" not in done.stderr
+
+
+def test_a_bad_answer_stays_bad_when_nobody_reads(mixtral_plan: Path, tmp_path: Path) -> None:
+    """`ep-plan check bad.json | true` in a script with pipefail must not pass."""
+    plan = json.loads(mixtral_plan.read_text())
+    plan["predicted"]["memory_bytes"][0] += 1
+    (tmp_path / "bad.json").write_text(json.dumps(plan))
+    for options in ([], ["--json"], ["-v"]):
+        done = after_the_reader_has_gone(["check", "bad.json", *options], tmp_path)
+        assert (done.returncode, done.stderr) == (6, b""), options
+
+
+def test_an_answer_is_the_same_when_nobody_reads_errors(tmp_path: Path) -> None:
+    """Both streams gone, as with `2>&1 | true`."""
+    script = f"{shlex.join(command('solve', 'nowhere.yaml'))} 2>&1 | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment(), timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_are_no_failure(closed: str, mixtral_plan: Path, tmp_path: Path) -> None:
+    script = f"{shlex.join(command('check', mixtral_plan))} {closed}"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment(), timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 0
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="there is no full device here")

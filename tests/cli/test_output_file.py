@@ -24,6 +24,10 @@ def solve(deployment: Path, output: object) -> Result:
     return run("solve", deployment, "-q", "-o", output, cwd=deployment.parent.parent)
 
 
+NO_BYTECODE = {"PYTHONDONTWRITEBYTECODE": "1"}
+"""For runs with that limit: Python would keep byte code cut off at 4 KiB, and no later run could start."""
+
+
 def no_file_over_4_kib() -> None:
     """Let every write beyond 4 KiB fail, as on a full disk."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
@@ -31,7 +35,7 @@ def no_file_over_4_kib() -> None:
 
 def test_a_write_that_fails_leaves_the_older_plan(deployment: Path, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text("older")
-    result = run("solve", deployment, "--json", cwd=tmp_path, before=no_file_over_4_kib)
+    result = run("solve", deployment, "--json", cwd=tmp_path, before=no_file_over_4_kib, env=NO_BYTECODE)
     assert result.code == 7
     assert "plan.json" in result.problems()[0]["message"]
     assert "nothing was written" in result.problems()[0]["hint"]
@@ -40,7 +44,7 @@ def test_a_write_that_fails_leaves_the_older_plan(deployment: Path, tmp_path: Pa
 
 
 def test_a_write_that_fails_leaves_nothing_where_nothing_was(deployment: Path, tmp_path: Path) -> None:
-    result = run("solve", deployment, cwd=tmp_path, before=no_file_over_4_kib)
+    result = run("solve", deployment, cwd=tmp_path, before=no_file_over_4_kib, env=NO_BYTECODE)
     assert (result.code, result.out) == (7, "")
     assert files_in(tmp_path) == {"mixtral-4gpu"}
 
@@ -58,6 +62,32 @@ def test_a_folder_without_permission(deployment: Path, tmp_path: Path) -> None:
     result = solve(deployment, "locked/plan.json")
     assert result.code == 7
     assert "permission" in result.err.lower()
+
+
+@pytest.mark.parametrize("link", [False, True])
+@pytest.mark.parametrize("name", ["deployment.yaml", "topology.yaml", "config.json", "trace.npz"])
+def test_an_input_is_not_written_over(name: str, link: bool, tmp_path: Path) -> None:
+    folder = example("tiny-moe", tmp_path).parent
+    kept = (folder / name).read_bytes()
+    output = Path(name)
+    if link:
+        output = folder / "link.json"
+        output.symlink_to(name)
+    result = run("solve", "deployment.yaml", "-o", output, cwd=folder)
+    assert (result.code, result.out) == (2, "")
+    assert f"{output} is an input" in result.err
+    assert "-o" in result.err
+    assert (folder / name).read_bytes() == kept
+
+
+def test_an_input_of_the_command_line_is_not_written_over(tmp_path: Path) -> None:
+    folder = example("tiny-moe", tmp_path).parent
+    trace = (folder / "trace.npz").rename(folder / "other.npz")
+    kept = trace.read_bytes()
+    result = run("solve", "deployment.yaml", "--trace", "other.npz", "-o", "./other.npz", cwd=folder)
+    assert result.code == 2
+    assert "other.npz is an input" in result.err
+    assert trace.read_bytes() == kept
 
 
 WRONG = {"a folder": "there", "no such folder": "nowhere/plan.json", "a file as folder": "file/plan.json", "empty": ""}

@@ -11,7 +11,8 @@ from planner.cli.main import call
 from planner.inputs import profiles
 
 
-def test_the_list_groups_all_profiles(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_groups_all_profiles(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     assert call(["profiles"]) == 0
     out = capsys.readouterr().out
     assert "…" not in out

@@ -87,6 +87,15 @@ def longer_context(plan: Plan) -> None:
     plan["inputs"]["workload"]["context_length"] += 1
 
 
+def other_candidate_time(plan: Plan) -> None:
+    (chosen,) = [record for record in plan["candidates"] if record["outcome"] == "chosen"]
+    chosen["step_s"] *= 0.9
+
+
+def note_dropped(plan: Plan) -> None:
+    plan["notes"] = []
+
+
 CHANGES: dict[Callable[[Plan], None], str] = {
     expert_twice_on_a_rank: "twice",
     expert_missing: "layer 3",
@@ -104,6 +113,8 @@ CHANGES: dict[Callable[[Plan], None], str] = {
     smaller_gpu: "memory",
     slower_links: "predicted.step_s",
     longer_context: "predicted.memory",
+    other_candidate_time: "step_s",
+    note_dropped: "notes",
 }
 
 

@@ -35,6 +35,16 @@ def test_errors_keep_the_old_file(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert target.read_text() == "old"
 
 
+def test_the_table_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "topo.txt"
+    source.write_text(TABLE)
+    (tmp_path / "link").symlink_to("topo.txt")
+    for output in (source, tmp_path / "link"):
+        assert call(["topology", "import", str(source), "--gpu", "a100-sxm-80", "-o", str(output)]) == 2
+        assert "is an input" in capsys.readouterr().err
+    assert source.read_text() == TABLE
+
+
 def test_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "topo.txt"
     source.write_text(TABLE)

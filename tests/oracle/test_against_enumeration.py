@@ -7,8 +7,9 @@ import pytest
 
 from planner.cost.instance import Instance
 from planner.solve.candidates import SearchSpace, all_splits, laid_out, redundancies
-from planner.solve.master import NoWatch, Options
+from planner.solve.master import Options
 from planner.solve.solver import solve
+from planner.solve.watch import NoWatch
 from planner.solve.workers import Workers
 from tests import building
 from tests.oracle.plain_cost import best_step

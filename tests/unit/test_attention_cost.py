@@ -10,7 +10,8 @@ import pytest
 
 from planner.cost.dense import DenseCost
 from planner.cost.grid import stages_of
-from planner.cost.memory import StageMemory
+from planner.cost.kv_cache import cache_name
+from planner.cost.memory import stage_memories
 from planner.inputs.model import (
     Attention,
     CompressedAttention,
@@ -57,9 +58,9 @@ def terms(part: Attention, phase: Phase = "decode", context: int = 128) -> dict[
 
 def memory(part: Attention, phase: Phase = "decode", context: int = 128) -> int:
     made = building.instance(model(part), phase=phase, context=context)
-    stage = StageMemory(made, stages_of(SPLIT, made.topology)[0], first=True, last=True)
-    lines = {line.name: line.num_bytes for line in stage.run_lines[made.model.layers[0]]}
-    return lines.get("KV cache", 0)
+    stage = stage_memories(made, stages_of(SPLIT, made.topology), MOE.num_experts)[0]
+    lines = {line.name: line.num_bytes for line in stage.cache_lines[made.model.layers[0]]}
+    return lines.get(cache_name(part), 0)
 
 
 def test_state_is_read_and_written_once_per_token_in_decode() -> None:

@@ -17,8 +17,9 @@ from planner.cost.instance import Instance
 from planner.inputs.documents import validated
 from planner.inputs.workload import Dedup, Phase
 from planner.plan.plan import Plan, plan_text, read_plan
-from planner.solve.master import NoWatch, Options
+from planner.solve.master import Options
 from planner.solve.solver import solve
+from planner.solve.watch import NoWatch
 from planner.solve.workers import Workers
 from tests import building
 
@@ -164,6 +165,22 @@ def edit(*path: str | int, to: Any) -> Callable[[Data], None]:
     return apply
 
 
+def chosen_of(records: Data) -> Data:
+    """The chosen candidate."""
+    (chosen,) = [record for record in records if record["outcome"] == "chosen"]
+    return chosen
+
+
+def of_the_chosen(*path: str | int, to: Any) -> Callable[[Data], None]:
+    """Make the chosen candidate the first of all and set a value in it."""
+
+    def apply(data: Data) -> None:
+        data["candidates"].sort(key=lambda record: record["outcome"] != "chosen")
+        edit("candidates", 0, *path, to=to)(data)
+
+    return apply
+
+
 MUTATIONS: list[tuple[str, Callable[[Data], None]]] = [
     ("no expert twice on a rank", duplicate),
     ("every expert placed", drop),
@@ -194,6 +211,19 @@ MUTATIONS: list[tuple[str, Callable[[Data], None]]] = [
     ("candidates", edit("candidates", to=lambda records: [])),
     ("engine copies", edit("inputs", "rules", "redundant_experts", to=False)),
     ("solver.bound_s", edit("candidates", 0, "bound_s", to=lambda seconds: seconds / 2)),
+    ("solver.bound_s", edit("solver", "bound_s", to=lambda seconds: seconds * (1 - 1e-6))),
+    ("notes", edit("notes", to=lambda notes: [*notes, "all is well"])),
+    ("notes", edit("notes", to=lambda notes: notes[1:] or ["measured"])),
+    ("candidates", edit("candidates", to=lambda records: [*records, chosen_of(records)])),
+    ("candidates[0].redundant_experts", of_the_chosen("redundant_experts", to=lambda count: count + 1)),
+    ("candidates[0].step_s", of_the_chosen("step_s", to=lambda seconds: seconds * (1 - 1e-8))),
+    ("candidates[0].step_s", of_the_chosen("step_s", to=None)),
+    ("candidates[0].free_bytes", of_the_chosen("free_bytes", to=lambda count: count - 1_000_000_000_000)),
+    ("candidates[0].free_bytes", of_the_chosen("free_bytes", to=None)),
+    ("candidates[0].bound_s", of_the_chosen("bound_s", to=lambda seconds: seconds * 9)),
+    ("candidates[0].bound_s", of_the_chosen("bound_s", to=None)),
+    ("candidates[0].reasons", of_the_chosen("reasons", to=["memory of a GPU: needs more"])),
+    ("candidates[0].split", of_the_chosen("split", "ep", to=lambda degree: degree * 2)),
 ]
 
 
@@ -206,6 +236,18 @@ def test_every_mutation_is_rejected_with_its_rule(rule: str, mutate: Callable[[D
         assert rule in found or found == ["not a plan"], (seed, found)
         if rule.startswith(("predicted", "solver", "slot", "every", "no expert")):
             assert found != ["not a plan"], seed
+
+
+def test_a_better_candidate_than_the_plan_is_found() -> None:
+    """A priced candidate with half the plan's time and bound; a rejected one that breaks no rule and says nothing."""
+    data = data_of(1)
+    chosen = chosen_of(data["candidates"])
+    other = next(record for record in data["candidates"] if record["outcome"] in ("priced", "bounded"))
+    other |= {"outcome": "priced", "step_s": chosen["step_s"] / 2, "bound_s": chosen["bound_s"] / 2}
+    index = data["candidates"].index(other)
+    assert f"candidates[{index}].step_s" in broken(data, 1)
+    other |= {"outcome": "rejected", "step_s": None, "bound_s": None, "reasons": []}
+    assert f"candidates[{index}].reasons" in broken(data, 1)
 
 
 # --- every booked figure ------------------------------------------------------------------------------

@@ -265,7 +265,9 @@ def test_windows_by_list_by_period_and_switched_off() -> None:
     assert windows(QWEN3 | window | {"layer_types": listed}) == [32, None] * 2
     assert windows(QWEN3 | window | {"sliding_window_pattern": 2}) == [32, None] * 2
     assert windows(QWEN3 | window | {"use_sliding_window": False}) == [None] * 4
-    assert windows(QWEN3 | {"sliding_window": 0}) == [None] * 4
+    assert windows(QWEN3 | {"sliding_window": 0, "use_sliding_window": False}) == [None] * 4
+    with pytest.raises(InputError, match="sliding_window: 0 is not allowed"):
+        windows(QWEN3 | {"sliding_window": 0})
 
 
 # --- what is wrong --------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from planner.trace.trace import CountTrace, TokenTrace
 from planner.trace.windows import cut
 
 Array = np.ndarray[Any, Any]
-IDS = np.random.default_rng(1).integers(0, 8, (30, 2, 2))
+IDS = np.random.default_rng(1).random((30, 2, 8)).argsort(axis=2)[:, :, :2]  # two different experts each
 COUNTS = np.ones((3, 2, 8), dtype=np.int64)
 
 
@@ -43,9 +43,10 @@ def faults(path: Path) -> list[str]:
         ({"num_experts": 2**63 - 1}, "num_experts: 9223372036854775807 is not allowed"),
         (
             {"num_experts": 4, "expert_ids": [[[1, 4]]]},
-            "expert_ids: expert id 4 in layer 0, but there are 4 experts (0..3)",
+            "expert_ids: expert id 4 in layer 0 of token 0, but there are 4 experts (0..3)",
         ),
-        ({"expert_ids": [[[0, 1], [2, -2]]]}, "expert_ids: expert id -2 in layer 1, but there are 8 experts (0..7)"),
+        ({"expert_ids": [[[0, 1], [2, -2]]]}, "expert_ids: expert id -2 in layer 1 of token 0, but there"),
+        ({"expert_ids": [[[0, 1], [2, 2]]]}, "expert_ids: expert 2 is chosen twice in layer 1 of token 0\n"),
         ({"expert_ids": [[[0, 1], [-1, -1]]]}, "expert_ids: no expert is chosen in layer 1 by any token of window 0"),
         ({"expert_ids": IDS.astype(float)}, "expert_ids: (30, 2, 2) of float64 found"),
         ({"expert_ids": IDS.astype(bool)}, "expert_ids: (30, 2, 2) of bool found"),

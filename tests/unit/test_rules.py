@@ -69,8 +69,8 @@ def test_everything_that_a_split_breaks_is_told() -> None:
     ("width", "etp", "found"),
     [
         (1536, 4, []),
-        (1536, 8, ["expert width: 1536/8 = 192 mod quantisation block 128 = 64"]),
-        (768, 4, ["expert width: 768/4 = 192 mod quantisation block 128 = 64"]),
+        (1536, 8, ["expert width: 1536/8 = 192 mod 128 = 64 (quantisation block)"]),
+        (768, 4, ["expert width: 768/4 = 192 mod 128 = 64 (quantisation block)"]),
         (1536, 5, ["expert width: 1536 mod etp 5 = 1"]),
     ],
 )
@@ -110,7 +110,7 @@ def test_slots_without_enough_experts_and_experts_without_slots() -> None:
         "slots: 6 per rank, but there are only 4 experts"
     ]
     many = building.instance(four, building.topology(2, 4))
-    assert broken(Split(tp=1, dp=8, pp=1, ep=8), 2, of=many) == ["experts: 6 slots leave some of ep 8 ranks empty"]
+    assert broken(Split(tp=1, dp=8, pp=1, ep=8), 2, of=many) == ["slots: 6 leave some of ep 8 ranks empty"]
 
 
 def test_a_batch_needs_a_token_for_every_rank() -> None:
@@ -192,7 +192,7 @@ def test_deepseek_v3_in_fp8_needs_sixteen_gpus_of_80_gb() -> None:
     assert (kept.is_feasible, kept.free_bytes > 0) == (True, True)
     rejected = ruled(instance, Split(tp=1, dp=16, pp=1, ep=8, edp=2), 0, limits)
     (reason,) = rejected.reasons
-    assert reason.rule == "memory of a GPU"
+    assert reason.rule == "memory of GPU 0"
     assert reason.detail.endswith("has 79.6 GiB")  # 81 559 MiB
     assert rejected.free_bytes < 0
 
@@ -208,5 +208,5 @@ def test_memory_is_told_beside_other_rules() -> None:
     assert [reason.rule for reason in rejected.reasons] == [
         "attention heads",
         "micro-batches",
-        "memory of a GPU of stage 1",
+        "memory of GPU 2, stage 1",
     ]

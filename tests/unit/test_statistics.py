@@ -74,6 +74,10 @@ def test_statistics_of_layers_by_hand() -> None:
     counts = np.array([[[6, 2, 0, 0], [2, 2, 2, 2]], [[4, 0, 4, 0], [2, 2, 2, 2]]])
     skewed, even = layer_statistics(building.counted(counts, [3, 5], top_k=2))
     # Window 0: 6 over a mean of 2; window 1: 4 over 2.
-    assert (skewed.layer, skewed.max_over_mean, skewed.hottest, skewed.never_chosen) == (3, (3 + 2) / 2, 0, 1)
+    assert (skewed.layer, skewed.max_over_mean, skewed.never_chosen) == (3, (3 + 2) / 2, 1)
+    # Together 10, 2, 4, 0 of 16.
+    assert (skewed.hottest, skewed.hottest_share) == ((0, 2, 1, 3), 10 / 16)
+    assert skewed.pooled_max_over_mean == 10 / 4
+    assert skewed.pooled_gini == pytest.approx(plain_gini([10, 2, 4, 0]))
     assert skewed.gini == pytest.approx((plain_gini([6, 2, 0, 0]) + plain_gini([4, 0, 4, 0])) / 2)
     assert (even.layer, even.max_over_mean, even.gini, even.never_chosen) == (5, 1, 0, 0)

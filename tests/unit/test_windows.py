@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from planner.errors import InputError
 from planner.inputs.workload import Phase
 from planner.trace import npz
+from planner.trace.batches import MAX_WINDOWS, running_batch
 from planner.trace.native import read_trace
 from planner.trace.trace import Trace
-from planner.trace.windows import MAX_WINDOWS, Windows, cut, running_batch, subset
+from planner.trace.windows import Windows, cut, subset
 
 EXPERTS, TOP_K, LAYERS = 6, 2, 2
 ON_DISK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

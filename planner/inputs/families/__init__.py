@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 from planner.inputs.families import hybrid, latent, plain
-from planner.inputs.families.family import Family, read_layers
+from planner.inputs.families.family import LAYER_COUNTS, Family, read_layers
 
-__all__ = ["FAMILIES", "Family", "read_layers"]
+__all__ = ["FAMILIES", "LAYER_COUNTS", "Family", "read_layers"]
 
 FAMILIES: Final[dict[str, Family]] = {**plain.FAMILIES, **latent.FAMILIES, **hybrid.FAMILIES}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from planner.inputs.config_reader import ConfigReader
 from planner.inputs.model import Attention, DenseFfn, Ffn, MoeFfn
@@ -18,9 +19,12 @@ def _nothing(_config: ConfigReader) -> int:
     return 0
 
 
+LAYER_COUNTS: Final = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
+
+
 def hidden_layers(config: ConfigReader) -> int:
     """How many layers the config states, under the name of the family or the time."""
-    return config.integer("num_hidden_layers", "n_layers", "n_layer", "num_layers")
+    return config.integer(*LAYER_COUNTS)
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,8 @@ def windowed(one: GroupedAttention, windows: list[int | None]) -> list[Attention
 
 def _windows(config: ConfigReader, layers: int) -> list[int | None]:
     """Sliding window per layer: by `layer_types` or a pattern, else for all layers if it is switched on."""
-    window = config.integer("sliding_window", default=0, minimum=0)
+    is_off = config.values.get("use_sliding_window") is False and config.values.get("sliding_window") == 0
+    window = None if is_off else config.optional_integer("sliding_window")  # a window of 0 tokens is a fault
     kinds = config.kinds("layer_types", layers, KINDS)  # kinds unknown here are told even without a window
     if not window:
         return [None] * layers

@@ -1,0 +1,78 @@
+"""`ep-plan trace info`: what a trace shows, and whether balancing is worth it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from planner.cli.options import json_option, verbosity, warn
+
+
+@click.command("info")
+@click.argument("traces", nargs=-1, required=True, metavar="TRACE...", type=click.Path(path_type=Path))
+@click.option(
+    "--phase",
+    type=click.Choice(["decode", "prefill"]),
+    default="decode",
+    show_default=True,
+    help="How a batch is imitated where the trace names no steps.",
+)
+@click.option(
+    "--step-tokens",
+    type=click.IntRange(1),
+    default=4096,
+    show_default=True,
+    help="Tokens that one step routes, over all GPUs.",
+)
+@click.option("--ranks", type=click.IntRange(1, 65536), help="Expert-parallel ranks; default 8.")
+@click.option("--redundant-experts", type=click.IntRange(0), help="For the verdict; default: one on each rank.")
+@click.option(
+    "--nodes",
+    type=click.IntRange(1, 65536),
+    multiple=True,
+    default=(2, 4),
+    show_default=True,
+    help="Count the distinct nodes per token for so many nodes.",
+)
+@json_option
+@verbosity
+def command(
+    traces: tuple[Path, ...],
+    phase: Literal["decode", "prefill"],
+    step_tokens: int,
+    ranks: int | None,
+    redundant_experts: int | None,
+    nodes: tuple[int, ...],
+    as_json: bool,
+    verbose: bool,
+    quiet: bool,
+) -> None:
+    """Describe TRACE: skew, drift, domains, co-activation, and a verdict on balancing.
+
+    The verdict places experts on some windows as EPLB would, and tries that on later ones.
+
+    \b
+    ep-plan trace info trace.npz --ranks 32 --redundant-experts 32 --nodes 4
+    """
+    import json
+
+    from planner.report.style import console
+    from planner.report.trace_report import render_trace, trace_json
+    from planner.review.describe import describe
+
+    found = describe(
+        traces,
+        phase=phase,
+        step_tokens=step_tokens,
+        ranks=ranks,
+        redundant=redundant_experts,
+        node_counts=nodes,
+    )
+    if not quiet:
+        warn(found.warnings)
+    if as_json:
+        click.echo(json.dumps(trace_json(found), ensure_ascii=False, indent=1))
+    elif not quiet:
+        render_trace(found, console(), verbose=verbose)

@@ -1,0 +1,247 @@
+"""Is balancing experts worth it, and will a static placement hold? Judged on windows that planning has not seen.
+
+The criteria follow the proposal to screen a workload before a balancer is switched on
+(vllm-ascend issue 16795 and pull request 16800): hot experts are not yet imbalanced ranks, a hot expert may be
+gone before a new placement is used, and one window proves nothing. So a placement is made from some windows and
+tried on later ones. Less peak work is no promise of a faster step: the net benefit stays unknown without timing.
+
+Two trials: *static* places on the first half and is tried on the last half; *fresh* places on each eighth and is
+tried on the next, as a balancer that runs again and again would.
+
+Legend: S windows, L layers, E experts, P slots, R ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner import baselines
+from planner.errors import UsageError
+from planner.plan.placement import linear, slots_of_ranks
+from planner.trace.statistics import noise_floor
+from planner.trace.windows import Windows, subset
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Answer = Literal["recommended", "not_worth_it", "insufficient_evidence"]
+Holds = Literal["yes", "partly", "no", "unknown"]
+Place = Callable[[Windows], Ints]
+"""Makes a placement [L, P] from windows."""
+_STRETCHES: Final = 8
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """When balancing counts as worth it."""
+
+    judged_windows: int = 2
+    """At least so many unseen windows, or nothing is said."""
+    better_part: float = 0.8
+    """In this part of them the placement must have less peak work."""
+    less_peak: float = 0.05
+    """So much less peak work, mean over them."""
+    kept: float = 0.8
+    """A static placement holds if it saves this part of what a fresh one saves."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The expert-parallel group for which balancing is judged."""
+
+    ranks: int
+    slots: int
+    """Physical experts of each layer on all ranks."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A placement made from some windows and tried on others."""
+
+    seen: tuple[int, ...]
+    judged: tuple[int, ...]
+    saved: tuple[float, ...]
+    """Part of the peak work saved in each judged window; negative: more work."""
+
+    @property
+    def mean_saved(self) -> float:
+        """Mean over the judged windows."""
+        return float(np.mean(self.saved)) if self.saved else 0.0
+
+    @property
+    def better_part(self) -> float:
+        """Part of the judged windows with less peak work."""
+        return float(np.mean([saved > 0 for saved in self.saved])) if self.saved else 0.0
+
+    def passes(self, criteria: Criteria) -> bool:
+        """Whether enough is saved, often enough."""
+        return self.better_part >= criteria.better_part and self.mean_saved >= criteria.less_peak
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer, its reasons in words, and the trials behind it."""
+
+    answer: Answer
+    reasons: tuple[str, ...]
+    static_holds: Holds
+    static_reason: str
+    static: Trial | None
+    fresh: Trial | None
+    net_benefit: Literal["unknown"] = "unknown"
+    """Less peak work was counted; whether a step gets faster was not measured."""
+
+
+def ranks_for(num_experts: int, ranks: int | None, redundant: int | None) -> Ranks:
+    """The group to judge for: default 8 ranks (fewer experts: as many as they are), one redundant expert on each.
+
+    Raises:
+        UsageError: more ranks than experts, or slots that the ranks cannot share equally.
+    """
+    count = min(8, num_experts) if ranks is None else ranks
+    if count > num_experts:
+        raise UsageError(f"{count} ranks for {num_experts} experts", hint="at most one rank per expert")
+    spare = count + -num_experts % count if redundant is None else redundant
+    slots = num_experts + spare
+    if slots % count:
+        hint = f"redundant experts: {-num_experts % count}, or that plus a multiple of {count}"
+        raise UsageError(f"{num_experts} + {spare} experts do not divide over {count} ranks", hint=hint)
+    if slots // count > num_experts:
+        raise UsageError(f"{slots // count} slots per rank, but there are {num_experts} experts")
+    return Ranks(count, slots)
+
+
+def eplb_place(group: Ranks) -> Place:
+    """EPLB's placement of the summed load: what engines would load."""
+
+    def place(windows: Windows) -> Ints:
+        weight_LE = baselines.weights_of(windows)
+        slots_R = np.full(group.ranks, group.slots // group.ranks)
+        expert_LP = baselines.place("eplb", weight_LE, slots_R, num_groups=1, num_nodes=1)
+        assert expert_LP is not None, "equal ranks, one group"
+        return expert_LP
+
+    return place
+
+
+def linear_place(num_experts: int, num_layers: int, ranks: int) -> Ints:
+    """What engines use unasked: experts in order, no copies."""
+    return np.tile(linear(num_experts, slots_of_ranks(num_experts, ranks)), (num_layers, 1))
+
+
+def rank_loads(counts_SLE: Ints, expert_LP: Ints, ranks: int) -> Floats:
+    """Choices that each rank serves, copies of an expert sharing evenly: [S, L, R]."""
+    layers, slots = expert_LP.shape
+    experts = counts_SLE.shape[2]
+    share_LER = np.zeros((layers, experts, ranks))
+    layer_LP = np.broadcast_to(np.arange(layers)[:, None], expert_LP.shape)
+    rank_LP = np.broadcast_to(np.arange(slots) * ranks // slots, expert_LP.shape)
+    filled = expert_LP >= 0
+    np.add.at(share_LER, (layer_LP[filled], expert_LP[filled], rank_LP[filled]), 1.0)
+    share_LER /= share_LER.sum(axis=2, keepdims=True)
+    loads: Floats = np.einsum("sle,ler->slr", counts_SLE.astype(float), share_LER)
+    return loads
+
+
+def imbalance(loads_SLR: Floats) -> Floats:
+    """Max/mean of the ranks [S, L]."""
+    found: Floats = loads_SLR.max(axis=2) / loads_SLR.mean(axis=2)
+    return found
+
+
+def peak_S(windows: Windows, expert_LP: Ints, ranks: int) -> Floats:
+    """Peak work of each window: the rows of the fullest rank, summed over layers."""
+    found: Floats = rank_loads(windows.counts_SLE, expert_LP, ranks).max(axis=2).sum(axis=1)
+    return found
+
+
+def trial(windows: Windows, seen: Sequence[int], judged: Sequence[int], group: Ranks, place: Place) -> Trial:
+    """Place on some windows and hold it against the linear layout on others."""
+    layers, experts = windows.counts_SLE.shape[1:]
+    later = subset(windows, judged)
+    before_S = peak_S(later, linear_place(experts, layers, group.ranks), group.ranks)
+    after_S = peak_S(later, place(subset(windows, seen)), group.ranks)
+    return Trial(tuple(seen), tuple(judged), tuple((1 - after_S / before_S).tolist()))
+
+
+def verdict(
+    windows: Windows, top_k: int, group: Ranks, place: Place | None = None, criteria: Criteria | None = None
+) -> Verdict:
+    """Judge whether balancing is worth it, on windows in the order of time.
+
+    Args:
+        windows: recorded routing.
+        top_k: experts per token.
+        group: ranks and slots to judge for.
+        place: makes a placement from windows; default EPLB's.
+        criteria: thresholds; default those of the proposal.
+    """
+    place, criteria = place or eplb_place(group), criteria or Criteria()
+    count = windows.num_windows
+    first, last = range(count // 2), range(count // 2, count)
+    if not first or len(last) < criteria.judged_windows:
+        reason = (
+            f"{count} window{'s' if count > 1 else ''}: a placement must be tried on at least "
+            f"{criteria.judged_windows} windows that it was not made from"
+        )
+        return Verdict("insufficient_evidence", (reason,), "unknown", "not tried", None, None)
+    static = trial(windows, first, last, group, place)
+    fresh = _fresh(windows, group, place) if count >= 4 else static
+    if static.passes(criteria) or fresh.passes(criteria):
+        answer: Answer = "recommended"
+        reasons = [_told(static if static.passes(criteria) else fresh, "less")]
+    else:
+        best = max(static, fresh, key=lambda one: one.mean_saved)
+        answer, reasons = "not_worth_it", [_told(best, "short", criteria)]
+        sample = float(windows.tokens_S[list(first)].sum())
+        floor = noise_floor(sample, windows.counts_SLE.shape[2], top_k, group.ranks)
+        if floor - 1 > criteria.less_peak:
+            answer = "insufficient_evidence"
+            reasons.append(
+                f"{sample:,.0f} tokens to place from are too few: chance alone makes a max/mean of {floor:.3f}"
+            )
+    holds, why = _holds(static, fresh, criteria)
+    return Verdict(answer, tuple(reasons), holds, why, static, fresh)
+
+
+def _fresh(windows: Windows, group: Ranks, place: Place) -> Trial:
+    """Each eighth of the windows tried on the next; all windows but the first eighth are judged."""
+    stretches = np.array_split(np.arange(windows.num_windows), min(_STRETCHES, windows.num_windows))
+    parts = [trial(windows, seen, judged, group, place) for seen, judged in pairwise([s.tolist() for s in stretches])]
+    judged = tuple(window for part in parts for window in part.judged)
+    return Trial(tuple(stretches[0].tolist()), judged, tuple(saved for part in parts for saved in part.saved))
+
+
+def _told(one: Trial, how: Literal["less", "short"], criteria: Criteria | None = None) -> str:
+    better = round(one.better_part * len(one.judged))
+    figures = f"{one.mean_saved:.1%} less peak work than the linear layout on {len(one.judged)} unseen windows"
+    if one.mean_saved < 0:
+        figures = f"{-one.mean_saved:.1%} more peak work than the linear layout on {len(one.judged)} unseen windows"
+    often = f"less in {better} of them"
+    if how == "less" or criteria is None:
+        return f"{figures}, {often}"
+    return (
+        f"{figures}, {often}; {criteria.less_peak:.0%} less, in {criteria.better_part:.0%} of them, would be worth it"
+    )
+
+
+def _saves(part: float) -> str:
+    return f"saves {part:.1%}" if part >= 0 else f"costs {-part:.1%} more"
+
+
+def _holds(static: Trial, fresh: Trial, criteria: Criteria) -> tuple[Holds, str]:
+    """Compare both trials on the windows that both judge."""
+    if not (static.passes(criteria) or fresh.passes(criteria)):
+        return "unknown", "there is no gain that could be kept"
+    of_fresh = dict(zip(fresh.judged, fresh.saved, strict=True))
+    both = [(saved, of_fresh[w]) for w, saved in zip(static.judged, static.saved, strict=True) if w in of_fresh]
+    own, best = (float(np.mean(values)) for values in zip(*both, strict=True))
+    figures = f"made from the first half it {_saves(own)} on the last; one made just before {_saves(best)}"
+    if not static.passes(criteria):
+        return "no", figures
+    return ("yes" if own >= criteria.kept * best else "partly"), figures

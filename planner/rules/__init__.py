@@ -1,0 +1,68 @@
+"""Which splits are legal: every rule of a split with its verdict, so that all broken ones are told at once.
+
+`shapes` holds what the model asks for, `engine` what an engine can run, `kernel` what a communication
+library can run, `groups` whether routing groups can stay on nodes. Memory is the solver's business.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planner.cost.instance import Instance
+from planner.inputs.engines import EngineRules
+from planner.plan.split import Split
+from planner.rules import engine, kernel, shapes
+from planner.rules.groups import group_limits, groups_fit, kept_groups
+from planner.rules.shares import Shares, even_shares
+from planner.rules.verdict import Verdict
+
+__all__ = ["Limits", "Shares", "Verdict", "broken_rules", "group_limits", "groups_fit", "verdicts"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the user and the engine allow."""
+
+    rules: EngineRules
+    engine_name: str
+    keep_groups: bool
+
+
+def verdicts(
+    instance: Instance, split: Split, redundant: int, limits: Limits, shares: Shares | None = None
+) -> list[Verdict]:
+    """Every rule that applies to a split, memory left out, with whether it holds.
+
+    Args:
+        instance: model, machine and work.
+        split: the degrees.
+        redundant: redundant experts per layer.
+        limits: what user and engine allow.
+        shares: GPUs and slots of each stage; default: consecutive GPUs, slots as even as possible.
+    """
+    if split.ep > instance.model.moe.num_experts + redundant:
+        shares = None  # some ranks are empty, and slots have no meaning
+    found = [
+        *shapes.attention(instance, split),
+        *shapes.vocabulary(instance, split, limits.rules),
+        *shapes.widths(instance, split),
+        *shapes.experts(instance, split, redundant, limits.rules, shares),
+    ]
+    laid = shares or even_shares(instance, split, redundant)
+    if limits.keep_groups and split.ep > 1 and not any(one.rule in ("experts", "slots") for one in broken(found)):
+        found += kept_groups(instance, split, laid)
+    found += engine.verdicts(split, redundant, limits.rules, limits.engine_name)
+    found += kernel.verdicts(instance, split, redundant, limits.rules, laid.grids(split, instance))
+    return [*found, *shapes.work(instance, split)]
+
+
+def broken_rules(
+    instance: Instance, split: Split, redundant: int, limits: Limits, shares: Shares | None = None
+) -> list[Verdict]:
+    """All rules, memory left out, that a split breaks; arguments as of `verdicts`."""
+    return broken(verdicts(instance, split, redundant, limits, shares))
+
+
+def broken(found: list[Verdict]) -> list[Verdict]:
+    """Those that do not hold."""
+    return [one for one in found if not one.holds]

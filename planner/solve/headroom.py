@@ -1,0 +1,104 @@
+"""How much more a split could hold: spare KV tokens, most sequences, longest context. Whole numbers, exact.
+
+Stages are cut where they need least memory, so these are limits of the split, not of one plan's cuts:
+with one sequence or one token more no cuts fit, or the communication library refuses the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Final
+
+from planner.cost.instance import Instance
+from planner.cost.kv_cache import growth_per_token
+from planner.cost.memory import with_work
+from planner.rules.kernel import tokens_fit
+from planner.solve.candidates import Candidate, limits_of, memory_limits
+from planner.solve.cuts import cuts_of_least_memory, least_memory_excess
+
+MOST: Final = 10**8
+"""Larger batches and contexts are not looked for: nothing limits them."""
+
+
+@dataclass(frozen=True)
+class Headroom:
+    """What fits besides the workload; None where memory sets no limit."""
+
+    spare_kv_tokens: int | None
+    """Tokens that the KV cache of a data-parallel rank could hold besides."""
+    most_sequences: int | None
+    """Most sequences of the workload's context in decode, most tokens of a step in prefill; all ranks together."""
+    longest_context: int | None
+    """Longest context of the workload's sequences; None in prefill, where the cache holds the step's tokens."""
+
+
+def headroom(instance: Instance, candidate: Candidate) -> Headroom:
+    """What a feasible split could hold at most."""
+    work, slots = instance.workload, _slots(candidate)
+    now, context = instance.step_tokens, work.context_length
+    exchanged = _last(lambda tokens: 0 if tokens_fit(instance, candidate.split, slots, tokens) else 1, now, MOST)
+    most = _last(lambda tokens: excess(instance, candidate, tokens, context), now, exchanged)
+    longest = MOST
+    if work.phase == "decode":
+        longest = _last(lambda length: excess(instance, candidate, now, length), context, MOST)
+    return Headroom(
+        spare_kv_tokens=_spare_kv_tokens(instance, candidate),
+        most_sequences=most if most < MOST else None,
+        longest_context=longest if longest < MOST else None,
+    )
+
+
+def excess(instance: Instance, candidate: Candidate, step_tokens: int, context_length: int) -> int:
+    """Bytes by which the fullest GPU would be over its memory with this work, negative where it fits."""
+    assert candidate.cost is not None, "only candidates whose grid makes sense have memory"
+    memories = with_work(candidate.memories, step_tokens, context_length)
+    return least_memory_excess(limits_of(instance, memories, candidate.cost))[0]
+
+
+def _slots(candidate: Candidate) -> int:
+    assert candidate.cost is not None, "only candidates whose grid makes sense have slots"
+    return candidate.cost.physical_experts
+
+
+def _last(over: Callable[[int], int], known: int, limit: int) -> int:
+    """The last number up to `limit` at which a rising function is not above 0; at `known` it is not.
+
+    Memory is all but linear in the work, so the secant points at the place; halving in between keeps
+    the worst case at the logarithm.
+    """
+    low, high, below, above = known, min(4 * known, limit), over(known), 0
+    while (above := over(high)) <= 0:
+        if high == limit:
+            return limit
+        low, high, below = high, min(4 * high, limit), above
+    halve = False
+    while high - low > 1:
+        guess = (low + high) // 2 if halve else low + (high - low) * -below // (above - below)
+        guess, halve = min(max(guess, low + 1), high - 1), not halve
+        value = over(guess)
+        if value <= 0:
+            low, below = guess, value
+        else:
+            high, above = guess, value
+    return low
+
+
+def _spare_kv_tokens(instance: Instance, candidate: Candidate) -> int | None:
+    """Least over stages of the free bytes over those of one more token, in the layers where the cache grows."""
+    constants, model, tp = instance.constants, instance.model, candidate.split.tp
+    share = constants.engine_memory.cache_share
+    part = Fraction(1) if share is None else Fraction(str(share.value))
+    growth = {
+        run: growth_per_token(run.attention, tp, constants.precision.kv_cache, instance.workload.context_length) / part
+        for run in model.layers
+    }
+    limits = memory_limits(instance, candidate)
+    spare = []
+    for stage, layers in enumerate(cuts_of_least_memory(limits)):
+        per_token = sum((growth[model.layer_list[layer]] for layer in layers), Fraction(0))
+        used_Q = limits.layer_bytes_KQL[stage, :, layers.start : layers.stop].sum(axis=1) + limits.base_bytes_K[stage]
+        if per_token:
+            spare.append(int(int((limits.capacity_KQ[stage] - used_Q).min()) // per_token))
+    return min(spare, default=None)

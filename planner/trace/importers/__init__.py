@@ -1,0 +1,1 @@
+"""Turns what engines record into the native trace; one format a file."""

@@ -1,0 +1,105 @@
+"""`ep-plan trace info`, `split` and `synth` as a user meets them: verdicts on traces whose truth is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.building import EXAMPLES
+from tests.cli.running import files_in, run
+
+TINY = EXAMPLES / "tiny-moe" / "trace.npz"
+FIGURES = ("--experts", 32, "--top-k", 4, "--layers", 3, "--tokens", 32_768, "--domains", 1, "-q")
+# Whole sequences in file order, sixteen windows: each is one sixteenth of the synthetic trace.
+WINDOWS = ("--phase", "prefill", "--step-tokens", 2048)
+
+
+def verdict(folder: Path, *synth: object) -> Any:
+    done = run("trace", "synth", *FIGURES, *synth, "-o", "known.npz", cwd=folder)
+    assert (done.code, done.out, done.err) == (0, "", "")
+    told = run("trace", "info", "known.npz", *WINDOWS, "--json", cwd=folder)
+    assert told.code == 0, told.err
+    document = told.json()
+    assert document["windows"]["count"] == 16
+    return document["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("figures", "answer", "holds"),
+    [
+        (("--skew", 4), "recommended", "yes"),
+        (("--skew", 1, "--lift", 1), "not_worth_it", "unknown"),
+        (("--skew", 4, "--drift", 0), "not_worth_it", "unknown"),
+    ],
+    ids=["stationary skew", "uniform", "hot experts move every window"],
+)
+def test_known_truths(figures: tuple[object, ...], answer: str, holds: str, tmp_path: Path) -> None:
+    found = verdict(tmp_path, *figures)
+    assert (found["answer"], found["static_holds"], found["net_benefit"]) == (answer, holds, "unknown")
+
+
+def test_one_window_is_insufficient_evidence(tmp_path: Path) -> None:
+    np.savez(tmp_path / "one.npz", counts=np.arange(1, 65).reshape(1, 2, 32), num_experts=32, topk=4)
+    told = run("trace", "info", "one.npz", cwd=tmp_path)
+    assert told.code == 0
+    assert "balancing insufficient evidence" in told.words
+    assert "must be tried on at least 2 windows" in told.words
+
+
+def test_the_report_tells_everything(tmp_path: Path) -> None:
+    told = run("trace", "info", TINY, "--nodes", 2, "--ranks", 4, cwd=tmp_path)
+    assert (told.code, told.err) == (0, "")
+    for part in ("24,576 tokens in 96 sequences", "8 MoE layers (0..7), 64 experts, top-6", "chance alone:",
+                 "correlation of windows", "stay hot in the next window", "lift of pairs", "next traced layer",
+                 "2 nodes a token visits", "between domains:", "on 4 ranks", "load of experts 0..63", "balancing",
+                 "static plan", "net benefit unknown"):  # fmt: skip
+        assert part in told.words, part
+    assert max(len(line) for line in told.out.splitlines()) <= 100
+    assert run("trace", "info", TINY, "-q", cwd=tmp_path).out == ""
+    assert files_in(tmp_path) == set()
+
+
+def test_the_same_as_data(tmp_path: Path) -> None:
+    document = run("trace", "info", TINY, "--json", cwd=tmp_path).json()
+    assert document["schema"] == "ep-plan/trace-info/1"
+    assert (document["tokens"], document["sequences"], document["num_experts"], document["topk"]) == (24576, 96, 64, 6)
+    assert [nodes["nodes"] for nodes in document["nodes"]] == [2, 4]
+    assert len(document["experts"]["layers"]) == len(document["co_activation"]) == 8
+    assert len(document["next_layer"]) == 7
+    with np.load(TINY) as trace:
+        ids = trace["expert_ids"][:, 0].astype(int)
+    share = np.bincount(ids.reshape(-1), minlength=64) / ids.size
+    assert document["experts"]["shares"][0] == pytest.approx(share.tolist())
+    assert document["experts"]["layers"][0]["hottest"][0] == int(share.argmax())
+
+
+def test_wrong_requests(tmp_path: Path) -> None:
+    assert run("trace", "info", "nowhere.npz", cwd=tmp_path).code == 2
+    assert run("trace", "info", TINY, "--ranks", 65, cwd=tmp_path).code == 2
+    assert run("trace", "info", TINY, "--ranks", 8, "--redundant-experts", 3, cwd=tmp_path).code == 2
+    assert run("trace", "info", TINY, "--nodes", 65, cwd=tmp_path).code == 2
+    (tmp_path / "text.npz").write_text("no zip")
+    assert run("trace", "info", "text.npz", cwd=tmp_path).code == 3
+    done = run("trace", "synth", "--like", TINY, "--skew", 3, cwd=tmp_path)
+    assert done.code == 2
+    assert "--skew cannot be given with --like" in done.err
+    assert run("trace", "synth", "--skew", 100, cwd=tmp_path).code == 2
+    assert run("trace", "synth", "--drift", "sideways", cwd=tmp_path).code == 2
+    assert files_in(tmp_path) == {"text.npz"}
+
+
+def test_both_parts_of_a_split_are_traces(tmp_path: Path) -> None:
+    done = run("trace", "split", TINY, "--by", "domain", "--held-out", "chinese", "-o", "parts", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert files_in(tmp_path) == {"parts.planning.npz", "parts.held-out.npz"}
+    planning, held_out = (
+        run("trace", "info", f"parts.{name}.npz", "--json", cwd=tmp_path).json() for name in ("planning", "held-out")
+    )
+    assert planning["tokens"] + held_out["tokens"] == 24576
+    assert "chinese" not in planning["domains"]["names"]
+    assert held_out["domains"] is None  # one domain only
+    done = run("trace", "split", TINY, "--held-out", "chinese", cwd=tmp_path)
+    assert (done.code, "add --by domain" in done.err) == (2, True)

@@ -1,0 +1,321 @@
+"""Every format: written as its engine writes it, imported, compared id by id (or count by count)."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.unit.importers.recording import (
+    MOE_LAYERS,
+    Desk,
+    Ids,
+    counted,
+    json_lines,
+    npy,
+    pt,
+    routes,
+    safetensors,
+    with_dense,
+)
+
+IDS = routes(60)
+PLACED = np.array([[0, 1, 2, 3, 4, 5, 6, 7, 0, 5], [7, 6, 5, 4, 3, 2, 1, 0, 2, 2], [3, 1, 2, 0, 4, 5, 6, 7, 1, 3]])
+PLACED = np.vstack([np.arange(10)[None] % 8, PLACED, PLACED[:1]])
+"""Slot to expert [5 layers, 10 slots]: row 0 is the dense layer's filler."""
+
+
+def megatron(ids: Ids, rank: int, steps: int, layers: list[int]) -> str:
+    """Records of one rank; the tokens in equal steps."""
+    lines = []
+    for step, part in enumerate(np.split(ids, steps)):
+        for row, layer in enumerate(layers):
+            record = {"step": step, "stage": "pre_dispatch", "block": "decoder", "layer": layer, "rank": rank}
+            record |= {"num_tokens": len(part), "topk": 2, "top_indices": part[:, row].tolist()}
+            lines.append(record)
+        lines.append({**lines[-1], "mtp_idx": 0})
+    return json_lines(lines)
+
+
+def on_slots(ids: Ids, seed: int = 1) -> Ids:
+    """Slots [layers, tokens, 8] of physical experts, as SGLang records them: width 8, padded with -1."""
+    rng = np.random.default_rng(seed)
+    slots = np.full((5, len(ids), 8), -1)
+    for token, chosen in enumerate(with_dense(ids).tolist()):
+        for layer, experts in enumerate(chosen):
+            for place, expert in enumerate(experts):
+                if layer > 0:
+                    slots[layer, token, place] = rng.choice(np.flatnonzero(PLACED[layer] == expert))
+    return slots
+
+
+def slot_counts(slots: Ids) -> Ids:
+    """Choices of each slot [layers, 10]."""
+    return np.stack([np.bincount(row[row >= 0], minlength=10) for row in slots])
+
+
+def same_tokens(arrays: dict[str, Any], ids: Ids = IDS) -> None:
+    np.testing.assert_array_equal(arrays["expert_ids"], ids)
+    assert arrays["layer_ids"].tolist() == MOE_LAYERS
+    assert arrays["num_experts"] == 8
+
+
+def same_counts(arrays: dict[str, Any], *windows: Ids) -> None:
+    np.testing.assert_array_equal(arrays["counts"], np.stack([counted(ids) for ids in windows]))
+    assert arrays["layer_ids"].tolist() == MOE_LAYERS
+    assert (arrays["num_experts"], arrays["topk"], len(arrays["scenario_names"])) == (8, 2, len(windows))
+
+
+def test_megatron_data_parallel_ranks_follow_each_other(desk: Desk) -> None:
+    for rank, part in enumerate(np.split(IDS, 2)):
+        desk.put(f"dump/router_trace_rank{rank}.jsonl", megatron(part, rank, 3, MOE_LAYERS))
+    outcome = desk.bring(desk.folder / "dump")
+    same_tokens(outcome.arrays)
+    assert outcome.arrays["step_id"].tolist() == np.repeat([0, 1, 2, 0, 1, 2], 10).tolist()
+    assert "6 records of multi-token prediction" in outcome.err
+
+
+def test_megatron_pipeline_stages_are_joined(desk: Desk) -> None:
+    paths = []
+    for stage, layers in enumerate(([1, 2], [3, 4])):
+        for lane, part in enumerate(np.split(IDS, 2)):
+            rows = part[:, 2 * stage : 2 * stage + 2]
+            name = f"router_trace_rank{2 * stage + lane}.jsonl"
+            paths.append(desk.put(name, megatron(rows, 2 * stage + lane, 3, layers)))
+    same_tokens(desk.bring(*paths).arrays)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
+def test_vllm_npy(desk: Desk, dtype: type) -> None:
+    path = desk.put("routes.npy", npy(with_dense(IDS).astype(dtype)))
+    arrays = desk.bring(path).arrays
+    same_tokens(arrays)
+    assert arrays["pos"].tolist() == list(range(60))
+    assert arrays["expert_ids"].dtype == np.uint8
+
+
+def test_vllm_base64_and_responses(desk: Desk) -> None:
+    text = base64.b64encode(npy(with_dense(IDS).astype(np.uint8))).decode()
+    same_tokens(desk.bring(desk.put("routes.txt", text)).arrays)
+    usage = {"prompt_tokens": 41, "total_tokens": 61}
+    response = {"id": "a", "choices": [{"index": 0, "routed_experts": text}], "usage": usage}
+    for content in (json.dumps(response), json.dumps(response, indent=1), json.dumps([response])):
+        path = desk.put("answer.json", content)
+        assert "mixed-phases" in desk.bring(path).err
+        same_tokens(desk.bring(path, options=["--phase", "prefill"]).arrays, IDS[:41])
+        same_tokens(desk.bring(path, options=["--phase", "decode"]).arrays, IDS[41:])
+
+
+def test_vllm_npz_of_each_request(desk: Desk) -> None:
+    """Prompt of 12, output of 9: 20 tokens were forwarded, positions 0..19; with a prefix of 5 skipped, 5..19."""
+    for index, skipped in enumerate((0, 5)):
+        part = IDS[20 * index + skipped : 20 * index + 20]
+        stream = io.BytesIO()
+        np.savez(
+            stream,
+            request_id=np.array(str(index)),
+            prompt_token_ids=np.arange(12),
+            output_token_ids=np.arange(9),
+            routed_experts=with_dense(part).astype(np.uint8),
+        )
+        desk.put(f"requests/{index}.npz", stream.getvalue())
+    arrays = desk.bring(desk.folder / "requests", options=["--accept", "mixed-phases"]).arrays
+    same_tokens(arrays, np.concatenate([IDS[:20], IDS[25:40]]))
+    assert arrays["seq_id"].tolist() == [0] * 20 + [1] * 15
+    assert arrays["pos"].tolist() == [*range(20), *range(5, 20)]
+    decode = desk.bring(desk.folder / "requests", options=["--phase", "decode"]).arrays
+    same_tokens(decode, np.concatenate([IDS[12:20], IDS[32:40]]))
+
+
+def test_sglang_responses(desk: Desk) -> None:
+    lines = []
+    for part in np.split(IDS, 3):
+        raw = with_dense(part).astype("<i4").tobytes()
+        meta = {"prompt_tokens": 8, "completion_tokens": 13, "routed_experts": base64.b64encode(raw).decode()}
+        lines.append({"text": "", "meta_info": meta})
+    path = desk.put("answers.jsonl", json_lines(lines))
+    assert desk.bring(path, model=False, options=["--num-experts", 8]).code == 2
+    arrays = desk.bring(path, options=["--phase", "decode"]).arrays
+    same_tokens(arrays, np.concatenate([part[8:] for part in np.split(IDS, 3)]))
+    assert arrays["seq_id"].tolist() == np.repeat([0, 1, 2], 12).tolist()
+
+
+def test_sglang_stat(desk: Desk) -> None:
+    """A finite buffer: two steps recorded, the rest is zeros, dense row included."""
+    steps = np.zeros((4, 5, 8), dtype=np.int64)
+    steps[1, 1:], steps[2, 1:] = counted(IDS[:40]), counted(IDS[40:])
+    content = {"rank": 0, "logical_count": steps, "average_utilization_rate_over_window": None}
+    outcome = desk.bring(desk.put("expert_distribution_recorder_1.pt", pt(content)))
+    same_counts(outcome.arrays, IDS[:40], IDS[40:])
+    assert outcome.arrays["scenario_names"].tolist() == ["step 1", "step 2"]
+    assert "2 windows in which nothing ran" in outcome.err
+    assert "[dense-layer]" in outcome.err
+
+
+def test_sglang_per_pass_sums_ranks_and_maps_slots_back(desk: Desk) -> None:
+    slots = on_slots(IDS)
+    for rank in range(2):
+        mine = np.where((slots >= 5 * rank) & (slots < 5 * rank + 5), slots, -1)  # each rank holds five slots
+        records = [
+            {"forward_pass_id": 3 + index, "rank": rank, "gatherer_key": "primary", "global_physical_count": part}
+            for index, part in enumerate([slot_counts(mine[:, :40]), slot_counts(mine[:, 40:])])
+        ]
+        desk.put(f"dump/r_{rank}.pt", pt({"records": records, "last_physical_to_logical_map": PLACED}))
+    same_counts(desk.bring(desk.folder / "dump").arrays, IDS[:40], IDS[40:])
+
+
+def test_sglang_per_token(desk: Desk) -> None:
+    records = []
+    for index, (mode, part) in enumerate([(1, IDS[:40]), (4, IDS[:0]), (2, IDS[40:50]), (2, IDS[50:])]):
+        record = {"forward_pass_id": index, "rank": 0, "gatherer_key": "primary", "forward_mode": mode}
+        record |= {"input_ids": list(range(len(part))), "positions": [0] * len(part), "misc_objects": []}
+        records.append(record | {"extend_seq_lens": None, "topk_ids_of_layer": on_slots(part, seed=index)})
+    path = desk.put("r_0.pt", pt({"records": records, "last_physical_to_logical_map": PLACED}))
+    assert "mixed-phases" in desk.bring(path).err
+    outcome = desk.bring(path, options=["--phase", "decode"])
+    same_tokens(outcome.arrays, IDS[40:])
+    assert outcome.arrays["step_id"].tolist() == [2] * 10 + [3] * 10
+    assert "1 idle passes left out" in outcome.err
+
+
+def trt(desk: Desk, columns: int, by_rank: list[list[Ids]]) -> Path:
+    """A statistics folder: counts [layers, columns] by rank and iteration, as hidden layers 1..4."""
+    desk.put("stats/meta_info.json", json.dumps({"num_experts": columns, "num_experts_per_token": 2}))
+    for rank, iterations in enumerate(by_rank):
+        tensors = {f"{100 + i}_{1 + row}": c[row] for i, c in enumerate(iterations) for row in range(4)}
+        desk.put(f"stats/rank{rank}.safetensors", safetensors(tensors))
+        desk.put(f"stats/rank{rank}_raw.safetensors", b"not read")
+    return desk.folder / "stats"
+
+
+def test_tensorrt_llm_sums_ranks(desk: Desk) -> None:
+    folder = trt(desk, 8, [[counted(IDS[:20]), counted(IDS[40:50])], [counted(IDS[20:40]), counted(IDS[50:])]])
+    outcome = desk.bring(folder)
+    same_counts(outcome.arrays, IDS[:40], IDS[40:])
+    assert outcome.arrays["scenario_names"].tolist() == ["iteration 100", "iteration 101"]
+
+
+def test_tensorrt_llm_slots(desk: Desk) -> None:
+    folder = trt(desk, 10, [[slot_counts(on_slots(IDS))[1:]]])
+    assert "physical-ids" in desk.bring(folder).err
+    assignments = "".join(f"  {layer}: {PLACED[layer].tolist()}\n" for layer in MOE_LAYERS)
+    text = f"initial_global_assignments:\n{assignments}num_slots: 10\nlayer_updates_per_iter: 0\n"
+    outcome = desk.bring(folder, options=["--physical-map", desk.put("eplb.yaml", text)])
+    same_counts(outcome.arrays, IDS)
+
+
+def test_vllm_load_stats(desk: Desk) -> None:
+    lines: list[object] = [{"record_type": "eplb_load_meta", "version": 1}]
+    for step, part in enumerate((IDS[:40], IDS[40:])):
+        load = slot_counts(on_slots(part))[1:].tolist()
+        stats = {"record_type": "eplb_load_stats", "version": 1, "step": step, "num_ranks": 2}
+        lines.append(stats | {"expert_load": load, "p2l_map": PLACED[1:].tolist()})
+    same_counts(desk.bring(desk.put("stats.jsonl", json_lines(lines))).arrays, IDS[:40], IDS[40:])
+
+
+@pytest.mark.parametrize("suffix", ["npy", "pt", "json"])
+def test_vllm_ascend(desk: Desk, suffix: str) -> None:
+    """[layers, ranks, slots], two ranks of five."""
+    load = slot_counts(on_slots(IDS))[1:].reshape(4, 2, 5)
+    content = {"npy": npy(load), "pt": pt(load), "json": json.dumps(load.tolist()).encode()}[suffix]
+    layers = [
+        {"layer_id": index, "device_count": 2, "device_list": [
+            {"device_id": rank, "device_expert": row[5 * rank : 5 * rank + 5].tolist()} for rank in range(2)
+        ]}
+        for index, row in enumerate(PLACED[1:])
+    ]  # fmt: skip
+    expert_map = desk.put("expert_map.json", json.dumps({"moe_layer_count": 4, "layer_list": layers}))
+    path = desk.put(f"moe_load.{suffix}", content)
+    options = ["--from", "vllm-ascend", "--physical-map", expert_map]
+    same_counts(desk.bring(path, options=options).arrays, IDS)
+
+
+def test_omni_infer_files_and_log(desk: Desk) -> None:
+    for step, part in enumerate((IDS[:40], IDS[40:])):
+        for rank in range(2):
+            rows = counted(part)[:, 4 * rank : 4 * rank + 4]
+            text = "".join("\t".join(map(str, row)) + "\t\n" for row in rows.tolist())
+            desk.put(f"dump/decoder/activation_counts_recordstep_{step}_rank_{rank}.txt", text)
+    same_counts(desk.bring(desk.folder / "dump").arrays, IDS[:40], IDS[40:])
+    log = ["INFO something else\n"]
+    for rank in range(2):
+        for layer, row in enumerate(counted(IDS)[:, 4 * rank : 4 * rank + 4].tolist()):
+            data = "\t".join(map(str, row))
+            log.append(
+                f"(1) [dump activation] decode step 9 in rank {rank} for layer {layer} get 4 experts data: {data}\n"
+            )
+    outcome = desk.bring(desk.put("server.log", "".join(log)))
+    same_counts(outcome.arrays, IDS)
+    assert outcome.arrays["scenario_names"].tolist() == ["decode step 9"]
+
+
+def matrices() -> dict[str, bytes]:
+    """The same counts as every kind of matrix; some with the dense row, some without."""
+    counts = counted(IDS)
+    hidden = np.vstack([np.zeros((1, 8), dtype=np.int64), counts])
+    cells = [(layer, expert) for layer in range(5) for expert in range(8)]
+    triples = "layer,expert,count\n" + "".join(f"{l},{e},{hidden[l, e]}\n" for l, e in cells)
+    rows = "".join(f"layer_{l}," + ",".join(map(str, row)) + "\n" for l, row in enumerate(counts.tolist()))
+    return {
+        "eplb.npy": npy(counts),
+        "eplb_float.npy": npy(counts.astype(np.float32)),
+        "fortran.npy": npy(np.asfortranarray(hidden)),
+        "eplb.pt": pt(counts),
+        "lmdeploy.json": json.dumps(hidden.tolist()).encode(),
+        "count.json": json.dumps({"logical_count": hidden[None].tolist()}).encode(),
+        "load.json": json.dumps({"load_history": [{"logical_expert_load": counts.tolist()}]}).encode(),
+        "triples.csv": triples.encode(),
+        "omni.csv": (",".join(["", *(f"ep_{e}" for e in range(8))]) + "\n" + rows).encode(),
+        "plain.csv": "".join(",".join(map(str, row)) + "\n" for row in counts.tolist()).encode(),
+    }
+
+
+@pytest.mark.parametrize("name", list(matrices()))
+def test_matrices(desk: Desk, name: str) -> None:
+    same_counts(desk.bring(desk.put(name, matrices()[name])).arrays, IDS)
+
+
+def test_windows_of_matrices(desk: Desk) -> None:
+    parts = np.split(IDS, 3)
+    history = {"load_history": [{"logical_expert_load": counted(part).tolist()} for part in parts]}
+    same_counts(desk.bring(desk.put("load.json", json.dumps(history, indent=1))).arrays, *parts)
+    stacked = desk.put("stacked.npy", npy(np.stack([counted(part) for part in parts])))
+    same_counts(desk.bring(stacked).arrays, *parts)
+    files = [desk.put(f"{index}.npy", npy(counted(part))) for index, part in enumerate(parts)]
+    same_counts(desk.bring(*files).arrays, *parts)
+
+
+@pytest.mark.parametrize("order", ["layer by layer", "token by token"])
+def test_token_lines(desk: Desk, order: str) -> None:
+    lines: list[object] = [{"header": True, "model": "x"}]
+    for step, part in enumerate(np.split(IDS, 3)):
+        pairs = [(token, row) for token in range(20) for row in range(4)]
+        if order == "layer by layer":
+            pairs.sort(key=lambda pair: pair[1])
+        for token, row in pairs:
+            ids = part[token, row].tolist()
+            lines.append(
+                {"step": step, "layer": 1 + row, "token_idx": token, "topk_ids": ids, "topk_weights": [0.6, 0.4]}
+            )
+    arrays = desk.bring(desk.put("moe_routes.jsonl", json_lines(lines))).arrays
+    same_tokens(arrays)
+    assert arrays["step_id"].tolist() == np.repeat([0, 1, 2], 20).tolist()
+
+
+def test_native_files_are_joined(desk: Desk) -> None:
+    for index, part in enumerate(np.split(IDS, 2)):
+        np.savez_compressed(
+            desk.folder / f"{index}.npz",
+            expert_ids=part.astype(np.int16),
+            layer_ids=MOE_LAYERS,
+            num_experts=8,
+            seq_id=np.repeat([0, 1, 2], 10),
+        )
+    arrays = desk.bring(desk.folder / "0.npz", desk.folder / "1.npz").arrays
+    same_tokens(arrays)
+    assert arrays["seq_id"].tolist() == np.repeat(range(6), 10).tolist()

@@ -1,0 +1,137 @@
+"""Verdicts on traces whose truth is known, and their arithmetic."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from planner.errors import UsageError
+from planner.review.verdict import (
+    Criteria,
+    Ranks,
+    Trial,
+    eplb_place,
+    linear_place,
+    peak_S,
+    rank_loads,
+    ranks_for,
+    trial,
+    verdict,
+)
+from planner.trace.windows import Windows
+from tests import building
+
+EXPERTS, LAYERS, TOP_K = 64, 4, 8
+GROUP = Ranks(8, 72)
+Floats = NDArray[np.float64]
+
+
+def drawn(share_SLE: Floats, tokens: int = 4096, seed: int = 0) -> Windows:
+    """Windows drawn from the experts' shares."""
+    counts = np.random.default_rng(seed).multinomial(tokens * TOP_K, share_SLE)
+    return building.counted(counts, list(range(share_SLE.shape[1])), TOP_K)
+
+
+def skewed(windows: int) -> Floats:
+    """The same skewed load in every window."""
+    share_LE = np.random.default_rng(3).dirichlet(np.full(EXPERTS, 1.0), LAYERS)
+    return np.tile(share_LE, (windows, 1, 1))
+
+
+def moving_hot_expert(windows: int) -> Floats:
+    """Even but for one expert with a tenth of the choices, another one in each window."""
+    share = np.full((windows, LAYERS, EXPERTS), 0.9 / (EXPERTS - 1))
+    hot = np.random.default_rng(5).permuted(np.tile(np.arange(EXPERTS), (LAYERS, 1)), axis=1)
+    for window in range(windows):
+        share[window, np.arange(LAYERS), hot[:, window]] = 0.1
+    return share
+
+
+def test_stationary_skew_is_worth_it_and_a_static_plan_holds() -> None:
+    found = verdict(drawn(skewed(16)), TOP_K, GROUP)
+    assert (found.answer, found.static_holds, found.net_benefit) == ("recommended", "yes", "unknown")
+    assert found.static is not None
+    assert found.static.seen == tuple(range(8))
+    assert found.static.judged == tuple(range(8, 16))
+
+
+def test_uniform_routing_is_not_worth_it() -> None:
+    found = verdict(drawn(np.full((16, LAYERS, EXPERTS), 1 / EXPERTS)), TOP_K, GROUP)
+    assert (found.answer, found.static_holds) == ("not_worth_it", "unknown")
+
+
+def test_a_hot_expert_that_moves_every_window_is_not_worth_it() -> None:
+    windows = drawn(moving_hot_expert(16))
+    linear = peak_S(windows, linear_place(EXPERTS, LAYERS, 8), 8)
+    mean = windows.counts_SLE.sum(axis=(1, 2)) / 8
+    assert (linear / mean > 1.5).all()  # each window is imbalanced, and yet:
+    assert verdict(windows, TOP_K, GROUP).answer == "not_worth_it"
+
+
+def test_one_window_is_no_evidence() -> None:
+    found = verdict(drawn(skewed(1)), TOP_K, GROUP)
+    assert (found.answer, found.static_holds, found.static) == ("insufficient_evidence", "unknown", None)
+    assert "1 window:" in found.reasons[0]
+    assert verdict(drawn(skewed(2)), TOP_K, GROUP).answer == "insufficient_evidence"
+    assert verdict(drawn(skewed(3)), TOP_K, GROUP).answer == "recommended"
+
+
+def test_skew_that_turns_over_is_worth_it_but_no_static_plan_holds() -> None:
+    """The load of the second half has nothing to do with that of the first, but is steady within it."""
+    other = np.random.default_rng(9).dirichlet(np.full(EXPERTS, 1.0), LAYERS)
+    share = skewed(16)
+    share[8:] = other
+    found = verdict(drawn(share), TOP_K, GROUP)
+    assert (found.answer, found.static_holds) == ("recommended", "no")
+
+
+def test_uniform_routing_seen_too_briefly_is_no_evidence() -> None:
+    even = np.full((16, LAYERS, EXPERTS), 1 / EXPERTS)
+    found = verdict(drawn(even, tokens=20), TOP_K, GROUP)
+    assert found.answer == "insufficient_evidence"
+    assert "too few" in found.reasons[1]
+
+
+def test_loads_of_ranks_by_hand() -> None:
+    counts = np.array([[[6, 4, 2, 0]], [[0, 0, 8, 4]]])
+    # Rank 0: experts 0, 1; rank 1: 0, 2; rank 2: 2, 3. Experts 0 and 2 have two copies.
+    placed = np.array([[0, 1, 0, 2, 2, 3]])
+    loads = rank_loads(counts, placed, 3)
+    assert loads[:, 0].tolist() == [[3 + 4, 3 + 1, 1 + 0], [0, 4, 4 + 4]]
+    assert rank_loads(counts, np.array([[0, 1, 2, -1, 3, -1]]), 3)[0, 0].tolist() == [10, 2, 0]
+
+
+def test_a_trial_by_hand() -> None:
+    # Linear on two ranks: 9 against 3; with experts 0 and 3 on one rank 6 against 6; window 2 the other way round.
+    counts = np.array([[[6, 3, 3, 0]], [[6, 3, 3, 0]], [[6, 0, 3, 3]]])
+    windows = building.counted(counts, [0], 1)
+
+    def place(seen: Windows) -> NDArray[np.int64]:
+        assert seen.num_windows == 1
+        return np.array([[0, 3, 1, 2]])
+
+    found = trial(windows, [0], [1, 2], Ranks(2, 4), place)
+    assert found.saved == pytest.approx((1 - 6 / 9, 1 - 9 / 6))
+    assert found.better_part == 0.5
+    assert not found.passes(Criteria())
+    assert Trial((0,), (1, 2), (0.06, 0.05)).passes(Criteria())
+    assert not Trial((0,), (1, 2), (0.06, 0.03)).passes(Criteria())
+
+
+def test_placements_fill_all_slots() -> None:
+    placed = eplb_place(GROUP)(drawn(skewed(2)))
+    assert placed.shape == (LAYERS, 72)
+    assert all(set(row.tolist()) == set(range(EXPERTS)) for row in placed)
+
+
+def test_groups_that_do_not_fit() -> None:
+    assert ranks_for(60, None, None) == Ranks(8, 72)  # 60 + 12: the least that divides with one spare slot a rank
+    assert ranks_for(6, None, None) == Ranks(6, 12)
+    assert ranks_for(64, 16, 0) == Ranks(16, 64)
+    with pytest.raises(UsageError, match="9 ranks for 8 experts"):
+        ranks_for(8, 9, None)
+    with pytest.raises(UsageError, match="do not divide"):
+        ranks_for(60, 8, 0)
+    with pytest.raises(UsageError, match="slots per rank"):
+        ranks_for(8, 8, 64)
