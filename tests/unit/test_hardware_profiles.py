@@ -126,9 +126,13 @@ def test_unknown_node_names_near_ones_and_the_fields_to_give() -> None:
     assert all(field in hint for field in ("gpu:", "nodes:", "gpus_per_node:", "links:", "level", "latency"))
 
 
-def test_a_name_like_none_lists_all() -> None:
+def test_a_name_like_none_lists_some_and_says_where_all_are() -> None:
     assert profiles.near_names("foo", GPUS) == []
-    assert all(name in profiles.hint_for_unknown("gpus", "foo") for name in GPUS)
+    hint = profiles.hint_for_unknown("gpus", "foo")
+    assert hint.startswith(f"known: {GPUS[0]}, {GPUS[1]}, ")
+    assert hint.endswith(f"all {len(GPUS)}: ep-plan profiles")
+    assert "\n" not in hint
+    assert len(hint) < 160
 
 
 def test_inline_gpu_may_not_name_an_unknown_fabric() -> None:

@@ -31,7 +31,15 @@ from tests.unit.importers.recording import (
     safetensors,
     with_dense,
 )
-from tests.unit.importers.test_round_trips import IDS, PLACED, matrices, megatron, on_slots, slot_counts
+from tests.unit.importers.test_round_trips import (
+    IDS,
+    PLACED,
+    ascend_map,
+    matrices,
+    megatron,
+    on_slots,
+    slot_counts,
+)
 
 UNTRUSTED = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -66,6 +74,7 @@ def every() -> dict[str, tuple[str, bytes]]:
         "sglang stat": ("s.pt", pt({"logical_count": np.vstack([np.zeros((1, 8), int), counted(IDS)])[None]})),
         "tensorrt-llm": ("rank0.safetensors", safetensors({f"1_{1 + row}": counted(IDS)[row] for row in range(4)})),
         "vllm-load-stats": ("stats.jsonl", json_lines([load]).encode()),
+        "vllm-ascend": ("moe_load.npy", npy(slot_counts(on_slots(IDS))[1:].reshape(4, 2, 5))),
         "omni-infer": ("activation_counts_recordstep_0_rank_0.txt", rows.encode()),
         "matrix": ("eplb.npy", npy(counted(IDS))),
         "matrix pt": ("eplb.pt", pt(counted(IDS))),
@@ -89,9 +98,17 @@ def put(desk: Desk, kind: str, content: bytes) -> list[Path]:
     return [desk.put(name, content)]
 
 
+def told(desk: Desk, kind: str) -> list[str | Path]:
+    """What must be said on the command line because the file does not."""
+    return ["--from", kind, "--physical-map", ascend_map(desk)] if kind == "vllm-ascend" else []
+
+
 @pytest.mark.parametrize("kind", list(EVERY))
 def test_the_good_file_is_good(desk: Desk, kind: str) -> None:
-    assert desk.bring(*put(desk, kind, EVERY[kind][1])).arrays["layer_ids"].tolist() == MOE_LAYERS
+    assert (
+        desk.bring(*put(desk, kind, EVERY[kind][1]), options=told(desk, kind)).arrays["layer_ids"].tolist()
+        == MOE_LAYERS
+    )
 
 
 @pytest.mark.parametrize("kind", list(EVERY))
@@ -100,7 +117,7 @@ def test_the_good_file_is_good(desk: Desk, kind: str) -> None:
 def test_truncated_files_are_named(desk: Desk, kind: str, part: float) -> None:
     content = EVERY[kind][1]
     path = put(desk, kind, content[: int(part * len(content))])[0]
-    outcome = desk.bring(path)
+    outcome = desk.bring(path, options=told(desk, kind))
     if outcome.code == 0:  # lines may end where one ends
         assert kind in ("token-lines", "megatron", "vllm base64")
         return
@@ -116,7 +133,11 @@ def test_flipped_bytes_are_read_or_named(desk: Desk, kind: str, data: st.DataObj
     changed = bytearray(EVERY[kind][1])
     for _ in range(data.draw(st.integers(1, 4))):
         changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
-    assert desk.bring(*put(desk, kind, bytes(changed))).code in (0, 2, 3)  # anything else is a crash
+    assert desk.bring(*put(desk, kind, bytes(changed)), options=told(desk, kind)).code in (
+        0,
+        2,
+        3,
+    )  # anything else is a crash
 
 
 @pytest.mark.parametrize("kind", sorted({kind.partition(" ")[0] for kind in EVERY} - {"tensorrt-llm"}))
@@ -124,7 +145,7 @@ def test_flipped_bytes_are_read_or_named(desk: Desk, kind: str, data: st.DataObj
     "content", [b"", b"\0" * 100, b"PK\x03\x04", b"{", b"[[1, 2], [3]]", b"\x93NUMPY", b"\x80\x04."]
 )
 def test_wrong_files_are_refused_by_every_reader(desk: Desk, kind: str, content: bytes) -> None:
-    outcome = desk.bring(desk.put("file", content), options=["--from", kind])
+    outcome = desk.bring(desk.put("file", content), options=told(desk, kind) or ["--from", kind])
     assert outcome.code == 3, outcome.err
     assert f"{desk.folder / 'file'}" in outcome.err
 

@@ -218,20 +218,24 @@ def test_vllm_load_stats(desk: Desk) -> None:
     same_counts(desk.bring(desk.put("stats.jsonl", json_lines(lines))).arrays, IDS[:40], IDS[40:])
 
 
-@pytest.mark.parametrize("suffix", ["npy", "pt", "json"])
-def test_vllm_ascend(desk: Desk, suffix: str) -> None:
-    """[layers, ranks, slots], two ranks of five."""
-    load = slot_counts(on_slots(IDS))[1:].reshape(4, 2, 5)
-    content = {"npy": npy(load), "pt": pt(load), "json": json.dumps(load.tolist()).encode()}[suffix]
+def ascend_map(desk: Desk) -> Path:
+    """The expert map that vllm-ascend writes beside its loads."""
     layers = [
         {"layer_id": index, "device_count": 2, "device_list": [
             {"device_id": rank, "device_expert": row[5 * rank : 5 * rank + 5].tolist()} for rank in range(2)
         ]}
         for index, row in enumerate(PLACED[1:])
     ]  # fmt: skip
-    expert_map = desk.put("expert_map.json", json.dumps({"moe_layer_count": 4, "layer_list": layers}))
+    return desk.put("expert_map.json", json.dumps({"moe_layer_count": 4, "layer_list": layers}))
+
+
+@pytest.mark.parametrize("suffix", ["npy", "pt", "json"])
+def test_vllm_ascend(desk: Desk, suffix: str) -> None:
+    """[layers, ranks, slots], two ranks of five."""
+    load = slot_counts(on_slots(IDS))[1:].reshape(4, 2, 5)
+    content = {"npy": npy(load), "pt": pt(load), "json": json.dumps(load.tolist()).encode()}[suffix]
     path = desk.put(f"moe_load.{suffix}", content)
-    options = ["--from", "vllm-ascend", "--physical-map", expert_map]
+    options = ["--from", "vllm-ascend", "--physical-map", ascend_map(desk)]
     same_counts(desk.bring(path, options=options).arrays, IDS)
 
 
