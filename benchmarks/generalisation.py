@@ -1,7 +1,7 @@
 """What the search objective is worth on windows not seen: stretch of windows, and the sharp polish.
 
 Places single layers by their plain load (rows only) on some windows and judges on the others, for
-several `Stretch` of `planner.solve.primal`; the defaults there follow from these tables.
+several `Stretch` of `planner.solve.weights`; the defaults there follow from these tables.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from rich.table import Table
 
 from benchmarks.cases import DEEPSEEK, arrays_of
 from planner.baselines import eplb_layer
-from planner.solve.primal import Search, Stretch, smooth_table, start, stretch_of, weight_table
+from planner.solve.primal import Search
 from planner.solve.problem import LayerProblem, plain_load_problem
+from planner.solve.start import start
+from planner.solve.weights import Stretch, smooth_table, stretch_of, weight_table
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from planner.plan.placement import from_ranks, linear, ordered
 from planner.solve.bounds import layer_bound
 from planner.solve.groups import assign_groups
-from planner.solve.primal import Search, smooth_table, start, weight_table
+from planner.solve.primal import Search
 from planner.solve.problem import CLOSED, LayerProblem
+from planner.solve.start import start
+from planner.solve.weights import smooth_table, weight_table
 
 Ints = NDArray[np.int64]
 

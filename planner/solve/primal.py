@@ -1,11 +1,11 @@
 """Finding a good placement fast: local search over all windows at once.
 
-The expert time of a rank is replaced by its tangent at the balanced point, so that every copy of an
-expert has one weight per window and a rank's load is a sum of weights. Two objectives are used:
+Every copy of an expert has one weight per window (`weights.py`), so a rank's load is a sum of weights.
+Two objectives are used:
 
 - smooth: sum over windows and ranks of (load / mean load)**8. All ranks pull, not only the fullest,
   so the search does not get stuck on plateaus; and with few windows these are spread further
-  apart first, so that the plan does not cling to those few (`Stretch`).
+  apart first (`weights.Stretch`), so that the plan does not cling to those few.
 - sharp: sum over windows of the fullest rank, which is what the layer's time follows.
 
 Moves: swap two experts between ranks; replace a copy of a replicated expert by a copy of another.
@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.plan.placement import from_ranks
-from planner.solve.problem import LayerProblem, mean_tangent
+from planner.solve.problem import LayerProblem
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -36,54 +36,6 @@ Bools = NDArray[np.bool_]
 
 _POWER_IS_8 = 3  # squarings
 _TINY = 1e-9
-_FEW_WINDOWS, _MANY_WINDOWS = 8, 16
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """How windows are spread before the smooth objective sees them.
-
-    What a handful of windows did not show lies mostly along the directions in which they differ,
-    but not in proportion: the directions that differ least among those few are underrated most.
-    So each principal direction of their differences is taken at least `floor` times as wide as
-    the widest, and then all `factor` times as wide.
-    """
-
-    factor: float = 1.0
-    floor: float = 0.0
-
-    @property
-    def is_none(self) -> bool:
-        """Whether windows stay as they are."""
-        return self.factor == 1.0 and self.floor == 0.0
-
-    def matrix(self, window_SE: Floats) -> Floats:
-        """Weights [S, S] that make each stretched window from the recorded ones; rows sum to 1."""
-        windows = len(window_SE)
-        centre = np.eye(windows) - 1 / windows
-        centred_SE = np.einsum("st,te->se", centre, window_SE)  # no BLAS: the same on any number of cores
-        variance_D, direction_SD = np.linalg.eigh(np.einsum("se,te->st", centred_SE, centred_SE))
-        width_D = np.sqrt(np.maximum(variance_D, 0.0))
-        is_real_D = width_D > _NO_WIDTH * width_D[-1]
-        wanted_D = self.factor * np.maximum(width_D, self.floor * width_D[-1])
-        gain_D = np.divide(wanted_D, width_D, out=np.ones(windows), where=is_real_D)
-        spread = np.einsum("sd,d,td,tu->su", direction_SD, gain_D, direction_SD, centre)
-        return np.asarray(spread + 1 / windows)
-
-
-_NO_WIDTH = 0.01
-"""Directions narrower than this part of the widest are noise, and stay as they are."""
-
-
-def stretch_of(num_windows: int) -> Stretch:
-    """The stretch in use for so many windows.
-
-    Measured on recorded routing, held-out windows; from 16 windows on none helps
-    (`python -m benchmarks generalisation`).
-    """
-    if num_windows == 1 or num_windows >= _MANY_WINDOWS:
-        return Stretch()
-    return Stretch(1.5, 0.35) if num_windows < _FEW_WINDOWS else Stretch(1.5)
 
 
 @dataclass
@@ -327,126 +279,3 @@ def _fullest_without(load_SR: Floats, rank: int, rank_P: Ints) -> Floats:
         free = (top[:, place] != rank)[:, None] & (top[:, place][:, None] != rank_P)
         rest_SP = np.where(free, value[:, place][:, None], rest_SP)
     return rest_SP
-
-
-def weight_table(problem: LayerProblem) -> Floats:
-    """Seconds [k, S, E] that one of k + 1 copies adds to its rank, by the balanced tangent.
-
-    Expert time and what the rank's rows cost in traffic (receiving, and gathering if etp > 1).
-    """
-    moe, tangent = problem.moe, mean_tangent(problem)
-    per_row_S = tangent.per_row_CS[0] + (moe.dispatch_bytes + moe.combine_bytes) * _traffic_s_per_row(problem)
-    rows_SE = problem.rows_SE
-    table = []
-    for copies in range(1, problem.most_copies + 1):
-        touched_SE = problem.touched_SE(float(copies))
-        table.append(per_row_S[:, None] * rows_SE / copies + tangent.per_touched_CS[0][:, None] * touched_SE)
-    return np.stack(table)
-
-
-def _traffic_s_per_row(problem: LayerProblem) -> float:
-    """Seconds per byte that one more row costs the rank that receives it, at its slowest level."""
-    moe = problem.moe
-    worst = float(moe.exchange.row_s_R.max()) if moe.has_exchange else 0.0
-    return worst / moe.etp + moe.gather_s_per_row_byte
-
-
-def smooth_table(weight_kSE: Floats, ranks: int, stretch: Stretch | None = None) -> Floats:
-    """The table in units of the mean rank load, with windows stretched.
-
-    Args:
-        weight_kSE: as from `weight_table`.
-        ranks: EP ranks.
-        stretch: of the windows; default: `stretch_of` their number.
-    """
-    mean_S = weight_kSE[0].sum(axis=1) / ranks
-    relative_kSE = weight_kSE / mean_S[None, :, None]
-    stretch = stretch or stretch_of(relative_kSE.shape[1])
-    if stretch.is_none:
-        return np.asarray(relative_kSE)
-    stretched_kSE = np.einsum("st,kte->kse", stretch.matrix(relative_kSE[0]), relative_kSE)
-    return np.asarray(np.maximum(stretched_kSE, 0.0))
-
-
-def spread_copies(smooth_kSE: Floats, num_slots: int) -> Ints:
-    """Copies of each expert: spare slots one by one to the expert whose copy is largest on average."""
-    most, _, experts = smooth_kSE.shape
-    mean_kE = smooth_kSE.mean(axis=1)
-    copies_E = np.ones(experts, dtype=np.int64)
-    for _ in range(num_slots - experts):
-        largest_E = mean_kE[copies_E - 1, np.arange(experts)]
-        largest_E[copies_E >= most] = -np.inf
-        copies_E[int(np.argmax(largest_E))] += 1
-    return copies_E
-
-
-def start(problem: LayerProblem, smooth_kSE: Floats, node_of_group: Ints | None) -> list[list[int]]:
-    """Experts of each rank: copies by falling mean load, each to the lightest rank that may take it."""
-    copies_E = _legal_copies(problem, smooth_kSE, node_of_group)
-    mean_E = smooth_kSE.mean(axis=1)[copies_E - 1, np.arange(problem.num_experts)]
-    held: list[list[int]] = [[] for _ in range(problem.num_ranks)]
-    load_R = np.zeros(problem.num_ranks)
-    room_R = problem.slots_R.copy()
-    for expert in _packing_order(copies_E, mean_E):
-        for _ in range(copies_E[expert]):
-            allowed_R = room_R > 0
-            allowed_R[[rank for rank, members in enumerate(held) if expert in members]] = False
-            if node_of_group is not None and problem.group_E is not None:
-                allowed_R &= problem.node_R == node_of_group[problem.group_E[expert]]
-            if not allowed_R.any():
-                _make_room(expert, held, room_R, load_R, mean_E, problem, node_of_group)
-                continue
-            rank = int(np.argmin(np.where(allowed_R, load_R, np.inf)))
-            held[rank].append(expert)
-            load_R[rank] += mean_E[expert] * problem.slow_R[rank]
-            room_R[rank] -= 1
-    return held
-
-
-def _packing_order(copies_E: Ints, mean_E: Floats) -> list[int]:
-    """Heaviest copy first."""
-    return [int(expert) for expert in np.argsort(-mean_E, kind="stable") if copies_E[expert]]
-
-
-def _make_room(
-    expert: int,
-    held: list[list[int]],
-    room_R: Ints,
-    load_R: Floats,
-    mean_E: Floats,
-    problem: LayerProblem,
-    node_of_group: Ints | None,
-) -> None:
-    """Free slots are only on ranks that hold the expert already: move another expert there.
-
-    Some rank without the expert holds one that the rank with room lacks; it moves, and the expert
-    takes its slot. Such a pair exists because no rank has more slots than there are experts.
-    """
-    node_R = problem.node_R
-    for target in np.flatnonzero(room_R > 0).tolist():
-        for source in np.argsort(load_R, kind="stable").tolist():
-            if expert in held[source] or (node_of_group is not None and node_R[source] != node_R[target]):
-                continue
-            moved = next((e for e in held[source] if e not in held[target]), None)
-            if moved is None:
-                continue
-            held[source][held[source].index(moved)] = expert
-            held[target].append(moved)
-            load_R[source] += (mean_E[expert] - mean_E[moved]) * problem.slow_R[source]
-            load_R[target] += mean_E[moved] * problem.slow_R[target]
-            room_R[target] -= 1
-            return
-    raise AssertionError("no legal slot for a copy: slots per rank exceed the number of experts")
-
-
-def _legal_copies(problem: LayerProblem, smooth_kSE: Floats, node_of_group: Ints | None) -> Ints:
-    """Copies of each expert; where groups stay on nodes, each node fills its own slots."""
-    if node_of_group is None or problem.group_E is None:
-        return spread_copies(smooth_kSE, problem.num_slots)
-    copies_E = np.ones(problem.num_experts, dtype=np.int64)
-    for node in range(int(problem.node_R.max()) + 1):
-        ranks = np.flatnonzero(problem.node_R == node)
-        members = np.flatnonzero(node_of_group[problem.group_E] == node)
-        table = smooth_kSE[: len(ranks)][:, :, members]
-        copies_E[members] = spread_copies(table, int(problem.slots_R[ranks].sum()))
-    return copies_E

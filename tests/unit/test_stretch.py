@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from planner.solve.primal import Stretch, smooth_table, stretch_of
+from planner.solve.weights import Stretch, smooth_table, stretch_of
 
 Floats = NDArray[np.float64]
 

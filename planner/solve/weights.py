@@ -1,0 +1,107 @@
+"""What one copy of an expert weighs in the search: seconds that it adds to its rank, in every window.
+
+The expert time of a rank is replaced by its tangent at the balanced point, so that each copy has one
+weight per window and number of copies, and a rank's load is a sum of weights. With few windows the
+smooth objective sees them spread further apart (`Stretch`).
+
+Legend: S windows, E experts, R ranks, k copies, D principal directions of the windows' differences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.solve.problem import LayerProblem, mean_tangent
+
+Floats = NDArray[np.float64]
+
+_FEW_WINDOWS, _MANY_WINDOWS = 8, 16
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """How windows are spread before the smooth objective sees them.
+
+    What a handful of windows did not show lies mostly along the directions in which they differ,
+    but not in proportion: the directions that differ least among those few are underrated most.
+    So each principal direction of their differences is taken at least `floor` times as wide as
+    the widest, and then all `factor` times as wide.
+    """
+
+    factor: float = 1.0
+    floor: float = 0.0
+
+    @property
+    def is_none(self) -> bool:
+        """Whether windows stay as they are."""
+        return self.factor == 1.0 and self.floor == 0.0
+
+    def matrix(self, window_SE: Floats) -> Floats:
+        """Weights [S, S] that make each stretched window from the recorded ones; rows sum to 1."""
+        windows = len(window_SE)
+        centre = np.eye(windows) - 1 / windows
+        centred_SE = np.einsum("st,te->se", centre, window_SE)  # no BLAS: the same on any number of cores
+        variance_D, direction_SD = np.linalg.eigh(np.einsum("se,te->st", centred_SE, centred_SE))
+        width_D = np.sqrt(np.maximum(variance_D, 0.0))
+        is_real_D = width_D > _NO_WIDTH * width_D[-1]
+        wanted_D = self.factor * np.maximum(width_D, self.floor * width_D[-1])
+        gain_D = np.divide(wanted_D, width_D, out=np.ones(windows), where=is_real_D)
+        spread = np.einsum("sd,d,td,tu->su", direction_SD, gain_D, direction_SD, centre)
+        return np.asarray(spread + 1 / windows)
+
+
+_NO_WIDTH = 0.01
+"""Directions narrower than this part of the widest are noise, and stay as they are."""
+
+
+def stretch_of(num_windows: int) -> Stretch:
+    """The stretch in use for so many windows.
+
+    Measured on recorded routing, held-out windows; from 16 windows on none helps
+    (`python -m benchmarks generalisation`).
+    """
+    if num_windows == 1 or num_windows >= _MANY_WINDOWS:
+        return Stretch()
+    return Stretch(1.5, 0.35) if num_windows < _FEW_WINDOWS else Stretch(1.5)
+
+
+def weight_table(problem: LayerProblem) -> Floats:
+    """Seconds [k, S, E] that one of k + 1 copies adds to its rank, by the balanced tangent.
+
+    Expert time and what the rank's rows cost in traffic (receiving, and gathering if etp > 1).
+    """
+    moe, tangent = problem.moe, mean_tangent(problem)
+    per_row_S = tangent.per_row_CS[0] + (moe.dispatch_bytes + moe.combine_bytes) * _traffic_s_per_row(problem)
+    rows_SE = problem.rows_SE
+    table = []
+    for copies in range(1, problem.most_copies + 1):
+        touched_SE = problem.touched_SE(float(copies))
+        table.append(per_row_S[:, None] * rows_SE / copies + tangent.per_touched_CS[0][:, None] * touched_SE)
+    return np.stack(table)
+
+
+def _traffic_s_per_row(problem: LayerProblem) -> float:
+    """Seconds per byte that one more row costs the rank that receives it, at its slowest level."""
+    moe = problem.moe
+    worst = float(moe.exchange.row_s_R.max()) if moe.has_exchange else 0.0
+    return worst / moe.etp + moe.gather_s_per_row_byte
+
+
+def smooth_table(weight_kSE: Floats, ranks: int, stretch: Stretch | None = None) -> Floats:
+    """The table in units of the mean rank load, with windows stretched.
+
+    Args:
+        weight_kSE: as from `weight_table`.
+        ranks: EP ranks.
+        stretch: of the windows; default: `stretch_of` their number.
+    """
+    mean_S = weight_kSE[0].sum(axis=1) / ranks
+    relative_kSE = weight_kSE / mean_S[None, :, None]
+    stretch = stretch or stretch_of(relative_kSE.shape[1])
+    if stretch.is_none:
+        return np.asarray(relative_kSE)
+    stretched_kSE = np.einsum("st,kte->kse", stretch.matrix(relative_kSE[0]), relative_kSE)
+    return np.asarray(np.maximum(stretched_kSE, 0.0))
