@@ -20,7 +20,7 @@ from planner.files import read_text
 
 LIMIT_BYTES: Final = 8 << 20
 LIMIT_DEPTH: Final = 40
-LIMIT_NODES: Final = 100_000
+LIMIT_NODES: Final = 50_000
 
 Key = tuple[str | int, ...]
 

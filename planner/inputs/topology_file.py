@@ -21,11 +21,11 @@ class NodeGroup(Sparse):
 
     optional_keys: ClassVar[frozenset[str]] = frozenset({"gpu", "gpus_per_node", "gpus", "links"})
 
-    nodes: Annotated[int, Field(ge=1)] = 1
+    nodes: Annotated[int, Field(ge=1, le=LIMIT_GPUS)] = 1
     """Number of nodes."""
     gpu: str | Gpu | None = None
     """The GPU of these nodes: a profile, or described inline."""
-    gpus_per_node: Annotated[int, Field(ge=1)] | None = None
+    gpus_per_node: Annotated[int, Field(ge=1, le=LIMIT_GPUS)] | None = None
     """GPUs of each node."""
     gpus: Annotated[tuple[str | Gpu, ...], Field(min_length=1, max_length=1024)] | None = None
     """Instead of gpu and gpus_per_node, where a node holds different GPUs: one for each, in order."""
@@ -62,9 +62,9 @@ class TopologyFile(Sparse):
 
     gpu: str | Gpu | None = None
     """A GPU profile, or a GPU described inline."""
-    nodes: Annotated[int, Field(ge=1)] | None = None
+    nodes: Annotated[int, Field(ge=1, le=LIMIT_GPUS)] | None = None
     """Number of nodes."""
-    gpus_per_node: Annotated[int, Field(ge=1)] | None = None
+    gpus_per_node: Annotated[int, Field(ge=1, le=LIMIT_GPUS)] | None = None
     """GPUs of each node."""
     groups: Annotated[tuple[NodeGroup, ...], Field(max_length=1024)] = ()
     """Instead of gpu, nodes and gpus_per_node: groups of nodes with different GPUs, or counts of them."""
