@@ -55,7 +55,7 @@ def test_faster_gpus_hold_more_experts(tmp_path: Path) -> None:
     assert "on 4 x h200-sxm + 4 x h100-sxm on 2 nodes" in shown
     assert "19 x4, 13 x4 slots on 8 EP ranks" in shown
     assert "on the fullest h200-sxm GPU (0, EP rank 0)" in shown
-    assert "on the fullest h100-sxm GPU (4)" in shown
+    assert "on the fullest h100-sxm GPU (4, EP rank 4)" in shown
     turned = solve(tmp_path, two_kinds("h100-sxm", "h200-sxm"), "gpt-oss-120b", 64, *pins)
     assert slots(turned) == [13] * 4 + [19] * 4
     assert turned["predicted"]["step_s"] == pytest.approx(mixed["predicted"]["step_s"], rel=1e-9)
