@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -81,12 +81,26 @@ def started(
         preload: the module of `function`, imported once where processes are forked from a server.
         function: of that module.
         jobs: what it is called with.
+
+    Raises:
+        MissingEnvironmentError: a process was killed meanwhile.
     """
     context = multiprocessing.get_context(_METHOD)
     context.set_forkserver_preload([preload])
     with _interrupt_deferred():
         pool = ProcessPoolExecutor(cores, context, _begin)
-        return pool, {pool.submit(function, job): index for index, job in enumerate(jobs)}
+        return pool, submitted(pool, function, jobs)
+
+
+def submitted(
+    pool: ProcessPoolExecutor, function: Callable[[Job], Answer], jobs: Iterable[Job]
+) -> dict[Future[Answer], int]:
+    """Futures of more jobs for a pool, with the index of their job; raises as `result_of` does."""
+    try:
+        return {pool.submit(function, job): index for index, job in enumerate(jobs)}
+    except BrokenProcessPool:  # a process started meanwhile is unknown to the pool, which would wait for its end
+        stop(pool)
+        raise _killed() from None
 
 
 def stop(pool: ProcessPoolExecutor) -> None:
@@ -101,9 +115,13 @@ def result_of(future: Future[Answer]) -> Answer:
     try:
         return future.result()
     except BrokenProcessPool:
-        raise MissingEnvironmentError(
-            "a worker process was killed", hint="most likely memory ran out; fewer cores need less (taskset)"
-        ) from None
+        raise _killed() from None
+
+
+def _killed() -> MissingEnvironmentError:
+    return MissingEnvironmentError(
+        "a worker process was killed", hint="most likely memory ran out; fewer cores need less (taskset)"
+    )
 
 
 def in_order(cores: int, function: Callable[[Job], Answer], jobs: Sequence[Job]) -> Iterator[Answer]:
@@ -118,7 +136,7 @@ def in_order(cores: int, function: Callable[[Job], Answer], jobs: Sequence[Job])
     try:
         while waiting:
             answer = result_of(waiting.popleft())
-            waiting.extend(pool.submit(function, job) for job in islice(left, 1))
+            waiting.extend(submitted(pool, function, islice(left, 1)))
             yield answer
     except BaseException:
         stop(pool)

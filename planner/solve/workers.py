@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from types import TracebackType
 
-from planner.processes import available_cores, result_of, started, stop
+from planner.processes import available_cores, result_of, started, stop, submitted
 from planner.solve.place import LayerJob, LayerResult, place_layer
 
 _SMALL = 200_000
@@ -75,7 +75,7 @@ class Workers:
 
     def _submitted(self, jobs: Sequence[LayerJob]) -> dict[Future[LayerResult], int]:
         if self._pool is not None:
-            return {self._pool.submit(place_layer, job): index for index, job in enumerate(jobs)}
+            return submitted(self._pool, place_layer, jobs)
         self._pool, waiting = started(self.cores, place_layer.__module__, place_layer, jobs)
         return waiting
 

@@ -17,10 +17,17 @@ from tests.cli.running import TIMEOUT_S, Result, command, environment
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
+def _heed_ctrl_c() -> None:
+    """A shell that runs the tests in the background has them ignore it, and so would the program."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class TerminalRun:
     """The program in a session of its own; standard error is a terminal, standard output if asked."""
 
     def __init__(self, *arguments: object, cwd: Path, out_too: bool = False, **env: str) -> None:
+        _heed_ctrl_c()
         self._master, slave = pty.openpty()
         self._seen = bytearray()
         self._process = subprocess.Popen(
