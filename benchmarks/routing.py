@@ -11,7 +11,8 @@ from rich.table import Table
 
 from benchmarks.cases import DEEPSEEK, GPT_OSS
 from planner.review.describe import Description, describe
-from planner.review.verdict import Ranks, eplb_place, imbalance, linear_place, rank_loads
+from planner.review.placing import Ranks, eplb_place, linear_place
+from planner.review.verdict import imbalance, rank_loads
 from planner.trace.affinity import distinct_units
 from planner.trace.windows import Windows, subset
 

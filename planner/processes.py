@@ -129,7 +129,7 @@ def in_order(cores: int, function: Callable[[Job], Answer], jobs: Sequence[Job])
     if cores == 1 or len(jobs) < 2:
         yield from map(function, jobs)
         return
-    ahead = 2 * min(cores, len(jobs))  # results wait in memory: no more of them than keep the processes busy
+    ahead = min(cores, len(jobs)) + 1  # results wait in memory: no more of them than keep the processes busy
     pool, first = started(min(cores, len(jobs)), function.__module__, function, jobs[:ahead])
     waiting, left = deque(first), iter(jobs[ahead:])
     first.clear()

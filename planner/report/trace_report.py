@@ -14,6 +14,7 @@ from rich.text import Text
 
 from planner.report.style import heat, plain_table, shortened
 from planner.review.describe import Description
+from planner.review.verdict import saved_text
 from planner.trace.drift import Drift
 
 _STEPS: Final = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
@@ -152,21 +153,25 @@ def _heat_map(found: Description, width: int) -> Group:
     return Group(key, *rows)
 
 
-def _verdict(found: Description) -> Group:
+def _verdict(found: Description) -> Table:
     verdict = found.verdict
     word, colour = _ANSWERS[verdict.answer]
     copies = found.group.slots - found.num_experts
-    lines = [
-        Text.assemble(("balancing   ", "bold"), (word, f"bold {colour}")),
-        *(Text(f"            {reason}") for reason in verdict.reasons),
-        Text.assemble(("static plan ", "bold"), f"holds: {verdict.static_holds}; {verdict.static_reason}"),
-        Text(
-            f"            judged for {found.group.ranks} ranks with {copies} redundant experts, EPLB's placement; "
-            "net benefit unknown: no step was timed",
-            "dim",
-        ),
-    ]
-    return Group(*lines)
+    engine = found.engine_verdict.fresh
+    layers, all_layers = len(found.judged_layers), len(found.windows.layer_ids_L)
+    which = "" if layers == all_layers else f", on {layers} of {all_layers} layers"
+    table = plain_table("", "")
+    table.columns[0].no_wrap = True
+    table.add_row(Text("balancing", "bold"), Text(word, f"bold {colour}"))
+    for reason in verdict.reasons:
+        table.add_row("", Text(reason))
+    table.add_row(Text("static plan", "bold"), Text(f"holds: {verdict.static_holds}; {verdict.static_reason}"))
+    if engine is not None:
+        often = f"{saved_text(engine)} than linear, on {len(engine.judged)} unseen windows"
+        table.add_row(Text("EPLB", "bold"), Text(f"run again and again: {often}"))
+    judged = f"judged for {found.group.ranks} ranks with {copies} redundant experts{which}"
+    table.add_row("", Text(f"{judged}; net benefit unknown: no step was timed", "dim"))
+    return table
 
 
 def trace_json(found: Description) -> dict[str, Any]:
@@ -198,7 +203,9 @@ def trace_json(found: Description) -> dict[str, Any]:
         "co_activation": [asdict(layer) for layer in found.pairs],
         "next_layer": [asdict(layer) for layer in found.successors],
         "nodes": [asdict(nodes) for nodes in found.nodes],
+        "judged_layers": list(found.judged_layers),
         "verdict": asdict(found.verdict),
+        "engine_verdict": asdict(found.engine_verdict),
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,9 @@ from numpy.typing import NDArray
 from planner.errors import UsageError
 from planner.inputs.workload import Phase
 from planner.plan.placement import slots_of_ranks
-from planner.review.verdict import Ranks, Verdict, imbalance, linear_place, rank_loads, ranks_for, verdict
+from planner.review.placing import Ranks, eplb_place, linear_place, ranks_for, search_place
+from planner.review.verdict import Verdict, imbalance, rank_loads, verdict
+from planner.solve.workers import Workers
 from planner.trace import affinity
 from planner.trace.affinity import CoActivation, NextLayer
 from planner.trace.aggregate import co_activation_counts
@@ -24,9 +27,10 @@ from planner.trace.drift import Drift, drift_of, shares
 from planner.trace.native import read_trace
 from planner.trace.statistics import LayerStatistics, layer_statistics, noise_floor
 from planner.trace.trace import TokenTrace, Trace
-from planner.trace.windows import Windows, cut
+from planner.trace.windows import Windows, cut, of_layers
 
 Floats = NDArray[np.float64]
+_JUDGED_LAYERS: Final = 12
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,12 @@ class Description:
     pairs: tuple[CoActivation, ...]
     successors: tuple[NextLayer, ...]
     nodes: tuple[Nodes, ...]
+    judged_layers: tuple[int, ...]
+    """On which the verdicts rest: all, or an even sample of many."""
     verdict: Verdict
+    """With the placement that `ep-plan solve` would make."""
+    engine_verdict: Verdict
+    """With EPLB's, which is what engines make by themselves."""
     warnings: tuple[str, ...]
 
 
@@ -102,6 +111,9 @@ def describe(
     share_LE = shares(windows.counts_SLE.sum(axis=0))
     per_window = float(windows.tokens_S.mean())
     sets = windows.sets
+    judged = _judged(windows)
+    with Workers() as workers:
+        own = verdict(judged, top_k, group, search_place(group, workers))
     return Description(
         paths=tuple(paths),
         num_experts=experts,
@@ -121,9 +133,18 @@ def describe(
         pairs=tuple(_pairs(traces, windows.counts_SLE.sum(axis=0))),
         successors=tuple(affinity.next_layer(sets, experts)) if sets else (),
         nodes=tuple(_nodes(windows, experts, top_k, count) for count in node_counts) if sets else (),
-        verdict=verdict(windows, top_k, group),
+        judged_layers=tuple(judged.layer_ids_L.tolist()),
+        verdict=own,
+        engine_verdict=verdict(judged, top_k, group, eplb_place(group)),
         warnings=tuple(warning for one in read for warning in one.warnings),
     )
+
+
+def _judged(windows: Windows) -> Windows:
+    """The layers for the verdict: evenly spread where there are many, so that it is ready in seconds."""
+    layers = len(windows.layer_ids_L)
+    count = min(layers, _JUDGED_LAYERS)
+    return of_layers(windows, [row * layers // count for row in range(count)])
 
 
 def _sequences(traces: Sequence[Trace]) -> int | None:

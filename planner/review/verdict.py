@@ -13,7 +13,7 @@ Legend: S windows, L layers, E experts, P slots, R ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, Literal
@@ -21,9 +21,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from planner import baselines
-from planner.errors import UsageError
-from planner.plan.placement import linear, slots_of_ranks
+from planner.review.placing import Place, Ranks, linear_place
 from planner.trace.statistics import noise_floor
 from planner.trace.windows import Windows, subset
 
@@ -31,8 +29,6 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Answer = Literal["recommended", "not_worth_it", "insufficient_evidence"]
 Holds = Literal["yes", "partly", "no", "unknown"]
-Place = Callable[[Windows], Ints]
-"""Makes a placement [L, P] from windows."""
 _STRETCHES: Final = 8
 
 
@@ -48,15 +44,6 @@ class Criteria:
     """So much less peak work, mean over them."""
     kept: float = 0.8
     """A static placement holds if it saves this part of what a fresh one saves."""
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """The expert-parallel group for which balancing is judged."""
-
-    ranks: int
-    slots: int
-    """Physical experts of each layer on all ranks."""
 
 
 @dataclass(frozen=True)
@@ -97,43 +84,6 @@ class Verdict:
     """Less peak work was counted; whether a step gets faster was not measured."""
 
 
-def ranks_for(num_experts: int, ranks: int | None, redundant: int | None) -> Ranks:
-    """The group to judge for: default 8 ranks (fewer experts: as many as they are), one redundant expert on each.
-
-    Raises:
-        UsageError: more ranks than experts, or slots that the ranks cannot share equally.
-    """
-    count = min(8, num_experts) if ranks is None else ranks
-    if count > num_experts:
-        raise UsageError(f"{count} ranks for {num_experts} experts", hint="at most one rank per expert")
-    spare = count + -num_experts % count if redundant is None else redundant
-    slots = num_experts + spare
-    if slots % count:
-        hint = f"redundant experts: {-num_experts % count}, or that plus a multiple of {count}"
-        raise UsageError(f"{num_experts} + {spare} experts do not divide over {count} ranks", hint=hint)
-    if slots // count > num_experts:
-        raise UsageError(f"{slots // count} slots per rank, but there are {num_experts} experts")
-    return Ranks(count, slots)
-
-
-def eplb_place(group: Ranks) -> Place:
-    """EPLB's placement of the summed load: what engines would load."""
-
-    def place(windows: Windows) -> Ints:
-        weight_LE = baselines.weights_of(windows)
-        slots_R = np.full(group.ranks, group.slots // group.ranks)
-        expert_LP = baselines.place("eplb", weight_LE, slots_R, num_groups=1, num_nodes=1)
-        assert expert_LP is not None, "equal ranks, one group"
-        return expert_LP
-
-    return place
-
-
-def linear_place(num_experts: int, num_layers: int, ranks: int) -> Ints:
-    """What engines use unasked: experts in order, no copies."""
-    return np.tile(linear(num_experts, slots_of_ranks(num_experts, ranks)), (num_layers, 1))
-
-
 def rank_loads(counts_SLE: Ints, expert_LP: Ints, ranks: int) -> Floats:
     """Choices that each rank serves, copies of an expert sharing evenly: [S, L, R]."""
     layers, slots = expert_LP.shape
@@ -169,19 +119,17 @@ def trial(windows: Windows, seen: Sequence[int], judged: Sequence[int], group: R
     return Trial(tuple(seen), tuple(judged), tuple((1 - after_S / before_S).tolist()))
 
 
-def verdict(
-    windows: Windows, top_k: int, group: Ranks, place: Place | None = None, criteria: Criteria | None = None
-) -> Verdict:
+def verdict(windows: Windows, top_k: int, group: Ranks, place: Place, criteria: Criteria | None = None) -> Verdict:
     """Judge whether balancing is worth it, on windows in the order of time.
 
     Args:
         windows: recorded routing.
         top_k: experts per token.
         group: ranks and slots to judge for.
-        place: makes a placement from windows; default EPLB's.
+        place: makes a placement from windows (`placing.py`).
         criteria: thresholds; default those of the proposal.
     """
-    place, criteria = place or eplb_place(group), criteria or Criteria()
+    criteria = criteria or Criteria()
     count = windows.num_windows
     first, last = range(count // 2), range(count // 2, count)
     if not first or len(last) < criteria.judged_windows:
@@ -217,11 +165,14 @@ def _fresh(windows: Windows, group: Ranks, place: Place) -> Trial:
     return Trial(tuple(stretches[0].tolist()), judged, tuple(saved for part in parts for saved in part.saved))
 
 
+def saved_text(one: Trial) -> str:
+    """What a trial saved, or cost."""
+    return f"{abs(one.mean_saved):.1%} {'more' if one.mean_saved < 0 else 'less'} peak work"
+
+
 def _told(one: Trial, how: Literal["less", "short"], criteria: Criteria | None = None) -> str:
     better = round(one.better_part * len(one.judged))
-    figures = f"{one.mean_saved:.1%} less peak work than the linear layout on {len(one.judged)} unseen windows"
-    if one.mean_saved < 0:
-        figures = f"{-one.mean_saved:.1%} more peak work than the linear layout on {len(one.judged)} unseen windows"
+    figures = f"{saved_text(one)} than the linear layout on {len(one.judged)} unseen windows"
     often = f"less in {better} of them"
     if how == "less" or criteria is None:
         return f"{figures}, {often}"

@@ -19,7 +19,7 @@ Legend: T tokens, S windows, L traced layers, E experts, K choices, N sampled to
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -221,4 +221,17 @@ def subset(windows: Windows, keep: Sequence[int]) -> Windows:
         tuple(windows.names_S[index] for index in keep),
         windows.how,
         sets,
+    )
+
+
+def of_layers(windows: Windows, rows: Sequence[int]) -> Windows:
+    """Only some of the traced layers, by their rows."""
+    keep = list(rows)
+    sets = windows.sets and TokenSets(windows.sets.window_N, windows.sets.experts_NLK[:, keep])
+    return replace(
+        windows,
+        counts_SLE=windows.counts_SLE[:, keep],
+        choices_SL=windows.choices_SL[:, keep],
+        layer_ids_L=windows.layer_ids_L[keep],
+        sets=sets,
     )

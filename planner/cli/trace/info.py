@@ -51,7 +51,8 @@ def command(
 ) -> None:
     """Describe TRACE: skew, drift, domains, co-activation, and a verdict on balancing.
 
-    The verdict places experts on some windows as EPLB would, and tries that on later ones.
+    The verdict places experts on some windows as `ep-plan solve` would, and tries that on later ones; beside it
+    stands what EPLB saves if it runs again and again.
 
     \b
     ep-plan trace info trace.npz --ranks 32 --redundant-experts 32 --nodes 4
