@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import InputError, Place, Problem, ProblemLog
+from planner.inputs.units import format_number_of
 from planner.inputs.workload import Phase
 from planner.trace.aggregate import count_by
 from planner.trace.batches import MAX_WINDOWS, MIN_WINDOWS, window_of_token
@@ -117,7 +118,7 @@ def _same_shape(traces: Sequence[Trace]) -> None:
 def _of_counts(trace: CountTrace) -> Windows:
     tokens_S = np.maximum(trace.counts_SLE[:, 0].sum(axis=1) // trace.top_k, 1)
     choices_SL = np.full(trace.counts_SLE.shape[:2], float(trace.top_k))
-    how = f"{len(tokens_S)} windows as counted"
+    how = f"{format_number_of(len(tokens_S), 'window')} as counted"
     return Windows(trace.counts_SLE, tokens_S, choices_SL, trace.layer_ids_L, trace.names_S, how)
 
 

@@ -107,7 +107,7 @@ def command(
     ep-plan trace synth --experts 128 --skew 6 --drift slow -o synthetic.npz
     ep-plan trace synth --like trace.npz -o shareable.npz
     """
-    from planner.files import check_target
+    from planner.files import check_target, refuse_overwriting
     from planner.trace.native import read_trace
     from planner.trace.synthesis.fitted import routing_like
     from planner.trace.synthesis.routing import write_trace
@@ -117,6 +117,7 @@ def command(
     if like is None:
         routing = routing_of(Stated(**figures, mixed=order == "mixed", seed=seed))
     else:
+        refuse_overwriting(output, [like])
         _nothing_else_given()
         read = read_trace(like)
         if not quiet:

@@ -101,7 +101,7 @@ def _of_zip(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         hint = "cut off while it was copied? copy it again"
         raise InputError(Problem(f"not a readable zip ({error})", Place(str(path)), hint)) from None
     if "routed_experts.npy" in members:

@@ -274,6 +274,7 @@ def matrices() -> dict[str, bytes]:
         "count.json": json.dumps({"logical_count": hidden[None].tolist()}).encode(),
         "load.json": json.dumps({"load_history": [{"logical_expert_load": counts.tolist()}]}).encode(),
         "triples.csv": triples.encode(),
+        "choices.csv": ("Expert_ID,layer\n" + "".join(f"{e},{l}\n" * hidden[l, e] for l, e in cells)).encode(),
         "omni.csv": (",".join(["", *(f"ep_{e}" for e in range(8))]) + "\n" + rows).encode(),
         "plain.csv": "".join(",".join(map(str, row)) + "\n" for row in counts.tolist()).encode(),
     }
@@ -292,6 +293,29 @@ def test_windows_of_matrices(desk: Desk) -> None:
     same_counts(desk.bring(stacked).arrays, *parts)
     files = [desk.put(f"{index}.npy", npy(counted(part))) for index, part in enumerate(parts)]
     same_counts(desk.bring(*files).arrays, *parts)
+    rows = [
+        f"{20 + step},{1 + layer},{expert},{count}\n"
+        for step, part in enumerate(parts)
+        for layer, row in enumerate(counted(part).tolist())
+        for expert, count in enumerate(row)
+    ]
+    same_counts(desk.bring(desk.put("steps.csv", "step,layer_id,expert_id,tokens\n" + "".join(rows))).arrays, *parts)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("layer,expert,heat", "c.csv:1:3: column 'heat' is not known"),
+        ("layer,expert,count,load", "c.csv:1:4: column 'load' is there twice"),
+        ("token,expert,count", "c.csv:1:1: column 'token' is not known"),
+        ("expert,count", "a column of experts, but none of layers"),
+    ],
+)
+def test_columns_of_csv_are_never_guessed(desk: Desk, header: str, message: str) -> None:
+    width = header.count(",") + 1
+    outcome = desk.bring(desk.put("c.csv", f"{header}\n" + ("1," * width)[:-1] + "\n"))
+    assert outcome.code == 3
+    assert message in outcome.err
 
 
 @pytest.mark.parametrize("order", ["layer by layer", "token by token"])
@@ -323,3 +347,43 @@ def test_native_files_are_joined(desk: Desk) -> None:
     arrays = desk.bring(desk.folder / "0.npz", desk.folder / "1.npz").arrays
     same_tokens(arrays)
     assert arrays["seq_id"].tolist() == np.repeat(range(6), 10).tolist()
+
+
+def test_nothing_of_a_native_trace_is_lost(desk: Desk) -> None:
+    """Weights, positions and domains of two traces that name their domains differently; one is compressed."""
+    weights = np.random.default_rng(0).random((2, 30, 4, 2))
+    for index, (part, save) in enumerate(zip(np.split(IDS, 2), (np.savez, np.savez_compressed), strict=True)):
+        save(
+            desk.folder / f"{index}.npz",
+            expert_ids=part.astype(np.int16),
+            layer_ids=MOE_LAYERS,
+            num_experts=8,
+            seq_id=np.repeat([0, 4], 15),
+            pos=np.tile(np.arange(15), 2),
+            step_id=np.arange(30) // 10,
+            domain_id=np.repeat([1, 0], 15),
+            domain_names=[["code", "prose"], ["prose", "maths"]][index],
+            weights=weights[index].astype([np.float16, np.float32][index]),
+        )
+    arrays = desk.bring(desk.folder / "0.npz", desk.folder / "1.npz").arrays
+    same_tokens(arrays)
+    assert arrays["seq_id"].tolist() == np.repeat([0, 4, 5, 9], 15).tolist()
+    assert arrays["pos"].tolist() == np.tile(np.arange(15), 4).tolist()
+    assert arrays["step_id"].tolist() == np.repeat([0, 1, 2, 5, 6, 7], 10).tolist()
+    named = arrays["domain_names"][arrays["domain_id"]].tolist()
+    assert named == np.repeat(["prose", "code", "maths", "prose"], 15).tolist()
+    np.testing.assert_array_equal(arrays["weights"][:30], weights[0].astype(np.float16))
+    np.testing.assert_array_equal(arrays["weights"][30:], weights[1].astype(np.float32))
+
+
+def test_weights_stay_beside_the_choices_that_are_kept(desk: Desk) -> None:
+    """A dense layer, padding and a third choice that is never used are left out of both."""
+    ids = np.concatenate([with_dense(IDS), np.full((60, 5, 1), -1)], axis=2)
+    ids[7] = -1
+    weights = np.random.default_rng(0).random(ids.shape).astype(np.float32)
+    np.savez(desk.folder / "own.npz", expert_ids=ids, num_experts=8, weights=weights)
+    arrays = desk.bring(desk.folder / "own.npz").arrays
+    same_tokens(arrays, np.delete(IDS, 7, axis=0))
+    np.testing.assert_array_equal(arrays["weights"], np.delete(weights[:, 1:, :2], 7, axis=0))
+    np.savez(desk.folder / "own.npz", expert_ids=ids, num_experts=8, weights=weights[:, 0])
+    assert "own.npz: weights: (60, 3) of float32 found" in desk.bring(desk.folder / "own.npz").err
