@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import InputError, Place, Problem, UsageError
+from planner.inputs.units import format_number_of
 from planner.trace.count_faults import counted_often, never_routed, token_sums
 from planner.trace.faults import Fault, sort_out
 from planner.trace.importers.formats import opened
@@ -176,15 +177,21 @@ def _import_counts(name: str, found: Found, given: Given, output: Path) -> Impor
     placed = place_rows(found, routed_L, given)
     kept_SLE = np.ascontiguousarray(counts_SLE[:, placed.keep_L])
     where = Place(str(found.path))
+    silent = _silent_windows(kept_SLE, placed.layer_ids, names, where)
+    if silent and "zero-layer" in given.accepted:
+        whole_S = (kept_SLE.sum(axis=2) > 0).all(axis=1)
+        kept_SLE, names = kept_SLE[whole_S], tuple(np.array(names)[whole_S].tolist())
+        if not names:
+            raise bad(found.path, "no window has counts in all of its layers", "record again")
     faults = [*found.faults, *placed.faults, *([] if given.phase else mixed_phases(phases, where))]
     faults += _against_model(found, given, found.top_k or top_k)
     if kept_SLE.size:
-        faults += _silent_windows(kept_SLE, placed.layer_ids, names, where)
+        faults += silent
         faults += counted_often(kept_SLE, where)
         faults += token_sums(kept_SLE, placed.layer_ids, top_k, names, where)
     elif not placed.faults:
         raise bad(found.path, "no layer was routed: all counts are 0", "record again")
-    notes = [f"{empty} windows in which nothing ran left out"] if empty else []
+    notes = [f"{format_number_of(empty, 'window')} in which nothing ran left out"] if empty else []
     if kept_SLE.size and not any(fault.name == "token-sum" for fault in faults):
         slight = token_sums(kept_SLE, placed.layer_ids, top_k, names, where, tolerance=0.0)
         notes += [f"{fault.message} [{fault.name}]: too few to matter" for fault in slight]
@@ -240,9 +247,10 @@ def _silent_windows(
     silent = np.argwhere(counts_SLE.sum(axis=2) == 0)
     if not len(silent):
         return []
+    windows = format_number_of(len(np.unique(silent[:, 0])), "window")
     window, row = silent[0]
     message = f"{names[window]}: layer {layer_ids[row]} has no counts, but others have ({len(silent)} such rows)"
-    cure = "a stage or rank did not write: leave this window out"
+    cure = f"a stage or rank did not write; accepted, {windows} of this kind are left out"
     return [Fault("zero-layer", message, where, cure)]
 
 
