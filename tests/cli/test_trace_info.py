@@ -17,6 +17,20 @@ FIGURES = ("--experts", 32, "--top-k", 4, "--layers", 3, "--tokens", 32_768, "--
 WINDOWS = ("--phase", "prefill", "--step-tokens", 2048)
 
 
+def test_stated_figures_come_back_measured(tmp_path: Path) -> None:
+    """Of one trace with everything in it: what `synth` was told is what `info` tells."""
+    figures = ("--skew", 4, "--domains", 4, "--domain-correlation", 0.5, "--drift", "none", "--lift", 2)
+    done = run("trace", "synth", "--experts", 64, "--top-k", 4, "--layers", 4, *figures, "-o", "s.npz", cwd=tmp_path)
+    assert done.code == 0, done.err
+    told = run("trace", "info", "s.npz", "--phase", "prefill", "--json", cwd=tmp_path).json()
+    assert np.mean(told["domains"]["max_over_mean"]) == pytest.approx(4, rel=0.05)
+    assert told["domains"]["mean_correlation"] == pytest.approx(0.5, abs=0.1)  # of loads, stated for their logarithms
+    assert told["drift"]["lag_correlation"][0]["correlation"] > 0.97
+    lifts = [layer["p99_lift"] for layer in told["co_activation"]]  # partners are 5 % of the pairs
+    assert np.mean(lifts) == pytest.approx(2, rel=0.25)
+    assert told["verdict"]["answer"] == "recommended"
+
+
 def verdict(folder: Path, *synth: object) -> Any:
     done = run("trace", "synth", *FIGURES, *synth, "-o", "known.npz", cwd=folder)
     assert (done.code, done.out, done.err) == (0, "", "")
@@ -132,7 +146,10 @@ def test_wrong_requests(tmp_path: Path) -> None:
     assert done.code == 2
     assert "--skew cannot be given with --like" in done.err
     assert run("trace", "synth", "--skew", 100, cwd=tmp_path).code == 2
-    assert run("trace", "synth", "--drift", "sideways", cwd=tmp_path).code == 2
+    for wrong in (("--drift", "sideways"), ("--domain-correlation", "nan"), ("--domain-correlation", 1.5)):
+        done = run("trace", "synth", *wrong, cwd=tmp_path)
+        assert done.code == 2
+        assert "a correlation from 0 to 1" in done.err
     assert files_in(tmp_path) == {"text.npz"}
 
 

@@ -168,7 +168,8 @@ def _tokens(dumps: Sequence[_Dump], found: Found) -> Iterator[TokenBlock]:
             del record
     for count, what in ((idle, "idle"), (draft, "draft-model")):
         if count:
-            found.notes.append(f"{count:,} {what} passes left out")
+            passes = f"{count:,} {what} pass{'es' if count > 1 else ''}"
+            found.notes.append(f"{passes} left out")
     found.faults.extend(repeats.faults(found.path))
 
 

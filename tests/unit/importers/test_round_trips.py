@@ -155,6 +155,11 @@ def test_sglang_stat(desk: Desk) -> None:
     assert outcome.arrays["scenario_names"].tolist() == ["step 1", "step 2"]
     assert "2 windows in which nothing ran" in outcome.err
     assert "[dense-layer]" in outcome.err
+    assert "went round" not in outcome.err
+    full = {"rank": 0, "logical_count": steps[1:3]}  # no empty step: the buffer may have turned over
+    outcome = desk.bring(desk.put("expert_distribution_recorder_2.pt", pt(full)))
+    same_counts(outcome.arrays, IDS[:40], IDS[40:])
+    assert "all 2 steps are used" in outcome.err
 
 
 def test_sglang_per_pass_sums_ranks_and_maps_slots_back(desk: Desk) -> None:
@@ -180,7 +185,10 @@ def test_sglang_per_token(desk: Desk) -> None:
     outcome = desk.bring(path, options=["--phase", "decode"])
     same_tokens(outcome.arrays, IDS[40:])
     assert outcome.arrays["step_id"].tolist() == [2] * 10 + [3] * 10
-    assert "1 idle passes left out" in outcome.err
+    assert "1 idle pass left out" in outcome.err
+    outcome = desk.bring(path, model=False, options=["--top-k", 10])
+    assert outcome.code == 3
+    assert "per_token keeps 8 choices of a token, but this model makes 10" in outcome.err
 
 
 def trt(desk: Desk, columns: int, by_rank: list[list[Ids]]) -> Path:
