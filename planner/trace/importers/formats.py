@@ -17,7 +17,8 @@ from planner.trace.importers.npy_file import MAGIC, open_npy
 from planner.trace.importers.table import FORMATS
 from planner.trace.importers.torch_file import TorchFile
 
-_HEAD_BYTES: Final = 1 << 16
+_HEAD_BYTES: Final = 4 << 20
+"""Of a file of text in which keys are looked for: a response may begin with all that the model wrote."""
 _BASE64_NPY: Final = b"k05VTVBZ"  # of the six bytes that open a .npy
 _FEW: Final = 32
 """More numbers than this along the last axis are experts, not choices."""

@@ -137,7 +137,7 @@ def test_sglang_responses(desk: Desk) -> None:
     for part in np.split(IDS, 3):
         raw = with_dense(part).astype("<i4").tobytes()
         meta = {"prompt_tokens": 8, "completion_tokens": 13, "routed_experts": base64.b64encode(raw).decode()}
-        lines.append({"text": "", "meta_info": meta})
+        lines.append({"text": "word " * 30_000, "output_ids": list(range(13)), "meta_info": meta})
     path = desk.put("answers.jsonl", json_lines(lines))
     assert desk.bring(path, model=False, options=["--num-experts", 8]).code == 2
     arrays = desk.bring(path, options=["--phase", "decode"]).arrays
