@@ -280,7 +280,8 @@ def random_layer(seed: int, dedup: Dedup, *, recorded: bool = False, unequal: bo
         windows = routed(chosen, np.sort(window_T), [0], experts)
     else:
         windows = random_windows(rng, of, 3)
-    using = constants(dedup, overlap=str(rng.choice(["0%", "60%"])))
+    hides: Overlap = rng.choice(["none", "shared", "two_batch"])
+    using = constants(dedup, hides=hides, overlap="60%")
     made = instance(of, on, tokens=int(rng.integers(1, 2000)), windows=windows, using=using)
     etp = 2 if gpus % 2 == 0 and gpus > 2 and rng.random() < 0.3 else 1
     edp = 2 if gpus // etp % 2 == 0 and gpus // etp > 2 and rng.random() < 0.3 else 1

@@ -40,6 +40,7 @@ _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "scale_out": (0.05, 1.0),
     "slower": (0.5, 2.0),
 }
+_COLLECTIVE: Final = ("launch", "step", "softness", "scale_up")
 _EXCHANGE: Final = ("launch", "combine launch", "scale_up", "slower", "per_token")
 
 
@@ -114,9 +115,7 @@ def _errors(travel: Travel, values: Values) -> Floats:
 def fit_communication(folder: Path) -> list[Judged]:
     """Everything that the tables hold."""
     found = [
-        judged(
-            one, "collectives", "8 / 20" if one.library == "nccl" else "-", ("launch", "step", "softness", "scale_up")
-        )
+        judged(one, "collectives", "8 / 20" if one.library == "nccl" else "-", _COLLECTIVE)
         for one in tables.collectives(folder)
     ]
     found += [
@@ -160,7 +159,8 @@ def profile_lines(found: Sequence[Judged]) -> Iterator[str]:
             for name, e in (("fit", one.fitted), ("held_out", one.held_out))
             if e is not None
         )
-        yield f"{one.travel.library} on {one.travel.gpu}, {one.what}: {told}; {errors}; {SOURCE}, {len(one.travel)} rows"
+        of = f"{one.travel.library} on {one.travel.gpu}, {one.what}"
+        yield f"{of}: {told}; {errors}; {SOURCE}, {len(one.travel)} measurements"
 
 
 def _shown(name: str, value: float) -> str:

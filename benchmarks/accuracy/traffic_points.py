@@ -1,7 +1,7 @@
 """Measured collectives and exchanges: what a row of the communication tables means to the cost model.
 
-The tables are extracts of AIConfigurator 0.12 (Apache-2.0). Routing in them is uniform, so the copies that travel follow
-from top-k and the number of ranks; bytes are counted as `planner.cost` counts them.
+The tables are extracts of AIConfigurator 0.12 (Apache-2.0). Routing in them is uniform, so the copies that travel
+follow from top-k and the number of ranks; bytes are counted as `planner.cost` counts them.
 
 Legend: N measurements.
 """
@@ -69,10 +69,11 @@ Point = tuple[float, float, float, float, float, float, float, object]
 
 
 def _travel(gpu: str, library: str, points: list[Point]) -> Travel:
-    columns = list(zip(*points, strict=True))
-    numbers = [np.array(column, dtype=float) for column in columns[:7]]
-    known = {group: index for index, group in enumerate(dict.fromkeys(columns[7]))}
-    return Travel(gpu, library, *numbers, np.array([known[group] for group in columns[7]], dtype=np.int64))
+    ranks, phases, inside, beyond, tokens, nodes, seconds = np.array([point[:7] for point in points]).T
+    groups = [point[7] for point in points]
+    number = {group: index for index, group in enumerate(dict.fromkeys(groups))}
+    group_N = np.array([number[group] for group in groups], dtype=np.int64)
+    return Travel(gpu, library, ranks, phases, inside, beyond, tokens, nodes, seconds, group_N)
 
 
 def _rows(path: Path) -> Iterator[Row]:
@@ -167,7 +168,7 @@ def _deepep(gpu: str, row: Row) -> tuple[str, list[Point]] | None:
 def nvlink(folder: Path) -> list[Travel]:
     """TensorRT-LLM's exchanges over the NVLink domain of GB200: one copy for each rank visited."""
 
-    def point(gpu: str, row: Row) -> tuple[str, list[Point]] | None:
+    def point(_gpu: str, row: Row) -> tuple[str, list[Point]] | None:
         way = {"alltoall_dispatch": 1, "alltoall_combine": 2}.get(row["op_name"])
         if way is None:
             return None

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from planner.inputs import profiles
 from planner.inputs.documents import Frozen
 from planner.inputs.efficiency import Errors
 from planner.inputs.sourced import Basis, Sourced
@@ -242,6 +243,14 @@ class Calibration(KernelFigures):
 
     kernel: str
     """Name of the kernel profile that they replace figures of."""
+
+    @field_validator("kernel")
+    @classmethod
+    def _known_kernel(cls, value: str) -> str:
+        known = profiles.names("kernels")
+        if value not in known:
+            raise ValueError(f"unknown kernel {value!r}\nknown: {', '.join(known)}")
+        return value
 
 
 class EngineBuffer(Frozen):

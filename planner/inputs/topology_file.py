@@ -157,6 +157,10 @@ class TopologyFile(Sparse):
             unknown = [link.level for link in group.links if link.level not in names]
             if unknown:
                 raise ValueError(f"groups[{number}].links: no level {unknown[0]!r}\nlevels: {', '.join(names)}")
+        for number, one in enumerate(self.calibration):
+            strange = [name for name in one.levels if name not in names]
+            if strange:
+                raise ValueError(f"calibration[{number}].levels: no level {strange[0]!r}\nlevels: {', '.join(names)}")
         nodes, spans = self.num_nodes, self.spans()
         outside = self.links[self.node_level :]
         if nodes > 1 and len(outside) == 1 and outside[0].nodes is None:
