@@ -8,7 +8,7 @@ traffic and a recording of the same model is at hand.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -85,12 +85,24 @@ CASES: Final = (
     Case("sglang-h100-decode-mtp-4k/tbo", "9 x hgx-h100", "decode", 256, 4000, 72, 32, TWO_BATCH, draft_tokens=1),
     Case("sglang-h100-decode-mtp-4k/no tbo", "9 x hgx-h100", "decode", 256, 4000, 72, 32, draft_tokens=1),
 )
+EXCHANGES: Final = (
+    ("deepep-v1-ll", 8, "hgx-h800", "deepep-low-latency", {"weights": "fp8_block"}),
+    ("aic-deepep-ll-h100", 8, "hgx-h100", "deepep-low-latency", {"weights": "fp8_block"}),
+    ("trt-onesided-gb200", 4, "gb200-nvl72", "nvlink-one-sided", {"weights": "fp8_block", "dispatch": "bf16"}),
+)
+"""Id, GPUs of a node, node, library, formats."""
 CROSSOVER: Final = {"tbo_gain_b256": 256, "tbo_gain_b32": 32}
 """Of `sglang-tbo-crossover`: gains of two micro-batches by sequences per GPU."""
 
 
 def predicted_s(case: Case) -> float:
     """Seconds of a step with balanced ranks."""
+    cost = cost_of(case)
+    return predict(cost, (range(cost.instance.model.num_layers),), balanced(cost)).step_s
+
+
+def cost_of(case: Case) -> SplitCost:
+    """The case under its split."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "deployment.yaml"
         path.write_text(yaml.safe_dump(case.deployment()), encoding="utf-8")
@@ -98,8 +110,7 @@ def predicted_s(case: Case) -> float:
     gpus = instance.topology.num_gpus
     overlaps = instance.constants.communication.overlap == "two_batch"
     split = Split(1, gpus, 1, case.ep, 1, gpus // case.ep, 2 if overlaps else 1)
-    cost = split_cost(instance, split, case.redundant)
-    return predict(cost, (range(instance.model.num_layers),), balanced(cost)).step_s
+    return split_cost(instance, split, case.redundant)
 
 
 def balanced(cost: SplitCost) -> Placement:
@@ -123,6 +134,35 @@ def rows(data: Path) -> Iterator[tuple[str, ...]]:
     for case in CASES:
         measured, predicted = case.measured_s(published), predicted_s(case)
         yield case.name, f"{measured * 1e3:,.1f} ms", f"{predicted * 1e3:,.1f} ms", f"{predicted / measured - 1:+.0%}"
+
+
+def exchange_rows(data: Path) -> Iterator[tuple[str, ...]]:
+    """Library and machine, EP, tokens, and of dispatch and combine: measured, predicted, error."""
+    published = read_published(data)
+    for name, size, topology, kernel, precision in EXCHANGES:
+        measured = published[name]["measured"]
+        tokens = published[name]["batch_tokens_per_gpu"]
+        for index, ep in enumerate(published[name]["parallelism"]["ep"]):
+            for column, count in enumerate(tokens if isinstance(tokens, list) else [tokens]):
+                case = Case(
+                    name, f"{ep // size} x {topology}", "decode", count, 1024, ep, 0, {"kernel": kernel}, precision
+                )
+                found = [measured[f"{way}_us"] for way in ("dispatch", "combine")]
+                times = [table[str(ep)][column] if isinstance(table, dict) else table[index] for table in found]
+                yield f"{kernel}, {topology}", f"{ep}", f"{count:,}", *_compared(times, _exchange_us(case))
+
+
+def _exchange_us(case: Case) -> tuple[float, float]:
+    cost = cost_of(case)
+    row_P = balanced(cost).expert_LP[0]
+    times = cost.stages[0].moe.layer(cost.instance.loads[0], row_P)
+    return float(times.dispatch_S[0]) * 1e6, float(times.combine_S[0]) * 1e6
+
+
+def _compared(measured: Sequence[float], predicted: Sequence[float]) -> Iterator[str]:
+    for one, other in zip(measured, predicted, strict=True):
+        yield f"{one:,.0f} / {other:,.0f} us"
+        yield f"{other / one - 1:+.0%}"
 
 
 def ranking_rows(data: Path) -> Iterator[tuple[str, ...]]:
