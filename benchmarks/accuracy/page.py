@@ -145,7 +145,7 @@ def _published_sections(data: Path) -> tuple[Section, ...]:
     headers = ("case", "measured", "predicted", "error")
     steps = Section("Published steps", words, headers, tuple(published.rows(data)))
     travel = (
-        "One dispatch and one combine of DeepSeek-V3 with the shipped profiles, measured / predicted. DeepEP's own rows "
+        "One dispatch and one combine of DeepSeek-V3 with the shipped profiles, measured / predicted. DeepEP's rows "
         "are of a version that sent by RDMA even inside the node, which later ones do not; the H100 rows took part in "
         "the fit; the one-sided ones are of a router that sends each token to eight different ranks, where uniform "
         "choice visits fewer."
