@@ -107,7 +107,7 @@ def test_the_outer_config_says_whether_the_lm_head_is_tied(tied: bool) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers", minversion="5.23")
     small = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 64}
-    vision = small | {"deepstack_visual_indexes": []}
+    vision: Config = small | {"deepstack_visual_indexes": []}
     with_vision, _ = built(outer | {"vision_config": vision})
     without_head, _ = built(outer | {"vision_config": vision, "tie_word_embeddings": True})
     assert with_vision - without_head == (0 if tied else 64 * 1000)
