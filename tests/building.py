@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from planner.cost.instance import Instance
 from planner.cost.step import split_cost
 from planner.inputs.constants import Constants
-from planner.inputs.deployment import load_default_efficiency, load_kernel
+from planner.inputs.deployment import load_kernel
 from planner.inputs.documents import validated
+from planner.inputs.efficiency import Efficiency, load_default_efficiency
 from planner.inputs.engines import EngineMemory, EngineRules
-from planner.inputs.gpu import Efficiency, Gpu
+from planner.inputs.gpu import Gpu
 from planner.inputs.links import Link
 from planner.inputs.model import Attention, DenseFfn, Ffn, GroupedAttention, LayerRun, Model, MoeFfn
 from planner.inputs.precision import Precision

@@ -36,8 +36,9 @@ SECTIONS: Final[dict[Kind, tuple[str, str]]] = {
 }
 
 EFFICIENCY = """\
-What kernels reach on a GPU whose profile has no `efficiency:` of its own; no shipped GPU profile has one yet. These
-are assumptions, not calibrated on any one machine. See [model.md](model.md), "Compute", for the formula."""
+What kernels reach on a GPU whose profile has no curve of its own for a kind of work or a number format: one curve for
+all GPUs that were measured. See [model.md](model.md), "Compute", for the formula, and [accuracy.md](accuracy.md) for
+how far such curves are off."""
 
 MODELS = """\
 Named by `model:`. Parameters are counted from the shape; *active* is what one token passes (the embedding is a look-up
@@ -75,7 +76,7 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, str, str, str]]:
     """Every value with its key path, basis and source; no basis for plain settings."""
     if isinstance(value, dict) and "basis" in value:
         figures = value.get("value", {name: figure for name, figure in value.items() if name not in _ABOUT})
-        yield key, _shown(figures), value["basis"], value["source"]
+        yield key, _shown(figures), value["basis"], value["source"] + _errors(value)
     elif isinstance(value, dict):
         for name, inner in value.items():
             if name != "level":
@@ -86,6 +87,14 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, str, str, str]]:
             yield from _leaves(inner, f"{key}[{label}]")
     else:
         yield key, _shown(value), "", ""
+
+
+def _errors(value: dict[str, Any]) -> str:
+    """How far a fitted curve is off, median / p90."""
+    names = {"fit": "fit", "held_out": "held out"}
+    return "".join(
+        f"; {words} {value[key]['median']} / {value[key]['p90']}" for key, words in names.items() if key in value
+    )
 
 
 def _shown(value: Any) -> str:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from planner.cost.grid import Grid
 from planner.cost.instance import Instance, LayerLoad
 from planner.cost.ports import Ports, ring
-from planner.cost.roofline import Kernel, kernel, slowest_kernel, smooth_max
+from planner.cost.roofline import Kernel, kernel, slowest_kernel
 from planner.cost.traffic import RANKS, Exchange, exchange_of, visits
 from planner.inputs.parameters import expert_parameters
 from planner.inputs.precision import ACTIVATION_BITS, WEIGHTS
@@ -106,13 +106,8 @@ class MoeCost:
     def class_s(self, number: int, rows: Floats, touched: Floats, slots: Floats | float) -> Floats:
         """Seconds of ranks of one class."""
         k = self.kernels_C[number]
-        busy = smooth_max(
-            rows * (self.flop_per_row * k.s_per_flop),
-            touched * (self.weight_bytes * k.s_per_byte),
-            k.exponent,
-        )
-        moved = rows * (self.moved_bytes_per_row * k.s_per_moved_byte)
-        return np.asarray(k.base_s + k.per_expert_s * slots + busy + moved)
+        moved = rows * self.moved_bytes_per_row
+        return np.asarray(k.seconds(rows * self.flop_per_row, touched * self.weight_bytes, moved, slots))
 
     def expert_light_s(self, rows_SR: Floats, touched_SR: Floats) -> Floats:
         """Speed of light of the same work."""
@@ -228,7 +223,7 @@ def moe_cost(instance: Instance, grid: Grid) -> MoeCost:
         launch_s=constants.kernel.launch.value,
         gather_s_per_row_byte=gather,
         gather_launch_s=gather_launch,
-        overlap=min(instance.efficiency_of(kind).overlap.value for kind in set(grid.kind_G.tolist())),
+        overlap=min(instance.overlap(kind).value for kind in set(grid.kind_G.tolist())),
     )
 
 
@@ -242,12 +237,9 @@ def _kernels(instance: Instance, grid: Grid) -> tuple[tuple[Kernel, ...], Ints]:
     kernels: dict[Kernel, Kernel] = {}  # by figures alone: GPUs that differ in memory only are of one class
     number_of = {}
     for kinds in {tuple(sorted(set(kinds))): None for kinds in kinds_R.tolist()}:
-        bound = []
-        for kind in kinds:
-            roofline = instance.efficiency_of(kind).experts
-            gpu = instance.topology.kinds[kind]
-            bound.append(kernel(gpu, roofline.value, weights, roofline.basis, roofline.source))
-        slowest = slowest_kernel(bound)
+        slowest = slowest_kernel(
+            [kernel(instance.topology.kinds[kind], instance.curve(kind, "experts", weights), weights) for kind in kinds]
+        )
         figures = replace(slowest, source="")
         kernels.setdefault(figures, slowest)
         number_of[kinds] = list(kernels).index(figures)

@@ -267,7 +267,7 @@ def _moe_terms(
     light = _moe_light(cost, stage, traced, placement)
     constants = cost.instance.constants
     kernel = stage.moe.kernels_C[0]
-    hidden = constants.efficiency.overlap
+    hidden = cost.instance.overlap(int(stage.grid.kind_G[0]))
     travel = constants.kernel.scale_out if cost.instance.topology.num_nodes > 1 else constants.kernel.scale_up
     terms = [
         Term("experts", expert, light[0] + untraced * light[3], kernel.basis, kernel.source),

@@ -12,8 +12,8 @@ from planner.errors import InputError, Place, ProblemLog, UsageError
 from planner.inputs import documents, profiles
 from planner.inputs.checkpoint import INDEX_NAME, checkpoint_files, read_config, weight_warnings
 from planner.inputs.documents import Frozen
+from planner.inputs.efficiency import Efficiency, load_default_efficiency
 from planner.inputs.engines import EngineFile, EngineMemory, Share, load_engine
-from planner.inputs.gpu import Efficiency
 from planner.inputs.huggingface import model_from_config
 from planner.inputs.kernels import KernelFile, as_used
 from planner.inputs.model import Model
@@ -359,13 +359,6 @@ def load_kernel(name: str, where: Place | None = None) -> KernelFile:
     """Read a communication kernel profile."""
     kernel, _ = documents.load(profiles.path_of("kernels", name, where), KernelFile, "kernel")
     return kernel
-
-
-def load_default_efficiency() -> Efficiency:
-    """What kernels reach on a GPU that nobody measured: assumed."""
-    path = profiles.folder() / "efficiency.yaml"
-    efficiency, _ = documents.load(path, Efficiency, "efficiency")
-    return efficiency
 
 
 def parse_split(text: str) -> dict[str, int]:

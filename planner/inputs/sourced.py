@@ -9,9 +9,9 @@ from pydantic import BaseModel, model_validator
 from planner.inputs.documents import Frozen
 
 # measured: on the very machine, or for a shipped profile on such a machine; fitted: to published
-# measurements of such a machine; datasheet: the vendor's figure; given: written by the user;
-# assumed: nobody measured it here.
-Basis = Literal["measured", "fitted", "datasheet", "given", "assumed"]
+# measurements of such a machine; transferred: fitted to another machine or format; datasheet: the
+# vendor's figure; given: written by the user; assumed: nobody measured it here.
+Basis = Literal["measured", "fitted", "transferred", "datasheet", "given", "assumed"]
 
 Value = TypeVar("Value")
 

@@ -12,7 +12,7 @@ from itertools import combinations, product
 from typing import Any
 
 from planner.cost.instance import Instance
-from planner.inputs.gpu import Roofline
+from planner.inputs.efficiency import Roofline
 from planner.inputs.links import End
 from planner.inputs.model import DenseFfn, GroupedAttention, MoeFfn
 from planner.plan.split import Split
@@ -58,6 +58,14 @@ class PlainCost:
         a = flop / (r.compute * min(self.card[g].compute["bf16"].value for g in gpus))
         b = weight_bytes / (r.memory * min(self.card[g].hbm_bandwidth.value for g in gpus))
         return float(launches * r.base + (a**r.exponent + b**r.exponent) ** (1 / r.exponent))
+
+    def gemm(self, gpu: int, weights: float, n: float, launches: int = 1) -> float:
+        """bf16 products of n tokens, each with the model's width on one side; activations move between them."""
+        r, h = self.eff.gemm["bf16"].value, self.i.model.hidden_size
+        assert r.activation is not None
+        moved = 2 * n * (launches * h + weights / h)
+        hbm = self.card[gpu].hbm_bandwidth.value
+        return float(self.roof(r, gpu, 2 * weights * n, 2 * weights, launches) + moved / (r.activation * hbm))
 
     # --- links: a level inside a node and one between nodes ----------------------------------------
 
@@ -142,27 +150,31 @@ class PlainCost:
         assert isinstance(att, GroupedAttention)
         kv = max(1, math.ceil(att.num_kv_heads / s.tp))
         weights = h * (att.num_heads // s.tp + 2 * kv) * att.head_dim + att.num_heads // s.tp * att.head_dim * h
-        parts = [self.roof(self.eff.gemm.value, gpu, 2 * weights * n, 2 * weights, 2)]
+        parts = [self.gemm(gpu, weights, n, 2)]
         context = self.i.workload.context_length
         pairs = 2 * att.head_dim * (att.num_heads / s.tp)
         cache = 2 * kv * att.head_dim * 2
         if self.i.workload.phase == "decode":
-            parts.append(self.roof(self.eff.attention_decode.value, gpu, 2 * n * context * pairs, n * context * cache))
+            parts.append(
+                self.roof(self.eff.attention_decode["gqa"].value, gpu, 2 * n * context * pairs, n * context * cache)
+            )
         else:
             moved = n * (cache + 2 * 2 * (att.num_heads / s.tp) * att.head_dim)
-            parts.append(self.roof(self.eff.attention_prefill.value, gpu, 2 * n * (context + 1) / 2 * pairs, moved))
+            tiled = math.ceil(context / 128) * 128 / context  # queries are computed in tiles of 128
+            flop = 2 * n * (context + 1) / 2 * pairs * tiled
+            parts.append(self.roof(self.eff.attention_prefill["gqa"].value, gpu, flop, moved))
         hbm = self.card[gpu].hbm_bandwidth.value
-        parts.append(8 * 2 * n / s.tp * h / hbm / self.eff.gemm.value.memory)
+        parts.append(8 * 2 * n / s.tp * h / hbm / self.eff.gemm["bf16"].value.memory)
         parts.append(self.all_reduce(k, n))
         if isinstance(run.ffn, DenseFfn):
             weights = 3 * h * (run.ffn.intermediate_size // s.tp)
-            dense = self.roof(self.eff.gemm.value, gpu, 2 * weights * n, 2 * weights, 2)
+            dense = self.gemm(gpu, weights, n, 2)
             return [*parts, dense, self.all_reduce(k, n)]
         router = run.ffn.num_experts * h
-        parts.append(self.roof(self.eff.gemm.value, gpu, 2 * router * n / s.tp, 2 * router))
+        parts.append(self.gemm(gpu, router, n / s.tp))
         if run.ffn.shared_intermediate_size:
             weights = 3 * h * (run.ffn.shared_intermediate_size // s.tp)
-            parts.append(self.roof(self.eff.gemm.value, gpu, 2 * weights * n, 2 * weights, 2))
+            parts.append(self.gemm(gpu, weights, n, 2))
         return parts
 
     def all_reduce(self, k: int, n: float) -> float:
@@ -178,7 +190,7 @@ class PlainCost:
         if k == s.pp - 1:
             scored = n if self.i.workload.phase == "decode" else max(1.0, n / self.i.workload.context_length)
             weights = math.ceil(self.i.model.vocab_size / s.tp) * h
-            return max(self.roof(self.eff.gemm.value, g, 2 * weights * scored, 2 * weights) for g in self.gpus[k])
+            return max(self.gemm(g, weights, scored) for g in self.gpus[k])
         pairs = list(zip(self.gpus[k], self.gpus[k + 1], strict=True))
         messages = [(*pair, n / s.tp * h * 2) for pair in pairs]
         seconds = self.send_s(messages, self.gpus[k] + self.gpus[k + 1], collective=True)
@@ -211,11 +223,12 @@ class PlainCost:
             constant += self.latency(pair for group in self.groups(k) for pair in combinations(group, 2))
         num_bytes = 2 * h + self.kernel.header_bytes
         traffic = 2 * (constant + (volume + gather) * num_bytes)
+        assert self.eff.overlap is not None
         overlap = self.eff.overlap.value
         return expert + traffic - overlap * min(expert, traffic)
 
     def expert_s(self, rows: float, hit: float, slots: int, width: int, gpus: Sequence[int]) -> float:
-        r, h = self.eff.experts.value, self.i.model.hidden_size
+        r, h = self.eff.experts["bf16"].value, self.i.model.hidden_size
         assert r.activation is not None
         busy = self.roof_of(r, gpus, 6 * h * width * rows, 2 * 3 * h * width * hit)
         hbm = min(self.card[g].hbm_bandwidth.value for g in gpus)
