@@ -314,8 +314,6 @@ class PublishedSize(Frozen):
     other_billion: Annotated[float, Field(ge=0)] = 0.0
     """Part of the total that is not in the language model: a vision tower."""
     source: str
-    differs: str = ""
-    """Why the count is more than 1 % away from the total, where it is."""
 
 
 class ConfigFile(Frozen):

@@ -14,6 +14,7 @@ from planner.inputs.kernels import Calibration
 from planner.inputs.links import Gone, GroupLink, Link, PairLink
 
 LIMIT_GPUS: Final = 1 << 16
+LIMIT_LINKS: Final = 8
 _INSTEAD: Final = "give gpu, nodes and gpus_per_node, or groups: [{gpu: h200-sxm, nodes: 1, gpus_per_node: 8}, ...]"
 
 
@@ -30,7 +31,7 @@ class NodeGroup(Sparse):
     """GPUs of each node."""
     gpus: Annotated[tuple[str | Gpu, ...], Field(min_length=1, max_length=1024)] | None = None
     """Instead of gpu and gpus_per_node, where a node holds different GPUs: one for each, in order."""
-    links: Annotated[tuple[GroupLink, ...], Field(max_length=8)] = ()
+    links: Annotated[tuple[GroupLink, ...], Field(max_length=LIMIT_LINKS)] = ()
     """Levels at which these nodes differ from `links` of the topology."""
 
     @model_validator(mode="after")
@@ -69,7 +70,7 @@ class TopologyFile(Sparse):
     """GPUs of each node."""
     groups: Annotated[tuple[NodeGroup, ...], Field(max_length=1024)] = ()
     """Instead of gpu, nodes and gpus_per_node: groups of nodes with different GPUs, or counts of them."""
-    links: Annotated[tuple[Link, ...], Field(min_length=1, max_length=8)]
+    links: Annotated[tuple[Link, ...], Field(min_length=1, max_length=LIMIT_LINKS)]
     """Link levels, innermost first."""
     out_of_service: Annotated[tuple[Gone, ...], Field(max_length=LIMIT_GPUS)] = ()
     """GPUs that are there but must not be used. Plans number the others."""
