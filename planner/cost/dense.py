@@ -206,8 +206,10 @@ class DenseCost:
         reached = self.instance.curve(self.kind, "gemm", "bf16").value.memory
         num_bytes = 4.0 * norms * BF16_BYTES * self.tokens / self.grid.split.tp * self.instance.model.hidden_size
         light = num_bytes / hbm.value
-        seconds = light / reached
-        return Term("norms and residuals", seconds, light, "assumed", f"{4 * norms} passes over the activations")
+        launch = self.instance.small_kernel(self.kind)
+        seconds = light / reached + norms * launch.value
+        source = f"{4 * norms} passes over the activations; {launch.source}"
+        return Term("norms and residuals", seconds, light, "assumed", source)
 
     def _collective(self, name: str) -> Term:
         """An all-reduce over the tensor-parallel group; nothing for tp = 1."""

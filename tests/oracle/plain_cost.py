@@ -197,7 +197,8 @@ class PlainCost:
             flop = 2 * n * (context + 1) / 2 * pairs * tiled
             parts.append(self.roof(self.eff.attention_prefill["gqa"].value, gpu, flop, moved))
         hbm = self.card[gpu].hbm_bandwidth.value
-        parts.append(8 * 2 * n / s.tp * h / hbm / self.eff.gemm["bf16"].value.memory)
+        assert self.eff.small_kernel is not None
+        parts.append(8 * 2 * n / s.tp * h / hbm / self.eff.gemm["bf16"].value.memory + 2 * self.eff.small_kernel.value)
         parts.append(self.all_reduce(k, n))
         if isinstance(run.ffn, DenseFfn):
             weights = 3 * h * (run.ffn.intermediate_size // s.tp)
