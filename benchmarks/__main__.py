@@ -10,10 +10,16 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks import generalisation, held_out, routing, speed, traces
+from benchmarks import generalisation, held_out, predictions, routing, speed, traces
 from benchmarks.accuracy import page as accuracy
 
-_ALL = {"speed": speed.run, "held-out": held_out.run, "generalisation": generalisation.run, "routing": routing.run}
+_ALL = {
+    "speed": speed.run,
+    "held-out": held_out.run,
+    "generalisation": generalisation.run,
+    "routing": routing.run,
+    "predictions": predictions.run,
+}
 _NAMES = [*_ALL, "traces", "accuracy"]
 
 

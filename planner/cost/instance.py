@@ -64,8 +64,12 @@ class Instance:
         return curve_of(self._efficiencies(kind), work, name)
 
     def overlap(self, kind: int) -> Sourced[float]:
-        """Part of the shorter of expert and traffic time that hides behind the longer."""
+        """Part of what could hide behind other work that does."""
         return next(known.overlap for known in self._efficiencies(kind) if known.overlap is not None)
+
+    def small_kernel(self, kind: int) -> Sourced[float]:
+        """Constant seconds of a small kernel."""
+        return next(known.small_kernel for known in self._efficiencies(kind) if known.small_kernel is not None)
 
     def _efficiencies(self, kind: int) -> tuple[Efficiency, ...]:
         own = self.topology.kinds[kind].efficiency

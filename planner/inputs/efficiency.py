@@ -74,7 +74,9 @@ class Efficiency(Frozen):
     attention_decode: dict[AttentionName, Curve] = Field(default={})
     """Attention over the KV cache, one token per sequence."""
     overlap: Sourced[Percentage] | None = None
-    """Part of the shorter of expert time and traffic time that hides behind the longer."""
+    """Part of what could hide behind other work that does."""
+    small_kernel: Sourced[Duration] | None = None
+    """Constant time of one small kernel (a norm with its residual), besides the bytes that it moves."""
 
 
 def load_default_efficiency() -> Efficiency:

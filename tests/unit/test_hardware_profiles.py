@@ -81,7 +81,7 @@ def test_every_node_loads_and_scales(name: str) -> None:
     for count in (1, 2, 18, 40):
         made = topology_of_nodes(count, name, None)
         assert made.num_gpus == count * (made.file.gpus_per_node or 0)
-        bandwidths = [link.bandwidth.value for link in made.links]
+        bandwidths = [link.bandwidth.value / link.shared_by for link in made.links]
         assert bandwidths == sorted(bandwidths, reverse=True)
 
 
