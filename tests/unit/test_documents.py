@@ -49,7 +49,7 @@ links:
 rack: yes
 """
     rate, compute = 'expected a rate such as "450 GB/s" or "400 Gb/s"', 'expected a rate such as "989 TFLOP/s"'
-    known = "known keys: gpu, gpus_per_node, groups, links, nodes, out_of_service, overrides"
+    known = "known keys: calibration, gpu, gpus_per_node, groups, links, nodes, out_of_service, overrides"
     missing, *others = problems(tmp_path, text)
     assert missing.startswith("error: topology.yaml:2:6: gpu: hbm_bandwidth is missing")
     assert others == [

@@ -109,7 +109,10 @@ def test_a_deployment_may_set_the_share(tmp_path: Path) -> None:
 
 
 def test_a_kernel_takes_the_sizes_that_the_engine_asks_for(tmp_path: Path) -> None:
-    buffer = load_deployment(deployment(tmp_path, "")).kernel.buffer
+    usual = load_deployment(deployment(tmp_path, ""))
+    assert usual.communication.kernel == "allgather-reducescatter"  # what vLLM runs on one node
+    wide = deployment(tmp_path, "communication: {kernel: deepep-low-latency}")
+    buffer = load_deployment(wide).kernel.buffer
     assert buffer.kind == "deepep_low_latency"
     assert buffer.tokens.value == 256  # vLLM's own default, not the library's 128
 
