@@ -7,6 +7,7 @@ hash. The same inputs, options and version give the same bytes: no time, no date
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -357,10 +358,13 @@ def _is_leaf(value: dict[str, Any] | list[Any], compact: str) -> bool:
 
 def read_plan(path: Path) -> Plan:
     """Read a plan.json; raises `InputError` with all problems and their places."""
-    data = documents.read_json(path)
+    hint = f"expected a file written by ep-plan solve (schema: {_SCHEMA})"
+    try:
+        data = documents.read_json(path)
+    except InputError as error:
+        raise InputError(replace(problem, hint=problem.hint or hint) for problem in error.problems) from None
     if not isinstance(data, dict) or data.get("schema") != _SCHEMA:
         found = data.get("schema") if isinstance(data, dict) else None
-        hint = f"expected a file written by ep-plan solve (schema: {_SCHEMA})"
         raise InputError(Problem(f"not a plan: schema is {found!r}", Place(str(path)), hint))
     values = {key: value for key, value in data.items() if key != "schema"}
     try:
