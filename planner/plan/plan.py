@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from planner import __version__
 from planner.errors import InputError, Place, Problem
 from planner.inputs import documents
 from planner.inputs.constants import Constants
@@ -371,4 +372,8 @@ def read_plan(path: Path) -> Plan:
         return documents.validated(Plan, values)
     except ValidationError as error:
         document = documents.document_of_json(path, data)
-        raise InputError(documents.problems_of(error, document, Plan)) from None
+        problems = documents.problems_of(error, document, Plan)
+        if (version := data.get("version")) != __version__:
+            told = f"written by ep-plan {version}, and this is {__version__}"
+            problems.append(Problem(told, document.place(("version",)), "solve again, or use that version"))
+        raise InputError(problems) from None

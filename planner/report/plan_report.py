@@ -19,7 +19,7 @@ from planner.inputs.units import format_bytes, format_count, format_percent, for
 from planner.plan.plan import BaselineRecord, CandidateRecord, Plan, SplitRecord
 from planner.report.machine_text import fullest_gpus, machine_of, machine_text
 from planner.report.rules_report import render_rejected, render_rules
-from planner.report.style import bar, heat, plain_table
+from planner.report.style import as_wide_as_fits, bar, heat, plain_table
 
 _IMBALANCE_STEPS = (1.02, 1.05, 1.1, 1.2, 1.35, 1.6, 2.0)
 _RANK_STEPS = (0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2)
@@ -126,6 +126,8 @@ def _balance(plan: Plan) -> list[tuple[str, str]]:
     parts = [f"{name} {record.imbalance:.3f}" for name, record in _shown_baselines(plan)]
     floor = plan.predicted.noise_floor
     rows = [("max/mean", f"plan {mine:.3f}; {', '.join(parts)}" + (f" (chance alone: {floor:.3f})" if floor else ""))]
+    if "eplb" not in plan.baselines:
+        rows.append(("", "no EPLB beside it: that needs equal slots on all ranks, and equal nodes"))
     if plan.held_out is not None:
         held = plan.held_out.imbalance
         others = ", ".join(f"{name} {held[name]:.3f}" for name, _ in _shown_baselines(plan) if name in held)
@@ -233,14 +235,18 @@ def _splits(plan: Plan, console: Console, verbose: bool) -> None:
     alive = [c for c in plan.candidates if c.outcome != "rejected"]
     rejected = [c for c in plan.candidates if c.outcome == "rejected"]
     alive.sort(key=lambda c: (c.step_s if c.step_s is not None else c.bound_s or 0.0, c.bound_s or 0.0))
-    most = "sequences" if plan.inputs.workload.phase == "decode" else "tokens"
-    columns = ("splits", "step", "at best", "memory left", "spare KV", most, "context")
-    table = plain_table(*columns, right=range(1, len(columns)))
-    chosen = [c for c in alive if c.outcome == "chosen"]
-    for candidate in [*chosen, *(c for c in alive if c.outcome != "chosen")][: len(alive) if verbose else _BEST_SHOWN]:
-        table.add_row(*_split_row(candidate), style="green" if candidate.outcome == "chosen" else None)
+    most = ("sequences", "context") if plan.inputs.workload.phase == "decode" else ("tokens",)
+    columns = ("splits", "step", "at best", "memory left", "spare KV", *most)
+    chosen_first = sorted(alive, key=lambda c: c.outcome != "chosen")
+    shown = chosen_first if verbose else chosen_first[:_BEST_SHOWN]
+    table = as_wide_as_fits(console, columns, [_split_row(c)[: len(columns)] for c in shown], least=4)
     console.print(table)
-    console.print("spare KV: more tokens for a data-parallel rank; then the most that fit", style="dim")
+    told = ["spare KV: more tokens for a data-parallel rank", "then the most that fit"]
+    left_out = columns[len(table.columns) :]
+    told = told[: max(0, len(table.columns) - 4)] + (
+        [f"no room for: {', '.join(left_out)} (--json)"] if left_out else []
+    )
+    console.print("; ".join(told), style="dim")
     hidden = 0 if verbose else max(0, len(alive) - _BEST_SHOWN)
     if hidden:
         console.print(f"and {hidden} more that fit (-v)", style="dim")

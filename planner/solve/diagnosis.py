@@ -6,15 +6,19 @@ nearest to fitting first. Each repair offered was tried: with it some split brea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from fractions import Fraction
 from typing import Any
 
 from planner.cost.instance import Instance
 from planner.errors import InfeasibleError, Problem
 from planner.inputs.deployment import load_kernel
+from planner.inputs.gpu import Gpu
 from planner.inputs.kernels import KernelLimits
 from planner.inputs.precision import WEIGHTS, Precision
+from planner.inputs.sourced import Sourced
 from planner.inputs.topology import resolve
 from planner.inputs.units import format_bytes
 from planner.inputs.workload import Workload
@@ -44,7 +48,7 @@ def infeasible(instance: Instance, space: SearchSpace, candidates: list[Candidat
     rows = _rows(nearest)
     error = InfeasibleError(f"no split of {gpus} GPU{plural} fits ({len(rows)} tried)")
     lines = [*_table(rows), *_arithmetic(instance, nearest[0])]
-    lines += [f"try: {repair}" for repair in repairs(instance, space)]
+    lines += [f"try: {repair}" for repair in repairs(instance, space, candidates)]
     error.problems = (Problem(str(error.problems[0].message), None, "\n".join(lines)),)
     error.data = {"candidates": [_as_data(candidate) for candidate in nearest]}
     return error
@@ -122,7 +126,7 @@ def _arithmetic(instance: Instance, candidate: Candidate) -> Iterator[str]:
 # --- repairs ----------------------------------------------------------------------------------------
 
 
-def repairs(instance: Instance, space: SearchSpace) -> Iterator[str]:
+def repairs(instance: Instance, space: SearchSpace, candidates: list[Candidate]) -> Iterator[str]:
     """Changes of one thing each with which some split breaks no rule; every one was tried."""
     if space.pins and feasible_split(instance, replace(space, pins={})):
         pins = ", ".join(f"{name}={value}" for name, value in space.pins.items())
@@ -132,6 +136,9 @@ def repairs(instance: Instance, space: SearchSpace) -> Iterator[str]:
     nodes = _fewest(lambda count: _with_nodes(instance, count), instance, space)
     if nodes is not None:
         yield f"{nodes} nodes ({_with_nodes(instance, nodes).topology.num_gpus} GPUs)"
+    gib = _least_memory_gib(instance, space, candidates)
+    if gib is not None:
+        yield f"GPUs of {gib} GiB"
     yield from _formats(instance, space)
     yield from _engine_settings(instance, space)
     for name, text in (("context_length", "context_length {:,}"), ("tokens_per_gpu", "tokens_per_gpu {:,}")):
@@ -157,6 +164,20 @@ def _fewest(change: Callable[[int], Instance], instance: Instance, space: Search
         if feasible_split(changed, space):
             return nodes
     return None
+
+
+def _least_memory_gib(instance: Instance, space: SearchSpace, candidates: list[Candidate]) -> int | None:
+    """The least memory in whole GiB of every GPU with which a split fits that breaks no other rule."""
+    file, kinds = instance.topology.file, instance.topology.kinds
+    over = [-c.free_bytes for c in candidates if all("memory" in reason.rule for reason in c.reasons)]
+    if len(kinds) > 1 or not isinstance(file.gpu, Gpu) or not over:
+        return None
+    share = Fraction(str(instance.constants.engine_memory.share.value))
+    gib = math.ceil((kinds[0].memory.value + min(over) / share) / (1 << 30))
+    memory = Sourced[int](value=gib << 30)
+    larger = file.model_copy(update={"gpu": file.gpu.model_copy(update={"memory": memory})})
+    changed = replace(instance, topology=resolve(larger, instance.topology.num_gpus))
+    return gib if feasible_split(changed, space) else None
 
 
 def _formats(instance: Instance, space: SearchSpace) -> Iterator[str]:

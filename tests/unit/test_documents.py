@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from planner import __version__
 from planner.errors import InputError
 from planner.inputs.documents import parse_json, read_json
 from planner.inputs.topology import load_topology
@@ -195,6 +196,23 @@ def test_faults_of_a_plan_have_line_and_column(tmp_path: Path) -> None:
     assert "error: plan.json:3:18: split.tp: 0: input should be greater than or equal to 1" in found
     assert "error: plan.json:3:21: split.etpp: unknown key\n  did you mean etp?" in found
     assert "error: plan.json:3:11: split: dp is missing" in [text.split("\n")[0] for text in found]
+
+
+def test_an_invalid_plan_of_another_version_is_told_so(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    for version, expected in (("0.0.1", True), (__version__, False)):
+        path.write_text(f'{{"schema": "ep-plan/plan/1", "version": "{version}"}}')
+        with pytest.raises(InputError) as caught:
+            read_plan(path)
+        assert ("written by ep-plan 0.0.1" in str(caught.value)) is expected
+
+
+def test_what_is_no_json_is_told_what_a_plan_is(tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text("schema: ep-plan/deployment/1\n")
+    with pytest.raises(InputError, match="not valid JSON") as caught:
+        read_plan(path)
+    assert "expected a file written by ep-plan solve" in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"schema": "ep-plan/plan/2"}', '"ep-plan/plan/1"'])
