@@ -249,6 +249,19 @@ class TraceRecord(Frozen):
     """Of the file."""
 
 
+class SearchRecord(Frozen):
+    """What was looked for, and when to stop."""
+
+    pins: dict[str, Positive]
+    """Degrees that were given; the others were chosen."""
+    redundant_experts: Whole | Literal["auto"]
+    """As given; auto: the number with the least step time."""
+    gap: Number
+    """Stop when (objective - bound) / objective is at most this."""
+    seed: Whole
+    """Seed of the integer program."""
+
+
 class PlanInputs(Frozen):
     """Everything resolved, so that a plan can be checked, exported and validated alone."""
 
@@ -272,6 +285,8 @@ class PlanInputs(Frozen):
     """What the engine can run."""
     keep_groups: Literal["node"] | None = None
     """Whether routing groups stay on a node."""
+    search: SearchRecord
+    """What was looked for."""
     traces: tuple[TraceRecord, ...]
     """Recorded routing."""
     traced_layer_ids: tuple[Whole, ...]

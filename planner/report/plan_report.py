@@ -101,9 +101,9 @@ def _verdict(plan: Plan, console: Console) -> None:
 
 def _proof(plan: Plan) -> str:
     solver = plan.solver
-    looked = len(plan.candidates)
+    looked = _all(plan)
     if solver.status == "optimal":
-        return f"optimal: no plan over {_all(looked)} is faster in this cost model"
+        return f"optimal: no plan over {looked} is faster in this cost model"
     why = {
         "gap": "gap reached",
         "effort": "effort spent",
@@ -112,11 +112,15 @@ def _proof(plan: Plan) -> str:
         "proof": "proved",
     }[solver.stopped_by]
     gap, bound = format_percent(solver.gap, 2), format_seconds(solver.bound_s)
-    return f"within {gap} of the best possible: bound {bound} over {_all(looked)} ({why})"
+    return f"within {gap} of the best possible: bound {bound} over {looked} ({why})"
 
 
-def _all(candidates: int) -> str:
-    return f"all {candidates} candidates" if candidates > 1 else "the one candidate"
+def _all(plan: Plan) -> str:
+    """What was looked at: all splits, or those with the degrees that were given."""
+    count = len(plan.candidates)
+    pins = ", ".join(f"{name}={value}" for name, value in plan.inputs.search.pins.items())
+    looked = f"all {count} candidates" if count > 1 else "the one candidate"
+    return looked + (f" with {pins}" if pins else "")
 
 
 def _balance(plan: Plan) -> list[tuple[str, str]]:
