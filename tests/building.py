@@ -18,6 +18,7 @@ from planner.inputs.documents import validated
 from planner.inputs.efficiency import Efficiency, load_default_efficiency
 from planner.inputs.engines import EngineMemory, EngineRules
 from planner.inputs.gpu import Gpu
+from planner.inputs.kernels import KernelLimits
 from planner.inputs.links import Link
 from planner.inputs.model import Attention, DenseFfn, Ffn, GroupedAttention, LayerRun, Model, MoeFfn
 from planner.inputs.precision import Precision
@@ -25,7 +26,7 @@ from planner.inputs.sourced import Sourced
 from planner.inputs.topology import Topology, resolve
 from planner.inputs.topology_file import TopologyFile
 from planner.inputs.units import ComputeRate, Duration, Percentage, Rate, Size
-from planner.inputs.workload import Communication, Dedup, Phase, Workload
+from planner.inputs.workload import Communication, Dedup, Overlap, Phase, Workload
 from planner.plan.placement import from_ranks
 from planner.plan.plan import PlanInputs, SearchRecord
 from planner.plan.split import Split
@@ -134,17 +135,25 @@ def engine_memory(reserve: str = "1 MiB", share: str = "100%") -> EngineMemory:
     return EngineMemory.model_validate({"share": {"value": share}, "lines": (line,)})
 
 
-def constants(dedup: Dedup = "expert", *, overlap: str = "0%", reserve: str = "1 MiB") -> Constants:
-    """The shipped constants with another overlap and reserve."""
+def constants(
+    dedup: Dedup = "expert",
+    *,
+    hides: Overlap = "none",
+    overlap: str = "0%",
+    reserve: str = "1 MiB",
+    kernel: str = "all-to-all",
+) -> Constants:
+    """The shipped constants with another overlap, reserve and kernel, the kernel without limits."""
     efficiency: Efficiency = load_default_efficiency().model_copy(
         update={"overlap": Sourced[Percentage](value=overlap)}  # type: ignore[arg-type]
     )
     plain = Precision(experts="bf16", dense="bf16", embedding="bf16", kv_cache="bf16", dispatch="bf16", combine="bf16")
     return Constants(
         precision=plain,
-        communication=Communication(kernel="all-to-all", dedup=dedup),
-        kernel=load_kernel("all-to-all"),
+        communication=Communication(kernel=kernel, dedup=dedup, overlap=hides),
+        kernel=load_kernel(kernel).model_copy(update={"limits": KernelLimits(), "on": {}}),
         collectives=load_kernel("nccl"),
+        small_collectives=load_kernel("vllm-all-reduce"),
         efficiency=efficiency,
         engine_memory=engine_memory(reserve),
         copy_rule="even",

@@ -10,10 +10,11 @@ all-reduce), a dense feed-forward part another; experts bring their own exchange
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Final
 
+from planner.cost.collectives import Blocks
 from planner.cost.grid import Grid
 from planner.cost.instance import Instance
 from planner.cost.kv_cache import (
@@ -22,8 +23,8 @@ from planner.cost.kv_cache import (
     kv_bytes_per_token,
     state_bytes_per_sequence,
 )
-from planner.cost.ports import Passage, Ports, ring
-from planner.cost.roofline import Kernel, all_reduce_factor, kernel
+from planner.cost.roofline import Kernel, kernel
+from planner.cost.term import Term, merged
 from planner.inputs.efficiency import Curve, Work
 from planner.inputs.model import (
     Attention,
@@ -37,42 +38,14 @@ from planner.inputs.model import (
 )
 from planner.inputs.parameters import attention_parameters, dense_parameters, router_parameters, shared_parameters
 from planner.inputs.precision import CACHE_BITS, WEIGHTS, WeightName
-from planner.inputs.sourced import Basis, Sourced
+from planner.inputs.sourced import Sourced
 
 BF16_BYTES = 2
+SHARED_EXPERTS: Final = "shared experts"
 # A recurrent state decays, takes in the new token and is read out: three multiply-adds per number.
 _STATE_FLOP = 6.0
 _QUERY_TILE = 128
 _STATE_CHUNK = 64  # tokens that one pass of a chunked prefill kernel works on
-
-
-@dataclass(frozen=True)
-class Term:
-    """One part of a step's time, and what it rests on."""
-
-    name: str
-    seconds: float
-    light_s: float
-    """Speed of light: the same work at datasheet rates."""
-    basis: Basis
-    source: str
-
-    def times(self, factor: float) -> Term:
-        """The same part so many times over."""
-        return replace(self, seconds=self.seconds * factor, light_s=self.light_s * factor)
-
-
-def merged(terms: Sequence[Term]) -> tuple[Term, ...]:
-    """Terms of the same name added up, in order of first appearance."""
-    total: dict[str, Term] = {}
-    for term in terms:
-        known = total.get(term.name)
-        if known is None:
-            total[term.name] = term
-        else:
-            seconds, light = known.seconds + term.seconds, known.light_s + term.light_s
-            total[term.name] = replace(known, seconds=seconds, light_s=light)
-    return tuple(total.values())
 
 
 @dataclass(frozen=True)
@@ -117,7 +90,7 @@ class DenseCost:
         terms.append(self._gemm("router", router, 1, tokens=self.tokens / tp, weights="bf16"))
         shared = shared_parameters(run.ffn, hidden, tp)
         if shared:
-            terms.append(self._gemm("shared experts", shared, 2))
+            terms.append(self._gemm(SHARED_EXPERTS, shared, 2))
         return [term for term in terms if term.seconds]
 
     def head_terms(self) -> list[Term]:
@@ -166,7 +139,7 @@ class DenseCost:
             seen = (seen + 1) / 2  # causal: on average half of the prompt
         flop = 2.0 * self.tokens * heads * seen * _dims_per_pair(attention, work.phase)
         if work.phase == "decode":
-            num_bytes = self.tokens * seen * self._entry_bytes(attention)
+            num_bytes = self.tokens / work.tokens_per_sequence * seen * self._entry_bytes(attention)
         else:
             cache = kv_bytes_per_token(attention, tp, precision.kv_cache)
             num_bytes = self.tokens * (cache + 2 * BF16_BYTES * heads * _value_dim(attention))
@@ -193,7 +166,7 @@ class DenseCost:
         cache = float(CACHE_BITS[self.instance.constants.precision.kv_cache] / 8)
         num_bytes = self.tokens * indexer.head_dim * cache
         if work.phase == "decode":
-            num_bytes *= entries
+            num_bytes *= entries / work.tokens_per_sequence
         else:
             entries /= 2
         flop = 2.0 * self.tokens * indexer.num_heads * entries * indexer.head_dim
@@ -238,26 +211,8 @@ class DenseCost:
 
     def _collective(self, name: str) -> Term:
         """An all-reduce over the tensor-parallel group; nothing for tp = 1."""
-        passage = self._ring
-        if passage is None:
-            return Term(name, 0.0, 0.0, "assumed", "")
-        constants = self.instance.constants
         num_bytes = self.tokens * self.instance.model.hidden_size * BF16_BYTES
-        num_bytes *= all_reduce_factor(self.grid.split.tp)
-        seconds = num_bytes * (1.0 / passage.rate)
-        link = self.instance.topology.links[passage.level]
-        launch = 2 * float(constants.collectives.launch.value + passage.latency_s)
-        source = joined_source(link.bandwidth, constants.collectives.scale_up)
-        return Term(name, launch + seconds, num_bytes / passage.light, constants.collectives.scale_up.basis, source)
-
-    @cached_property
-    def _ring(self) -> Passage | None:
-        """The way of tensor-parallel collectives; None for tp = 1."""
-        split = self.grid.split
-        if split.tp == 1:
-            return None
-        ports = Ports(self.instance.topology, self.instance.constants.collectives, self.grid.gpus)
-        return ports.slowest(*ring(split.tp, split.dp))
+        return Blocks(self.instance, self.grid.gpus, self.grid.split.tp).term("all_reduce", num_bytes).named(name)
 
 
 def _num_heads(attention: Attention) -> int:
@@ -289,6 +244,6 @@ def _value_dim(attention: Attention) -> int:
     return attention.head_dim if isinstance(attention, GroupedAttention | CompressedAttention) else 0
 
 
-def joined_source(first: Sourced[float], second: Sourced[float]) -> str:
+def joined_source(first: Sourced[Any], second: Sourced[Any]) -> str:
     """Both sources, where there are any."""
     return "; ".join(text for text in (first.source, second.source) if text)

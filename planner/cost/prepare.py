@@ -54,6 +54,7 @@ def from_deployment(deployment: Deployment) -> Prepared:
         communication=deployment.communication,
         kernel=deployment.kernel,
         collectives=deployment.collectives,
+        small_collectives=deployment.small_collectives,
         efficiency=deployment.default_efficiency,
         engine_memory=deployment.engine_memory,
         copy_rule=engine.copy_rule,

@@ -18,7 +18,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.inputs.efficiency import Curve
+from planner.inputs.efficiency import Curve, Errors
 from planner.inputs.gpu import Gpu
 from planner.inputs.precision import WeightName, compute_format
 from planner.inputs.sourced import Basis
@@ -46,6 +46,7 @@ class Kernel:
     exponent: int
     basis: Basis
     source: str
+    errors: Errors | None
     light_s_per_flop: float
     light_s_per_byte: float
 
@@ -84,6 +85,7 @@ def kernel(gpu: Gpu, curve: Curve, weights: WeightName) -> Kernel:
         exponent=roofline.exponent,
         basis=basis,
         source=source,
+        errors=curve.held_out or curve.fit,
         light_s_per_flop=1.0 / peak,
         light_s_per_byte=1.0 / hbm,
     )
@@ -105,8 +107,3 @@ def slowest_kernel(kernels: Sequence[Kernel]) -> Kernel:
         light_s_per_flop=max(k.light_s_per_flop for k in kernels),
         light_s_per_byte=max(k.light_s_per_byte for k in kernels),
     )
-
-
-def all_reduce_factor(members: int) -> float:
-    """Bytes that each member sends in a ring all-reduce of one byte (nccl-tests: busbw/algbw)."""
-    return 2.0 * (members - 1) / members

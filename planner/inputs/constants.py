@@ -21,6 +21,8 @@ class Constants(Frozen):
     """The communication kernel."""
     collectives: KernelFile
     """The kernel of tensor-parallel collectives and pipeline sends."""
+    small_collectives: KernelFile | None = None
+    """What the engine runs instead for small tensors inside a scale-up domain, where that is faster."""
     efficiency: Efficiency
     """What kernels reach where a GPU of the topology has no curve of its own."""
     engine_memory: EngineMemory

@@ -16,7 +16,7 @@ from planner.inputs.documents import Frozen
 from planner.inputs.efficiency import Efficiency, load_default_efficiency
 from planner.inputs.engines import EngineFile, EngineMemory, Share, load_engine
 from planner.inputs.huggingface import model_from_config
-from planner.inputs.kernels import KernelFile, as_used
+from planner.inputs.kernels import KernelFile, as_used, on_machine
 from planner.inputs.model import Model
 from planner.inputs.named_files import (
     MODEL_OPTION,
@@ -31,7 +31,7 @@ from planner.inputs.precision import ActivationName, Precision, WeightName
 from planner.inputs.strict_yaml import read_yaml
 from planner.inputs.topology import Topology
 from planner.inputs.units import Duration, Percentage
-from planner.inputs.workload import Communication, Dedup, Workload
+from planner.inputs.workload import Communication, Dedup, Overlap, Workload
 
 LIMIT_DEGREE: Final = 1 << 16
 LIMIT_COPIES: Final = 1 << 16
@@ -63,6 +63,9 @@ class CommunicationSection(Frozen):
     """A kernel profile; default: the engine's for this phase, without engine all-to-all."""
     dedup: Dedup | None = None
     """Which copies of a token are sent: one per expert, GPU or node; default: the kernel's for this phase."""
+    overlap: Overlap | None = None
+    """What traffic hides behind: none, the shared experts, or (two_batch) the other of two micro-batches;
+    default: the engine's for this phase."""
 
 
 class SplitPins(Frozen):
@@ -175,6 +178,7 @@ class Deployment:
     communication: Communication
     kernel: KernelFile
     collectives: KernelFile
+    small_collectives: KernelFile | None
     default_efficiency: Efficiency
     engine_memory: EngineMemory
     workload: Workload
@@ -208,7 +212,9 @@ def load_deployment(
     found = _tried(log, lambda: model_named and _model(model_named))
     topology_found = _tried(log, lambda: topology_named and topology_of(topology_named, given.gpus))
     engine = _tried(log, lambda: file and load_engine(file.engine, document.place(("engine",))))
-    kernel = _tried(log, lambda: file and load_kernel(_kernel_name(file, engine), document.place(_KERNEL)))
+    machine = topology_found[0] if topology_found else None
+    kernel_name = _kernel_name(file, engine, machine) if file else ""
+    kernel = _tried(log, lambda: file and load_kernel(kernel_name, document.place(_KERNEL)))
     traces = trace_paths(traces_named, log)
     if log.problems and look_at_traces is not None:
         log.extend(look_at_traces(traces, found[0] if found else None))
@@ -227,11 +233,13 @@ def load_deployment(
         engine=engine,
         precision=_precision(file.precision, model),
         communication=Communication(
-            kernel=_kernel_name(file, engine),
+            kernel=kernel_name,
             dedup=file.communication.dedup or getattr(kernel.dedup, file.workload.phase),
+            overlap=file.communication.overlap or engine.overlap.get(file.workload.phase, "none"),
         ),
-        kernel=as_used(kernel, engine.buffers.get(_kernel_name(file, engine))),
-        collectives=load_kernel(engine.collectives),
+        kernel=as_used(_on(topology, kernel, kernel_name), engine.buffers.get(kernel_name)),
+        collectives=_on(topology, load_kernel(engine.collectives), engine.collectives),
+        small_collectives=_small_collectives(engine, topology),
         default_efficiency=load_default_efficiency(),
         engine_memory=_engine_memory(engine, file.memory_share),
         workload=file.workload,
@@ -241,8 +249,23 @@ def load_deployment(
     )
 
 
-def _kernel_name(file: DeploymentFile, engine: EngineFile | None) -> str:
-    return file.communication.kernel or (engine.kernel[file.workload.phase] if engine else "all-to-all")
+def _kernel_name(file: DeploymentFile, engine: EngineFile | None, topology: Topology | None) -> str:
+    """The kernel that is asked for, else the one that the engine runs unless told otherwise."""
+    if file.communication.kernel is not None:
+        return file.communication.kernel
+    if engine is None:
+        return "all-to-all"
+    one_node = topology is not None and topology.num_nodes == 1
+    return engine.one_node_kernel if one_node and engine.one_node_kernel else engine.kernel[file.workload.phase]
+
+
+def _on(topology: Topology, kernel: KernelFile, name: str) -> KernelFile:
+    return on_machine(kernel, name, [gpu.name for gpu in topology.kinds], topology.file.calibration)
+
+
+def _small_collectives(engine: EngineFile, topology: Topology) -> KernelFile | None:
+    name = engine.small_collectives
+    return None if name is None else _on(topology, load_kernel(name), name)
 
 
 def _tried(log: ProblemLog, read: Any) -> Any:

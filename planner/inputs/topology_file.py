@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from planner.inputs.documents import Sparse
 from planner.inputs.gpu import Gpu
+from planner.inputs.kernels import Calibration
 from planner.inputs.links import Gone, GroupLink, Link, PairLink
 
 LIMIT_GPUS: Final = 1 << 16
@@ -57,7 +58,7 @@ class TopologyFile(Sparse):
     """A topology.yaml."""
 
     optional_keys: ClassVar[frozenset[str]] = frozenset(
-        {"gpu", "nodes", "gpus_per_node", "groups", "out_of_service", "overrides"}
+        {"gpu", "nodes", "gpus_per_node", "groups", "out_of_service", "overrides", "calibration"}
     )
 
     gpu: str | Gpu | None = None
@@ -74,6 +75,8 @@ class TopologyFile(Sparse):
     """GPUs that are there but must not be used. Plans number the others."""
     overrides: Annotated[tuple[PairLink, ...], Field(max_length=4096)] = ()
     """Pairs of GPUs or nodes whose link is slower than its level; the last one said of a pair holds."""
+    calibration: Annotated[tuple[Calibration, ...], Field(max_length=64)] = ()
+    """Figures of communication kernels that were measured on this machine; they replace the shipped ones."""
 
     # --- the same in other words ------------------------------------------------------------------
 

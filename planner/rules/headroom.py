@@ -44,31 +44,37 @@ def headroom(fits: RuledSplit) -> Headroom:
         longest = _last(lambda length: excess(held, now, length), context, MOST)
     return Headroom(
         spare_kv_tokens=_spare_kv_tokens(fits),
-        most_sequences=most if most < MOST else None,
+        most_sequences=most // work.tokens_per_sequence if most < MOST else None,
         longest_context=longest if longest < MOST else None,
     )
 
 
 def is_headroom(room: Headroom, fits: RuledSplit) -> bool:
     """Whether a split holds what is said, and not one more; much less work than to find it."""
-    instance, held = fits.instance, _held(fits)
-    now, context = instance.step_tokens, instance.workload.context_length
-    most = MOST if room.most_sequences is None else room.most_sequences
-    longest = MOST if room.longest_context is None else room.longest_context
+    work, now = fits.instance.workload, fits.instance.step_tokens
+    each = work.tokens_per_sequence
 
-    def holds(tokens: int) -> bool:
-        return _is_exchanged(fits, tokens) and excess(held, tokens, context) <= 0
+    def holds(sequences: int) -> bool:
+        tokens = sequences * each
+        return _is_exchanged(fits, tokens) and excess(_held(fits), tokens, work.context_length) <= 0
+
+    def reaches(length: int) -> bool:
+        return excess(_held(fits), now, length) <= 0
 
     if room.spare_kv_tokens != _spare_kv_tokens(fits):
         return False
-    if not now <= most <= MOST or not holds(most) or (most < MOST and holds(most + 1)):
+    if not _is_last(holds, room.most_sequences, now // each, MOST // each):
         return False
-    if instance.workload.phase == "decode":
-        if not context <= longest <= MOST or excess(held, now, longest) > 0:
-            return False
-        if longest < MOST and excess(held, now, longest + 1) <= 0:
-            return False
-    return longest == MOST if instance.workload.phase == "prefill" else True
+    if work.phase == "prefill":
+        return room.longest_context is None
+    return _is_last(reaches, room.longest_context, work.context_length, MOST)
+
+
+def _is_last(holds: Callable[[int], bool], last: int | None, known: int, limit: int) -> bool:
+    """Whether `last` is the last number for which something holds that holds for `known`; None: it always does."""
+    if last is None:
+        return holds(limit)
+    return known <= last < limit and holds(last) and not holds(last + 1)
 
 
 def excess(held: Occupancy, step_tokens: int, context_length: int) -> int:
