@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from planner.errors import InputError
-from planner.inputs.units import format_number_of
 from planner.trace import aggregate, batches, npz, trace
 from planner.trace.aggregate import co_activation_counts, count_by, counts_of, pairs_of
 from planner.trace.batches import running_batch, window_of_token
@@ -100,7 +99,7 @@ def test_windows_in_blocks_are_those_made_in_memory(
     read = write(tmp_path / "t.npz", ids_of(len(seq)), seq_id=seq.astype(np.int16), pos=pos)
     window, how = window_of_token(read, "decode", step)
     step_of, slots = running_batch(seq, pos, step)
-    assert f"a running batch of {format_number_of(slots, 'sequence')}" in how
+    assert f"a running batch of {slots} sequence{'s' if slots > 1 else ''}" in how
     _, atom, tokens = np.unique(step_of, return_inverse=True, return_counts=True)
     wanted = min(max(round(len(seq) / step), 16), 64, len(seq))
     middle = np.cumsum(tokens) - tokens / 2
