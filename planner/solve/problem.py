@@ -164,7 +164,7 @@ def plain_load_problem(
         alike=True,
         interchangeable=bool((sizes == sizes[0]).all()),
     )
-    unit = Kernel(0.0, 0.0, 1.0, 0.0, 0.0, 4, "given", "one second per row", 1.0, 0.0)
+    unit = Kernel(0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 4, "given", "one second per row", 1.0, 0.0)
     moe = MoeCost(
         num_ranks=len(slots_R),
         etp=1,
