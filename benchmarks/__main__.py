@@ -31,7 +31,7 @@ _NAMES = [*_ALL, "traces", "accuracy"]
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of recorded traces (benchmarks/README.md names the files).",
 )
-@click.option("--fit", is_flag=True, help="Of `accuracy`: print the curves as the profiles hold them.")
+@click.option("--fit", is_flag=True, help="Of `accuracy`: write the fitted curves into profiles/.")
 @click.option("--tokens", type=click.IntRange(1000), default=200_000, show_default=True, help="Tokens of `traces`.")
 def main(names: tuple[str, ...], data: Path | None, fit: bool, tokens: int) -> None:
     """Run the named benchmarks, or all."""
@@ -42,7 +42,7 @@ def main(names: tuple[str, ...], data: Path | None, fit: bool, tokens: int) -> N
         if name == "traces":
             traces.run_with(tokens, console)
         elif name == "accuracy":
-            accuracy.run(data, console, show_fits=fit)
+            accuracy.run(data, console, write_fits=fit)
         else:
             _ALL[name](data, console)
 

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from benchmarks.accuracy.fitting import Fit, carried_over_errors, fitted, held_out_errors, summary
 from benchmarks.accuracy.points import Points
+from benchmarks.accuracy.targets import ANY, CARRIED, EXCELLENT, GOOD, Key
 from planner.inputs.efficiency import Errors, Work
 
 Floats = NDArray[np.float64]
-Key = tuple[Work, str]
-FOLLOWS: Final = 0.18
-"""A kernel follows the form if half of its measurements, of shapes not fitted, are met within this."""
+NEARLY: Final = 0.2
+"""A kernel that takes at most so much longer than the fastest may stand for a GPU."""
+FAMILY: Final = 3
+"""GPUs on which a kernel must have been measured for its curve alone to stand for all others."""
 SOURCE: Final = "AIConfigurator 0.12 (Apache-2.0)"
 WORKS: Final[dict[Work, str]] = {
     "experts": "grouped expert GEMM",
@@ -47,9 +49,20 @@ class Judged:
         return None if self.held_out_N is None else summary(self.held_out_N)
 
     @property
+    def key(self) -> Key:
+        """Kind of work, and format of weights or kind of attention."""
+        return self.points.work, self.points.name
+
+    @property
+    def judged(self) -> Errors:
+        """Held out, where there are shapes enough."""
+        return self.held_out or self.fit_errors
+
+    @property
     def follows(self) -> bool:
         """Whether the form suits it."""
-        return (self.held_out or self.fit_errors).median <= FOLLOWS
+        owed = GOOD.get(self.key, ANY)
+        return self.judged.median <= owed.median and self.judged.p90 <= owed.p90
 
 
 @dataclass(frozen=True)
@@ -73,103 +86,59 @@ class ComputeFits:
 
     kernels: tuple[Judged, ...]
     references: dict[tuple[str, Work, str], Judged]
-    """By GPU, work and name: a fast kernel that follows the form, which an engine would pick."""
+    """By GPU, work and name: a fast kernel that follows the form."""
     transferred: dict[Key, Transferred]
 
 
 def fit_compute(points: Sequence[Points]) -> ComputeFits:
     """Fit every kernel, choose those that profiles describe, and fit what is transferred."""
     kernels = tuple(Judged(one, fitted([one]), held_out_errors(one)) for one in points)
-    groups: dict[tuple[str, Work, str], list[Judged]] = defaultdict(list)
+    by_gpu: dict[tuple[str, Work, str], list[Judged]] = defaultdict(list)
     for kernel in kernels:
-        groups[kernel.points.gpu.name, kernel.points.work, kernel.points.name].append(kernel)
-    references = {key: chosen for key, alike in groups.items() if (chosen := _fastest(alike)) is not None}
-    pooled: dict[Key, list[Points]] = defaultdict(list)
+        by_gpu[kernel.points.gpu.name, kernel.points.work, kernel.points.name].append(kernel)
+    references = {key: chosen for key, alike in by_gpu.items() if (chosen := _reference(alike)) is not None}
+    by_work: dict[Key, list[Judged]] = defaultdict(list)
     for (_, work, name), chosen in references.items():
-        pooled[work, name].append(chosen.points)
-    transferred = {
-        key: Transferred(tuple(group), fitted(group), tuple(carried_over_errors(group)))
-        for key, group in pooled.items()
-    }
+        by_work[work, name].append(chosen)
+    transferred = {key: _transferred([k for k in kernels if k.key == key], chosen) for key, chosen in by_work.items()}
     return ComputeFits(kernels, references, transferred)
 
 
-def _fastest(alike: Sequence[Judged]) -> Judged | None:
-    """Of kernels that follow the form, the least geometric mean time over all measured, errors on top of it.
+def _reference(alike: Sequence[Judged]) -> Judged | None:
+    """Of one GPU's kernels that follow the form and are nearly the fastest of these: the one that is met best.
 
-    A kernel that is a little faster but met half as well is no better a description of the GPU.
+    Speed is the geometric mean time of the curves over everything measured for such work on the GPU.
     """
 
-    def cost(kernel: Judged) -> float:
-        bare, errors = Fit(kernel.fit.roofline, 0.0), kernel.held_out or kernel.fit_errors
-        logs = np.concatenate([np.log(bare.seconds(other.points)) for other in alike])
-        return float(np.mean(logs)) + errors.median + errors.p90
+    def log_time(kernel: Judged) -> float:
+        bare = Fit(kernel.fit.roofline, 0.0)
+        return float(np.mean(np.concatenate([np.log(bare.seconds(other.points)) for other in alike])))
 
-    return min((kernel for kernel in alike if kernel.follows), key=cost, default=None)
-
-
-# --- profiles -------------------------------------------------------------------------------------
-
-
-def profile_blocks(fits: ComputeFits) -> Iterator[tuple[str, str]]:
-    """Names of profiles, each with the `efficiency:` block that its file holds."""
-    by_gpu: dict[str, dict[Work, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for (gpu, work, name), one in fits.references.items():
-        source = f"{SOURCE}, {one.points.kernel}, {len(one.points)} measurements"
-        line = _curve_text(one.fit, "fitted", source, fit=one.fit_errors, held_out=one.held_out)
-        by_gpu[gpu][work].append(f"    {name}: {line}")
-    for gpu in sorted(by_gpu):
-        lines = ["efficiency:"]
-        for work in WORKS:
-            lines += [f"  {work}:", *by_gpu[gpu][work]] if by_gpu[gpu][work] else []
-        yield gpu, "\n".join(lines)
-    lines = []
-    for work in WORKS:
-        lines.append(f"{work}:")
-        for (of, name), pooled in fits.transferred.items():
-            if of == work:
-                source = f"{SOURCE}, {', '.join(group.gpu.name for group in pooled.groups)}"
-                lines.append(
-                    f"  {name}: {_curve_text(pooled.fit, 'transferred', source, held_out=pooled.carried_over)}"
-                )
-    yield "default", "\n".join(lines)
+    following = [(log_time(kernel), kernel) for kernel in alike if kernel.follows]
+    fastest = min((seconds for seconds, _ in following), default=0.0)
+    near = [kernel for seconds, kernel in following if seconds <= fastest + np.log1p(NEARLY)]
+    return min(near, key=lambda kernel: kernel.judged.median + kernel.judged.p90, default=None)
 
 
-def _curve_text(curve: Fit, basis: str, source: str, **errors: Errors | None) -> str:
-    r = curve.roofline
-    values = [f"base: {r.base * 1e6:.3g} us"]
-    if r.per_expert:
-        values.append(f"per_expert: {r.per_expert * 1e9:.3g} ns")
-    values += [f"compute: {round(r.compute * 100)}%", f"memory: {round(r.memory * 100)}%"]
-    if r.activation is not None:
-        values.append(f"activation: {round(r.activation * 100)}%")
-    values.append(f"exponent: {r.exponent}")
-    told = [f"{name}: {{median: {one.median:.1%}, p90: {one.p90:.1%}}}" for name, one in errors.items() if one]
-    parts = [f"value: {{{', '.join(values)}}}", f"basis: {basis}", *told, f'source: "{source}"']
-    return f"{{{', '.join(parts)}}}"
+def _transferred(kernels: Sequence[Judged], references: Sequence[Judged]) -> Transferred:
+    """Fitted to a kernel that follows the form on three GPUs or more; where there is none, to those of the profiles.
+
+    A curve carries over between GPUs that run the same kernel; of several, the one that does best.
+    """
+    families: dict[str, list[Points]] = defaultdict(list)
+    for kernel in kernels:
+        if kernel.follows:
+            families[kernel.points.kernel].append(kernel.points)
+    wide = [family for family in families.values() if len(family) >= FAMILY]
+    found = [_carried(family) for family in wide or [[chosen.points for chosen in references]]]
+    return min(found, key=lambda one: one.carried_over.p90 if one.carried_over else 0.0)
+
+
+def _carried(groups: Sequence[Points]) -> Transferred:
+    return Transferred(tuple(groups), fitted(groups), tuple(carried_over_errors(groups)))
 
 
 # --- tables ---------------------------------------------------------------------------------------
-
-GOOD: Final[dict[Key, str]] = {
-    ("experts", "bf16"): "8 / 25",
-    ("experts", "fp8"): "8 / 25",
-    ("experts", "fp8_block"): "8 / 25",
-    ("experts", "nvfp4"): "14 / 35",
-    ("gemm", "bf16"): "8 / 30",
-    ("gemm", "fp8"): "8 / 30",
-    ("gemm", "fp8_block"): "8 / 30",
-    ("gemm", "nvfp4"): "8 / 30",
-    ("attention_prefill", "gqa"): "7 / 18",
-    ("attention_prefill", "gqa_fp8"): "7 / 18",
-    ("attention_prefill", "mla"): "7 / 18",
-    ("attention_prefill", "mla_fp8"): "7 / 18",
-    ("attention_decode", "gqa"): "12 / 35",
-    ("attention_decode", "gqa_fp8"): "12 / 35",
-    ("attention_decode", "mla"): "15 / 35",
-    ("attention_decode", "mla_fp8"): "15 / 35",
-}
-"""What a good form of few numbers owes on held-out shapes, median / p90 in per cent."""
 
 
 def text_of(errors: Errors | None) -> str:
@@ -178,19 +147,36 @@ def text_of(errors: Errors | None) -> str:
 
 
 def reference_rows(fits: ComputeFits) -> Iterator[tuple[str, ...]]:
-    """Curves in the profiles: work, format, GPU, kernel, measurements, errors fitted, held out, carried over, owed."""
-    for (gpu, work, name), one in sorted(fits.references.items(), key=lambda item: (list(WORKS).index(item[0][1]),)):
-        pooled = fits.transferred[work, name]
-        at = [group.gpu.name for group in pooled.groups].index(gpu)
-        carried = text_of(summary(pooled.errors[at])) if pooled.errors else "-"
-        counts = f"{len(one.points):,}"
-        errors = (text_of(one.fit_errors), text_of(one.held_out), carried, GOOD.get((work, name), "-"))
-        yield WORKS[work], name, gpu, one.points.kernel, counts, *errors
+    """Curves in the profiles: work, format, GPU, kernel, measurements, errors fitted and held out, owed, excellent."""
+    for (gpu, work, name), one in sorted(fits.references.items(), key=_in_order):
+        targets = text_of(GOOD.get((work, name))), text_of(EXCELLENT.get((work, name)))
+        errors = text_of(one.fit_errors), text_of(one.held_out)
+        yield WORKS[work], name, gpu, one.points.kernel, f"{len(one.points):,}", *errors, *targets
+
+
+def carried_rows(fits: ComputeFits) -> Iterator[tuple[str, ...]]:
+    """Transferred curves: work, format, GPU that no fit has seen, its kernel, errors, owed."""
+    for (work, name), one in sorted(
+        fits.transferred.items(), key=lambda item: (list(WORKS).index(item[0][0]), item[0])
+    ):
+        for points, errors in zip(one.groups, one.errors, strict=False):
+            owed = text_of(CARRIED.get((work, name)))
+            yield WORKS[work], name, points.gpu.name, points.kernel, text_of(summary(errors)), owed
+
+
+def _in_order(item: tuple[tuple[str, Work, str], Judged]) -> tuple[int, str, str]:
+    gpu, work, name = item[0]
+    return list(WORKS).index(work), name, gpu
 
 
 def stray_rows(fits: ComputeFits) -> Iterator[tuple[str, ...]]:
-    """Kernels that the form does not suit."""
+    """Kernels that the form does not suit, with their time over that of the profile's curve (geometric mean)."""
     for one in fits.kernels:
         if not one.follows:
-            errors = (text_of(one.fit_errors), text_of(one.held_out))
-            yield WORKS[one.points.work], one.points.name, one.points.gpu.name, one.points.kernel, *errors
+            points, reference = one.points, fits.references.get((one.points.gpu.name, *one.key))
+            against = "-"
+            if reference is not None:
+                bare = Fit(reference.fit.roofline, 0.0).seconds(points)
+                against = f"{float(np.exp(np.mean(np.log(points.seconds_N / bare)))):.2f}"
+            errors = text_of(one.fit_errors), text_of(one.held_out)
+            yield WORKS[points.work], points.name, points.gpu.name, points.kernel, *errors, against

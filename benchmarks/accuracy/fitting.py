@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,17 +19,45 @@ from planner.cost.roofline import kernel
 from planner.inputs.efficiency import Curve, Errors, Roofline, Work
 
 Floats = NDArray[np.float64]
-Exponent = Literal[2, 4]
 _OUTLIER: Final = 0.1
-_LOW: Final = {"base": 3e-7, "per_expert": 1e-10, "compute": 0.01, "memory": 0.03, "activation": 0.05, "extra": 1e-9}
-_HIGH: Final = {"base": 3e-4, "per_expert": 3e-6, "compute": 1.0, "memory": 1.0, "activation": 1.0, "extra": 5.0}
-_FIRST: Final = {"base": 1e-5, "per_expert": 1e-7, "compute": 0.5, "memory": 0.7, "activation": 0.5, "extra": 0.5}
+_LOW: Final = {
+    "base": 3e-7,
+    "per_expert": 1e-10,
+    "compute": 0.01,
+    "memory": 0.03,
+    "activation": 0.05,
+    "serial": 1e-12,
+    "exponent": 1.0,
+    "extra": 1e-9,
+}
+_FIRST: Final = {
+    "base": 1e-5,
+    "per_expert": 1e-7,
+    "compute": 0.5,
+    "memory": 0.7,
+    "activation": 0.5,
+    "serial": 1e-9,
+    "exponent": 2.0,
+    "extra": 0.5,
+}
+_HIGH: Final = {
+    "base": 3e-4,
+    "per_expert": 3e-6,
+    "compute": 1.0,
+    "memory": 1.0,
+    "activation": 1.0,
+    "serial": 1e-5,
+    "exponent": 8.0,
+    "extra": 5.0,
+}
 _NAMES: Final[dict[Work, tuple[str, ...]]] = {
     "experts": ("base", "per_expert", "compute", "memory", "activation", "extra"),
-    "gemm": ("base", "compute", "memory", "activation"),
-    "attention_prefill": ("base", "compute", "memory"),
-    "attention_decode": ("base", "compute", "memory"),
+    "gemm": ("base", "compute", "memory", "activation", "serial", "exponent"),
+    "attention_prefill": ("base", "compute", "memory", "serial", "exponent"),
+    "attention_decode": ("base", "compute", "memory", "activation", "serial", "exponent"),
 }
+_EXPERT_EXPONENTS: Final = (2.0, 4.0)
+"""The search prices experts far more often than anything else: exponents that need square roots only."""
 _NEGLIGIBLE_S: Final = 1e-9
 
 
@@ -44,7 +72,7 @@ class Fit:
     def seconds(self, points: Points) -> Floats:
         """Predicted time of each measurement, as `planner.cost` predicts it."""
         bound = kernel(points.gpu, Curve(value=self.roofline), points.weights)
-        seconds = bound.seconds(points.flop_N, points.bytes_N, points.moved_N, points.experts_N)
+        seconds = bound.seconds(points.flop_N, points.bytes_N, points.moved_N, points.experts_N, points.chain_N)
         return np.asarray(seconds + self.extra * points.extra_N / points.gpu.hbm_bandwidth.value)
 
     def errors(self, points: Points) -> Floats:
@@ -54,46 +82,51 @@ class Fit:
 
 def fitted(groups: Sequence[Points]) -> Fit:
     """The curve that meets kernels best; several GPUs weigh the same, by their measurements."""
-    exponents: tuple[Exponent, ...] = (2, 4)
-    return min((_fitted(groups, exponent) for exponent in exponents), key=lambda pair: pair[0])[1]
+    given = [{"exponent": power} for power in _EXPERT_EXPONENTS] if groups[0].work == "experts" else [{}]
+    return min((_fitted(groups, fixed) for fixed in given), key=lambda pair: pair[0])[1]
 
 
-def _fitted(groups: Sequence[Points], exponent: Exponent) -> tuple[float, Fit]:
+def _fitted(groups: Sequence[Points], fixed: dict[str, float]) -> tuple[float, Fit]:
     from scipy.optimize import least_squares  # noqa: PLC0415  # only fitting needs it
 
     names = _NAMES[groups[0].work]
     low, first, high = (np.log([table[name] for name in names]) for table in (_LOW, _FIRST, _HIGH))
     weight = [1 / np.sqrt(len(points)) for points in groups]
 
-    def residuals(values: Floats) -> Floats:
-        fit = _fit(dict(zip(names, np.exp(values), strict=True)), exponent)
+    def values_of(logs: Floats) -> dict[str, float]:
+        return dict(zip(names, np.exp(logs).tolist(), strict=True)) | fixed
+
+    def residuals(logs: Floats) -> Floats:
+        fit = _fit(values_of(logs))
         ratios = [np.log(fit.seconds(points) / points.seconds_N) * w for points, w in zip(groups, weight, strict=True)]
         return np.concatenate(ratios)
 
     scale = _OUTLIER * float(np.mean(weight))
     found = least_squares(residuals, first, bounds=(low, high), loss="soft_l1", f_scale=scale, x_scale="jac")
-    return float(found.cost), _rounded(dict(zip(names, np.exp(found.x), strict=True)), exponent)
+    return float(found.cost), _rounded(values_of(found.x))
 
 
-def _fit(values: dict[str, float], exponent: Exponent) -> Fit:
+def _fit(values: dict[str, float]) -> Fit:
     roofline = Roofline.model_construct(
         base=values["base"],
         per_expert=values.get("per_expert", 0.0),
         compute=values["compute"],
         memory=values["memory"],
         activation=values.get("activation"),
-        exponent=exponent,
+        serial=values.get("serial", 0.0),
+        exponent=values["exponent"],
     )
     return Fit(roofline, values.get("extra", 0.0))
 
 
-def _rounded(values: dict[str, float], exponent: Exponent) -> Fit:
-    """As written in a profile: three digits of times, per cents of parts."""
+def _rounded(values: dict[str, float]) -> Fit:
+    """As written in a profile: three digits of times, per cents of parts, tenths of exponents."""
     written = {name: float(f"{value:.3g}") for name, value in values.items()}
     written |= {name: round(written[name], 2) for name in ("compute", "memory", "activation") if name in written}
+    written["exponent"] = round(written["exponent"], 1)
     if written.get("per_expert", 1.0) < _NEGLIGIBLE_S:
         written["per_expert"] = 0.0
-    return _fit(written, exponent)
+    return _fit(written)
 
 
 def summary(errors_N: Floats) -> Errors:

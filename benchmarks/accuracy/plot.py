@@ -31,4 +31,4 @@ def plot_residuals(strays: Sequence[Judged], path: Path) -> None:
     figure.supxlabel("measured time, us", fontsize=8)
     figure.supylabel("predicted / measured", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100, metadata={"Software": None})
+    figure.savefig(path, dpi=72, metadata={"Software": None})

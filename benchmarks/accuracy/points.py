@@ -1,7 +1,8 @@
 """Measured kernels as work and time: what a row of the kernel tables means to the cost model.
 
 The tables are extracts of AIConfigurator 0.12 (Apache-2.0), described in the README beside them; they stay where they
-are. FLOP and bytes are counted as `planner.cost` counts them.
+are. FLOP, bytes and chains are counted as `planner.cost` counts them. Where a table has several times for the same work
+of one kernel, the least counts: an engine picks the faster implementation.
 
 Legend: N measurements.
 """
@@ -14,11 +15,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.cost.attention import FIRST_ENTRIES, split_chain, tiled_keys
 from planner.inputs.efficiency import Work
 from planner.inputs.gpu import Gpu, load_gpu
 from planner.inputs.precision import WEIGHTS, WeightName
@@ -34,7 +36,8 @@ _WEIGHTS: Final[dict[str, WeightName]] = {
     "w4a16_mxfp4": "mxfp4",
     "w4a8_mxfp4_mxfp8": "mxfp4",
 }
-_TILE: Final = 128
+SHORTEST_PROMPT: Final = 64
+"""Queries below which prefill attention is not judged: no engine prefills such prompts in a call of their own."""
 _LATENT, _ROPE, _NOPE, _VALUE = 512, 64, 128, 128
 """DeepSeek's latent attention: rank of the cache, and dims of a head."""
 
@@ -54,6 +57,8 @@ class Points:
     bytes_N: Floats
     moved_N: Floats
     experts_N: Floats
+    chain_N: Floats
+    """Steps that follow one another."""
     extra_N: Floats
     """Bytes of work that only the micro-benchmark does: the tokens of the whole group are copied."""
     seconds_N: Floats
@@ -70,10 +75,43 @@ class Points:
         return Points(**{**vars(self), **arrays})
 
 
+class Row(NamedTuple):
+    """One row of a table, as `Points` has it."""
+
+    flop: float
+    num_bytes: float
+    moved: float
+    experts: float
+    chain: float
+    extra: float
+    shape: tuple[int, ...]
+
+
+Key = tuple[str, Work, str, WeightName, str]
+Groups = dict[Key, dict[Row, float]]
+
+
 def read_points(folder: Path) -> list[Points]:
     """All kernels of the tables in a folder, each with its GPU, work and format."""
+    groups: Groups = defaultdict(dict)
+    _read_experts(folder, groups)
+    for row in _rows(folder / "gemm_samples.csv"):
+        weights = _WEIGHTS[row["dtype"]]
+        _add(groups, (row["gpu"], "gemm", weights, weights, row["backend"]), _gemm(row, weights), row["latency_us"])
+    for file, kind in (("attention_gqa_samples.csv", "gqa"), ("attention_mla_samples.csv", "mla")):
+        for row in _rows(folder / file):
+            prefill = row["phase"] == "context"
+            if row.get("attn_dtype", "bfloat16") != "bfloat16" or (prefill and int(row["isl"]) < SHORTEST_PROMPT):
+                continue
+            work: Work = "attention_prefill" if prefill else "attention_decode"
+            name = kind + ("_fp8" if row["kv_cache_dtype"] == "fp8" else "")
+            measured = _gqa(row) if kind == "gqa" else _mla(row)
+            _add(groups, (row["gpu"], work, name, "bf16", row["backend"]), measured, row["latency_us"])
+    return [_points(key, rows) for key, rows in sorted(groups.items())]
+
+
+def _read_experts(folder: Path, groups: Groups) -> None:
     kernels = json.loads((folder / "moe_kernel_ids.json").read_text(encoding="utf-8"))
-    groups: dict[tuple[str, Work, str, WeightName, str], list[tuple[Any, ...]]] = defaultdict(list)
     for gpu in GPUS:
         for row in _rows(folder / f"moe_{gpu}.csv"):
             if row["us_balanced"]:
@@ -81,18 +119,11 @@ def read_points(folder: Path) -> list[Points]:
                 kernel = f"{row['backend']} {kernels[row['kernel_id']]}"
                 if row["moe_dtype"].startswith("w4"):
                     kernel += " " + row["moe_dtype"].partition("_")[0]
-                groups[gpu, "experts", weights, weights, kernel].append(_experts(row, weights))
-    for row in _rows(folder / "gemm_samples.csv"):
-        weights = _WEIGHTS[row["dtype"]]
-        groups[row["gpu"], "gemm", weights, weights, row["backend"]].append(_gemm(row, weights))
-    for file, kind in (("attention_gqa_samples.csv", "gqa"), ("attention_mla_samples.csv", "mla")):
-        for row in _rows(folder / file):
-            if row.get("attn_dtype", "bfloat16") == "bfloat16":
-                work: Work = "attention_prefill" if row["phase"] == "context" else "attention_decode"
-                name = kind + ("_fp8" if row["kv_cache_dtype"] == "fp8" else "")
-                measured = _gqa(row) if kind == "gqa" else _mla(row)
-                groups[row["gpu"], work, name, "bf16", row["backend"]].append(measured)
-    return [_points(key, rows) for key, rows in sorted(groups.items())]
+                _add(groups, (gpu, "experts", weights, weights, kernel), _experts(row, weights), row["us_balanced"])
+
+
+def _add(groups: Groups, key: Key, row: Row, latency_us: str) -> None:
+    groups[key][row] = min(float(latency_us), groups[key].get(row, np.inf))
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
@@ -100,21 +131,32 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
         yield from csv.DictReader(file)
 
 
-def _points(key: tuple[str, Work, str, WeightName, str], rows: list[tuple[Any, ...]]) -> Points:
+def _points(key: Key, rows: dict[Row, float]) -> Points:
     gpu, work, name, weights, kernel = key
-    *columns, shapes = zip(*rows, strict=True)
-    flop, num_bytes, moved, experts, extra, seconds = (np.array(column, dtype=float) for column in columns)
-    number = {shape: index for index, shape in enumerate(sorted(set(shapes)))}
-    shape_N = np.array([number[shape] for shape in shapes])
-    profile = load_gpu(GPUS[gpu])
-    return Points(profile, work, name, weights, kernel, flop, num_bytes, moved, experts, extra, seconds * 1e-6, shape_N)
+    flop, num_bytes, moved, experts, chain, extra = np.array([row[:-1] for row in rows], dtype=float).T
+    number = {shape: index for index, shape in enumerate(sorted({row.shape for row in rows}))}
+    return Points(
+        gpu=load_gpu(GPUS[gpu]),
+        work=work,
+        name=name,
+        weights=weights,
+        kernel=kernel,
+        flop_N=flop,
+        bytes_N=num_bytes,
+        moved_N=moved,
+        experts_N=experts,
+        chain_N=chain,
+        extra_N=extra,
+        seconds_N=np.array(list(rows.values())) * 1e-6,
+        shape_N=np.array([number[row.shape] for row in rows]),
+    )
 
 
 def _ints(row: dict[str, str], *names: str) -> list[int]:
     return [int(row[name]) for name in names]
 
 
-def _experts(row: dict[str, str], weights: WeightName) -> tuple[Any, ...]:
+def _experts(row: dict[str, str], weights: WeightName) -> Row:
     """Balanced routing: every local expert has equally many rows, as far as there are enough."""
     names = ("hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size", "num_tokens")
     hidden, inter, top_k, experts, tp, ep, tokens = _ints(row, *names)
@@ -122,42 +164,49 @@ def _experts(row: dict[str, str], weights: WeightName) -> tuple[Any, ...]:
     num_bytes = min(local, rows) * 3 * hidden * width * float(WEIGHTS[weights].bits) / 8
     moved = rows * 2 * (2 * hidden + 3 * width)
     shape = (hidden, inter, top_k, experts)
-    seconds = float(row["us_balanced"])
-    return 6 * hidden * width * rows, num_bytes, moved, local, 2.0 * tokens * hidden, seconds, shape
+    return Row(6 * hidden * width * rows, num_bytes, moved, local, 0.0, 2.0 * tokens * hidden, shape)
 
 
-def _gemm(row: dict[str, str], weights: WeightName) -> tuple[Any, ...]:
+def _gemm(row: dict[str, str], weights: WeightName) -> Row:
     m, n, k = _ints(row, "m", "n", "k")
-    num_bytes = n * k * float(WEIGHTS[weights].bits) / 8
-    return 2.0 * m * n * k, num_bytes, 2.0 * m * (k + n), 0, 0, float(row["latency_us"]), (n, k)
+    return Row(2.0 * m * n * k, n * k * float(WEIGHTS[weights].bits) / 8, 2.0 * m * (k + n), 0.0, k, 0.0, (n, k))
 
 
-def _pairs(batch: int, queries: int, before: int, heads: int) -> float:
-    """Query-key pairs of causal attention, queries in tiles."""
-    tiles = -(-queries // _TILE) * _TILE
-    return batch * heads * tiles * (before + (queries + 1) / 2)
-
-
-def _gqa(row: dict[str, str]) -> tuple[Any, ...]:
+def _gqa(row: dict[str, str]) -> Row:
     names = ("num_heads", "num_key_value_heads", "head_dim", "batch_size", "isl", "step")
     heads, kv_heads, dim, batch, queries, before = _ints(row, *names)
     entry = 2 * kv_heads * dim * (1 if row["kv_cache_dtype"] == "fp8" else 2)
-    if row["phase"] == "generation":
-        seen = before + 1
-        flop, num_bytes = 4.0 * dim * heads * batch * seen, batch * seen * entry
-    else:
-        flop = 4.0 * dim * _pairs(batch, queries, before, heads)
-        num_bytes = batch * ((queries + before) * entry + 4 * queries * heads * dim)
-    return flop, num_bytes, 0, 0, 0, float(row["latency_us"]), (heads, kv_heads)
+    return _attention(row, batch, queries, before, heads, 2 * dim, 2 * dim, entry, (heads, kv_heads))
 
 
-def _mla(row: dict[str, str]) -> tuple[Any, ...]:
+def _mla(row: dict[str, str]) -> Row:
+    """Absorbed in decode: one key and value of the latent's width for all heads; full heads in prefill."""
     heads, batch, queries, before = _ints(row, "num_heads", "batch_size", "isl", "step")
     entry = (_LATENT + _ROPE) * (1 if row["kv_cache_dtype"] == "fp8" else 2)
+    absorbed = 2 * _LATENT + _ROPE
+    if row["phase"] == "generation":
+        return _attention(row, batch, queries, before, heads, absorbed, absorbed, entry, (heads,))
+    return _attention(row, batch, queries, before, heads, _NOPE + _ROPE + _VALUE, 2 * _VALUE, entry, (heads,))
+
+
+def _attention(
+    row: dict[str, str],
+    batch: int,
+    queries: int,
+    before: int,
+    heads: int,
+    dims: int,
+    moved_dims: int,
+    entry: int,
+    shape: tuple[int, ...],
+) -> Row:
+    """dims: multiply-adds per head and pair; moved_dims: of query and output of a head; entry: bytes in the cache."""
+    moved = 2.0 * batch * queries * heads * moved_dims
     if row["phase"] == "generation":
         seen = before + 1
-        flop, num_bytes = 2.0 * (2 * _LATENT + _ROPE) * heads * batch * seen, batch * seen * entry
-    else:
-        flop = 2.0 * (_NOPE + _ROPE + _VALUE) * _pairs(batch, queries, before, heads)
-        num_bytes = batch * ((queries + before) * entry + 4 * queries * heads * _VALUE)
-    return flop, num_bytes, 0, 0, 0, float(row["latency_us"]), (heads,)
+        flop, num_bytes = 2.0 * dims * batch * heads * seen, float(batch * seen * entry)
+        return Row(flop, num_bytes, moved + batch * FIRST_ENTRIES * entry, 0.0, split_chain(seen), 0.0, shape)
+    seen = before + queries
+    keys = tiled_keys(before + (queries + 1) / 2)
+    flop = 2.0 * dims * batch * heads * queries * keys
+    return Row(flop, 0.0, moved + batch * seen * entry, 0.0, seen, 0.0, shape)

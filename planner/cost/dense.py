@@ -10,10 +10,12 @@ all-reduce), a dense feed-forward part another; experts bring their own exchange
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
+from planner.cost.attention import FIRST_ENTRIES, Core, split_chain, tiled_keys
 from planner.cost.collectives import Blocks
 from planner.cost.grid import Grid
 from planner.cost.instance import Instance
@@ -23,6 +25,7 @@ from planner.cost.kv_cache import (
     kv_bytes_per_token,
     state_bytes_per_sequence,
 )
+from planner.cost.products import Product, attention_products, ffn_products, shared_products
 from planner.cost.roofline import Kernel, kernel
 from planner.cost.term import Term, merged
 from planner.inputs.efficiency import Curve, Work
@@ -36,7 +39,6 @@ from planner.inputs.model import (
     NoAttention,
     StateAttention,
 )
-from planner.inputs.parameters import attention_parameters, dense_parameters, router_parameters, shared_parameters
 from planner.inputs.precision import CACHE_BITS, WEIGHTS, WeightName
 from planner.inputs.sourced import Sourced
 
@@ -44,7 +46,6 @@ BF16_BYTES = 2
 SHARED_EXPERTS: Final = "shared experts"
 # A recurrent state decays, takes in the new token and is read out: three multiply-adds per number.
 _STATE_FLOP = 6.0
-_QUERY_TILE = 128
 _STATE_CHUNK = 64  # tokens that one pass of a chunked prefill kernel works on
 
 
@@ -83,23 +84,23 @@ class DenseCost:
         if isinstance(run.ffn, DenseFfn):
             if not run.ffn.intermediate_size:
                 return [term for term in terms if term.seconds]
-            parameters = dense_parameters(run.ffn, hidden, tp)
-            terms += [self._gemm("dense feed-forward", parameters, 2), self._collective("dense all-reduce")]
+            products = ffn_products(gated=run.ffn.gated, hidden_size=hidden, width=run.ffn.intermediate_size // tp)
+            terms += [self._gemm("dense feed-forward", products), self._collective("dense all-reduce")]
             return [term for term in terms if term.seconds]
-        router = router_parameters(run.ffn, hidden)
-        terms.append(self._gemm("router", router, 1, tokens=self.tokens / tp, weights="bf16"))
-        shared = shared_parameters(run.ffn, hidden, tp)
+        router = (Product(hidden, run.ffn.num_experts + run.ffn.zero_experts),)
+        terms.append(self._gemm("router", router, tokens=self.tokens / tp, weights="bf16"))
+        shared = shared_products(run.ffn, hidden, tp)
         if shared:
-            terms.append(self._gemm(SHARED_EXPERTS, shared, 2))
+            terms.append(self._gemm(SHARED_EXPERTS, shared))
         return [term for term in terms if term.seconds]
 
     def head_terms(self) -> list[Term]:
         """LM head of the last stage: in prefill only for the last token of each prompt."""
         model, work = self.instance.model, self.instance.workload
         tokens = self.tokens if work.phase == "decode" else max(1.0, self.tokens / work.context_length)
-        parameters = -(-model.vocab_size // self.grid.split.tp) * model.hidden_size
+        products = (Product(model.hidden_size, -(-model.vocab_size // self.grid.split.tp)),)
         weights = self.instance.constants.precision.embedding
-        return [self._gemm("LM head", parameters, 1, tokens=tokens, weights=weights)]
+        return [self._gemm("LM head", products, tokens=tokens, weights=weights)]
 
     # --- parts ------------------------------------------------------------------------------------
 
@@ -107,52 +108,66 @@ class DenseCost:
         return kernel(self.instance.topology.kinds[self.kind], curve, weights)
 
     def _gemm(
-        self, name: str, parameters: int, launches: int, tokens: float | None = None, weights: WeightName | None = None
+        self,
+        name: str,
+        products: Sequence[Product],
+        tokens: float | None = None,
+        weights: WeightName | None = None,
     ) -> Term:
-        """So many products, each of which begins or ends at the width of the model."""
+        """One launch for each product; its chain is the sum over its inner width."""
         weights = weights or self.instance.constants.precision.dense
         tokens = self.tokens if tokens is None else tokens
         bound = self._kernel(self.instance.curve(self.kind, "gemm", weights), weights)
-        flop = 2.0 * parameters * tokens
-        num_bytes = float(parameters * WEIGHTS[weights].bits / 8)
-        hidden = self.instance.model.hidden_size
-        moved = tokens * BF16_BYTES * (launches * hidden + parameters / hidden)
-        seconds = bound.seconds(flop, num_bytes, moved) + (launches - 1) * bound.base_s
-        return Term(name, seconds, bound.light_s(flop, num_bytes), bound.basis, bound.source)
+        seconds = light = 0.0
+        for inner, outer in products:
+            flop, num_bytes = 2.0 * inner * outer * tokens, float(inner * outer * WEIGHTS[weights].bits / 8)
+            moved = tokens * BF16_BYTES * (inner + outer)
+            seconds += bound.seconds(flop, num_bytes, moved, chain=float(inner))
+            light += bound.light_s(flop, num_bytes)
+        return Term(name, seconds, light, bound.basis, bound.source, bound.errors)
 
     def _attention(self, attention: Attention) -> list[Term]:
         model, tp = self.instance.model, self.grid.split.tp
-        few = isinstance(attention, GroupedAttention | StateAttention)
-        parameters = attention_parameters(attention, model.hidden_size, tp)
-        projections = self._gemm("attention projections", parameters, 2 if few else 4)
+        products = attention_products(attention, model.hidden_size, tp)
+        projections = self._gemm("attention projections", products)
         if isinstance(attention, StateAttention):
             return [projections, self._state_core(attention)]
+        if isinstance(attention, LatentAttention):
+            one = attention.model_copy(update={"blocks": 1})
+            core = [term.times(attention.blocks) for term in (self._attention_core(one), *self._indexing(one))]
+            return [projections.times(attention.blocks), *core]
         return [projections, self._attention_core(attention), *self._indexing(attention)]
 
     def _attention_core(self, attention: Attention) -> Term:
-        instance = self.instance
-        work, precision = instance.workload, instance.constants.precision
-        tp = self.grid.split.tp
-        heads = _num_heads(attention) / tp
+        work = self.instance.workload
+        heads = _num_heads(attention) / self.grid.split.tp
+        per_pair, per_head = _dims(attention, work.phase)
+        moved = self.tokens * BF16_BYTES * heads * per_head
         seen = float(attended_entries(attention, work.context_length))
-        if work.phase == "prefill" and seen == work.context_length:
-            seen = (seen + 1) / 2  # causal: on average half of the prompt
-        flop = 2.0 * self.tokens * heads * seen * _dims_per_pair(attention, work.phase)
         if work.phase == "decode":
-            num_bytes = self.tokens / work.tokens_per_sequence * seen * self._entry_bytes(attention)
+            flop, entry = 2.0 * self.tokens * heads * seen * per_pair, self._entry_bytes(attention)
+            moved += self.tokens * FIRST_ENTRIES * entry
+            read = self.tokens / work.tokens_per_sequence * seen * entry
+            core = Core(flop, flop, read, moved, split_chain(seen))
         else:
-            cache = kv_bytes_per_token(attention, tp, precision.kv_cache)
-            num_bytes = self.tokens * (cache + 2 * BF16_BYTES * heads * _value_dim(attention))
-        return self._core_term("attention", attention, flop, num_bytes)
+            # Causal: on average half of the prompt, unless each query sees fewer tokens than that anyway.
+            mean = (seen + 1) / 2 if seen == work.context_length else seen
+            pair = 2.0 * self.tokens * heads * per_pair
+            moved += self.tokens * kv_bytes_per_token(attention, self.grid.split.tp, self._cache)
+            core = Core(pair * mean, pair * tiled_keys(mean), 0.0, moved, seen)
+        return self._core_term("attention", attention, core)
+
+    @property
+    def _cache(self) -> str:
+        return self.instance.constants.precision.kv_cache
 
     def _entry_bytes(self, attention: Attention) -> float:
         """Bytes that decode reads per entry it attends to (an indexer's own keys left out)."""
-        cache = self.instance.constants.precision.kv_cache
         if isinstance(attention, CompressedAttention):
-            return float(attention.head_dim * CACHE_BITS[cache] / 8)
+            return float(attention.head_dim * CACHE_BITS[self._cache] / 8)
         if isinstance(attention, LatentAttention) and attention.indexer is not None:
             attention = attention.model_copy(update={"indexer": None})
-        return kv_bytes_per_token(attention, self.grid.split.tp, cache)
+        return kv_bytes_per_token(attention, self.grid.split.tp, self._cache)
 
     def _indexing(self, attention: Attention) -> list[Term]:
         """Scores of an indexer over everything it may pick from, whole on every GPU."""
@@ -163,42 +178,36 @@ class DenseCost:
             return []
         rate = attention.compress_rate if isinstance(attention, CompressedAttention) else 1
         entries = kept_tokens(attention, work.context_length) / (rate or 1)
-        cache = float(CACHE_BITS[self.instance.constants.precision.kv_cache] / 8)
-        num_bytes = self.tokens * indexer.head_dim * cache
+        key = float(indexer.head_dim * CACHE_BITS[self._cache] / 8)
+        moved = self.tokens * BF16_BYTES * indexer.num_heads * indexer.head_dim
+        pair = 2.0 * self.tokens * indexer.num_heads * indexer.head_dim
         if work.phase == "decode":
-            num_bytes *= entries / work.tokens_per_sequence
+            moved += self.tokens * FIRST_ENTRIES * key
+            read = self.tokens / work.tokens_per_sequence * entries * key
+            core = Core(
+                pair * entries, pair * entries, num_bytes / work.tokens_per_sequence, moved, split_chain(entries)
+            )
         else:
-            entries /= 2
-        flop = 2.0 * self.tokens * indexer.num_heads * entries * indexer.head_dim
-        return [self._core_term("attention indexer", attention, flop, num_bytes)]
+            core = Core(pair * entries / 2, pair * tiled_keys(entries / 2), 0.0, moved + self.tokens * key, entries)
+        return [self._core_term("attention indexer", attention, core)]
 
     def _state_core(self, attention: StateAttention) -> Term:
         """Update of a recurrent state: in decode read and written once per token, in prefill once per chunk."""
         tp, work = self.grid.split.tp, self.instance.workload
-        kept = 2.0 * state_bytes_per_sequence(attention, tp)
+        num_bytes = 2.0 * self.tokens * state_bytes_per_sequence(attention, tp)
+        if work.phase == "prefill":
+            num_bytes /= min(_STATE_CHUNK, work.context_length)
         flop = _STATE_FLOP * self.tokens * attention.state_elements / tp
-        if work.phase == "decode":
-            return self._core_term("recurrent state", attention, flop, self.tokens * kept)
-        num_bytes = self.tokens * kept / min(_STATE_CHUNK, work.context_length)
-        return self._core_term("recurrent state", attention, flop, num_bytes)
+        return self._core_term("recurrent state", attention, Core(flop, flop, num_bytes, 0.0, 0.0))
 
-    def _core_term(self, name: str, attention: Attention, flop: float, num_bytes: float) -> Term:
+    def _core_term(self, name: str, attention: Attention, core: Core) -> Term:
         work: Work = "attention_decode" if self.instance.workload.phase == "decode" else "attention_prefill"
         kind = "mla" if isinstance(attention, LatentAttention) else "gqa"
-        cache = "_fp8" if self.instance.constants.precision.kv_cache == "fp8" else ""
+        cache = "_fp8" if self._cache == "fp8" else ""
         bound = self._kernel(self.instance.curve(self.kind, work, kind + cache), "bf16")
-        computed = flop * self._tile_factor
-        return Term(
-            name, bound.seconds(computed, num_bytes, 0.0), bound.light_s(flop, num_bytes), bound.basis, bound.source
-        )
-
-    @property
-    def _tile_factor(self) -> float:
-        """Queries of a prompt that kernels compute over those there are: they work in tiles."""
-        queries = self.instance.workload.context_length
-        if self.instance.workload.phase == "decode":
-            return 1.0
-        return -(-queries // _QUERY_TILE) * _QUERY_TILE / queries
+        seconds = bound.seconds(core.computed_flop, core.read_bytes, core.moved_bytes, chain=core.chain)
+        light = bound.light_s(core.flop, core.least_bytes)
+        return Term(name, seconds, light, bound.basis, bound.source, bound.errors)
 
     def _norms(self, norms: int) -> Term:
         # A norm with its residual reads and writes the stream about four times.
@@ -218,32 +227,27 @@ class DenseCost:
 
 
 def _num_heads(attention: Attention) -> int:
-    """Query heads of a layer, of all its attention blocks together."""
-    if isinstance(attention, NoAttention):
-        return 0
-    return attention.num_heads * _blocks(attention)
+    """Query heads of one attention block."""
+    return 0 if isinstance(attention, NoAttention) else attention.num_heads
 
 
 def _blocks(attention: Attention) -> int:
     return attention.blocks if isinstance(attention, LatentAttention) else 1
 
 
-def _dims_per_pair(attention: Attention, phase: str) -> float:
-    """Multiply-adds per head for one query and one key: scores and values.
+def _dims(attention: Attention, phase: str) -> tuple[int, int]:
+    """Of one head: multiply-adds for one query and one key (scores and values), and width of query and output.
 
     Latent attention in decode works on the compressed cache ("absorbed"), in prefill on full heads.
     """
     if isinstance(attention, LatentAttention):
         if phase == "decode":
-            return 2.0 * attention.kv_lora_rank + attention.qk_rope_head_dim
-        return float(attention.qk_nope_head_dim + attention.qk_rope_head_dim + attention.v_head_dim)
-    return 2.0 * _value_dim(attention)
-
-
-def _value_dim(attention: Attention) -> int:
-    if isinstance(attention, LatentAttention):
-        return attention.v_head_dim
-    return attention.head_dim if isinstance(attention, GroupedAttention | CompressedAttention) else 0
+            absorbed = 2 * attention.kv_lora_rank + attention.qk_rope_head_dim
+            return absorbed, absorbed
+        query = attention.qk_nope_head_dim + attention.qk_rope_head_dim
+        return query + attention.v_head_dim, 2 * attention.v_head_dim
+    assert isinstance(attention, GroupedAttention | CompressedAttention)
+    return 2 * attention.head_dim, 2 * attention.head_dim
 
 
 def joined_source(first: Sourced[Any], second: Sourced[Any]) -> str:

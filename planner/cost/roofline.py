@@ -1,11 +1,13 @@
 """Time of a kernel from its work: how far a kernel family stays below the speed of light.
 
-time = base + per_expert * experts + smooth_max(FLOP / (compute * peak), bytes / (memory * HBM))
-       + moved / (activation * HBM)
+time = base + per_expert * experts + moved / (activation * HBM)
+       + smooth_max(FLOP / (compute * peak), bytes / (memory * HBM), serial * chain)
+
+A chain is work that follows on itself, so that no number of parallel units shortens it.
 
 The curves are in `profiles/gpus/` and `profiles/efficiency.yaml`; `python -m benchmarks accuracy` fits and judges them.
 
-smooth_max(a, b) = (a**p + b**p)**(1/p) with p = 2 or 4. It is convex and grows with both arguments,
+smooth_max(a, b, c) = (a**p + b**p + c**p)**(1/p) with 1 <= p <= 8. It is convex and grows with all arguments,
 also where one of them dominates, as measured kernels do; see docs/model.md, "Compute".
 """
 
@@ -26,12 +28,13 @@ from planner.inputs.sourced import Basis
 Number = TypeVar("Number", float, NDArray[np.float64])
 
 
-def smooth_max(first: Number, second: Number, exponent: int) -> Number:
-    """(a**p + b**p)**(1/p) for p = 2 or 4, with square roots only."""
-    first_squared, second_squared = first * first, second * second
+def smooth_max(parts: Sequence[Number], exponent: float) -> Number:
+    """(a**p + b**p + ...)**(1/p); with square roots only for p = 2 and 4, which the search evaluates most."""
     if exponent == 2:
-        return np.sqrt(first_squared + second_squared)  # type: ignore[no-any-return]
-    return np.sqrt(np.sqrt(first_squared * first_squared + second_squared * second_squared))  # type: ignore[no-any-return]
+        return np.sqrt(sum(part * part for part in parts))  # type: ignore[no-any-return]
+    if exponent == 4:
+        return np.sqrt(np.sqrt(sum((part * part) * (part * part) for part in parts)))  # type: ignore[no-any-return]
+    return sum(part**exponent for part in parts) ** (1.0 / exponent)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,23 @@ class Kernel:
     s_per_flop: float
     s_per_byte: float
     s_per_moved_byte: float
-    exponent: int
+    s_per_step: float
+    """Per step of the longest chain."""
+    exponent: float
     basis: Basis
     source: str
     errors: Errors | None
     light_s_per_flop: float
     light_s_per_byte: float
 
-    def seconds(self, flop: Number, num_bytes: Number, moved_bytes: Number, experts: Number | float = 0.0) -> Number:
+    def seconds(
+        self,
+        flop: Number,
+        num_bytes: Number,
+        moved_bytes: Number,
+        experts: Number | float = 0.0,
+        chain: Number | None = None,
+    ) -> Number:
         """Time of so much work; see the module.
 
         Args:
@@ -58,8 +70,12 @@ class Kernel:
             num_bytes: weights or cache entries read.
             moved_bytes: activations read and written.
             experts: expert slots of the rank.
+            chain: steps that follow one another, however many units there are.
         """
-        busy = smooth_max(flop * self.s_per_flop, num_bytes * self.s_per_byte, self.exponent)
+        parts = [flop * self.s_per_flop, num_bytes * self.s_per_byte]
+        if chain is not None:
+            parts.append(chain * self.s_per_step)
+        busy = smooth_max(parts, self.exponent)
         return self.base_s + self.per_expert_s * experts + busy + moved_bytes * self.s_per_moved_byte
 
     def light_s(self, flop: float, num_bytes: float) -> float:
@@ -82,6 +98,7 @@ def kernel(gpu: Gpu, curve: Curve, weights: WeightName) -> Kernel:
         s_per_flop=1.0 / (roofline.compute * peak),
         s_per_byte=1.0 / (roofline.memory * hbm),
         s_per_moved_byte=1.0 / (activation * hbm),
+        s_per_step=roofline.serial,
         exponent=roofline.exponent,
         basis=basis,
         source=source,
@@ -103,6 +120,7 @@ def slowest_kernel(kernels: Sequence[Kernel]) -> Kernel:
         s_per_flop=max(k.s_per_flop for k in kernels),
         s_per_byte=max(k.s_per_byte for k in kernels),
         s_per_moved_byte=max(k.s_per_moved_byte for k in kernels),
+        s_per_step=max(k.s_per_step for k in kernels),
         exponent=min(k.exponent for k in kernels),
         light_s_per_flop=max(k.light_s_per_flop for k in kernels),
         light_s_per_byte=max(k.light_s_per_byte for k in kernels),

@@ -7,7 +7,7 @@ A GPU profile (or an inline GPU) names the curves that were fitted to measuremen
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Literal, get_args
+from typing import Annotated, Final, Literal, get_args
 
 from pydantic import Field
 
@@ -25,9 +25,9 @@ _ATTENTION: Final[tuple[AttentionName, ...]] = get_args(AttentionName)
 class Roofline(Frozen):
     """How a kernel family falls short of the speed of light; see docs/model.md, "Compute".
 
-    time = base + per_expert * experts + (a**exponent + b**exponent)**(1/exponent) + moved,
-    a = FLOP / (compute * peak), b = bytes / (memory * HBM), moved = activations in and out /
-    (activation * HBM).
+    time = base + per_expert * experts + (a**exponent + b**exponent + c**exponent)**(1/exponent) + moved,
+    a = FLOP / (compute * peak), b = bytes / (memory * HBM), c = serial * steps of the longest chain,
+    moved = activations in and out / (activation * HBM).
     """
 
     base: Duration
@@ -40,7 +40,9 @@ class Roofline(Frozen):
     """Part of the HBM bandwidth reached when reading weights or a KV cache."""
     activation: Percentage | None = None
     """Part of the HBM bandwidth reached when moving activations; default: as memory."""
-    exponent: Literal[2, 4] = 4
+    serial: Duration = 0.0
+    """Time per step of the longest chain of work, which no parallel unit shortens."""
+    exponent: Annotated[float, Field(ge=1, le=8)] = 4
     """Sharpness of the smooth maximum."""
 
 

@@ -165,7 +165,7 @@ def plain_load_problem(
         alike=True,
         interchangeable=bool((sizes == sizes[0]).all()),
     )
-    unit = Kernel(0.0, 0.0, 1.0, 0.0, 0.0, 4, "given", "one second per row", None, 1.0, 0.0)
+    unit = Kernel(0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 4, "given", "one second per row", None, 1.0, 0.0)
     moe = MoeCost(
         num_ranks=len(slots_R),
         etp=1,

@@ -55,22 +55,23 @@ class PlainCost:
 
     # --- pieces -------------------------------------------------------------------------------
 
-    def roof(self, r: Roofline, gpu: int, flop: float, weight_bytes: float, launches: int = 1) -> float:
-        return self.roof_of(r, [gpu], flop, weight_bytes, launches)
-
-    def roof_of(self, r: Roofline, gpus: Sequence[int], flop: float, weight_bytes: float, launches: int = 1) -> float:
-        """Of GPUs that wait for each other: compute and bandwidth of the slowest."""
+    def roof(
+        self, r: Roofline, gpus: Sequence[int], flop: float, weight_bytes: float, moved: float, chain: float = 0.0
+    ) -> float:
+        """One launch on GPUs that wait for each other: compute and bandwidth of the slowest."""
+        hbm = min(self.card[g].hbm_bandwidth.value for g in gpus)
         a = flop / (r.compute * min(self.card[g].compute["bf16"].value for g in gpus))
-        b = weight_bytes / (r.memory * min(self.card[g].hbm_bandwidth.value for g in gpus))
-        return float(launches * r.base + (a**r.exponent + b**r.exponent) ** (1 / r.exponent))
+        b = weight_bytes / (r.memory * hbm)
+        busy = (a**r.exponent + b**r.exponent + (r.serial * chain) ** r.exponent) ** (1 / r.exponent)
+        return float(r.base + busy + moved / ((r.activation or r.memory) * hbm))
 
-    def gemm(self, gpu: int, weights: float, n: float, launches: int = 1) -> float:
-        """bf16 products of n tokens, each with the model's width on one side; activations move between them."""
-        r, h = self.eff.gemm["bf16"].value, self.i.model.hidden_size
-        assert r.activation is not None
-        moved = 2 * n * (launches * h + weights / h)
-        hbm = self.card[gpu].hbm_bandwidth.value
-        return float(self.roof(r, gpu, 2 * weights * n, 2 * weights, launches) + moved / (r.activation * hbm))
+    def gemm(self, gpu: int, n: float, *shapes: tuple[int, int]) -> float:
+        """bf16 products of n tokens, one launch for each [inner, outer] matrix."""
+        r = self.eff.gemm["bf16"].value
+        return sum(
+            self.roof(r, [gpu], 2 * inner * outer * n, 2 * inner * outer, 2 * n * (inner + outer), inner)
+            for inner, outer in shapes
+        )
 
     # --- links: a level inside a node and one between nodes ----------------------------------------
 
@@ -182,34 +183,32 @@ class PlainCost:
         att = run.attention
         assert isinstance(att, GroupedAttention)
         kv = max(1, math.ceil(att.num_kv_heads / s.tp))
-        weights = h * (att.num_heads // s.tp + 2 * kv) * att.head_dim + att.num_heads // s.tp * att.head_dim * h
-        parts = [self.gemm(gpu, weights, n, 2)]
-        context = self.i.workload.context_length
-        pairs = 2 * att.head_dim * (att.num_heads / s.tp)
-        cache = 2 * kv * att.head_dim * 2
-        if self.i.workload.phase == "decode":
-            parts.append(
-                self.roof(self.eff.attention_decode["gqa"].value, gpu, 2 * n * context * pairs, n * context * cache)
-            )
-        else:
-            moved = n * (cache + 2 * 2 * (att.num_heads / s.tp) * att.head_dim)
-            tiled = math.ceil(context / 128) * 128 / context  # queries are computed in tiles of 128
-            flop = 2 * n * (context + 1) / 2 * pairs * tiled
-            parts.append(self.roof(self.eff.attention_prefill["gqa"].value, gpu, flop, moved))
+        heads, dim = att.num_heads // s.tp, att.head_dim
+        core = self.core(gpu, n, att.num_heads / s.tp, kv, dim)
+        parts = [self.gemm(gpu, n, (h, (heads + 2 * kv) * dim), (heads * dim, h)), core]
         hbm = self.card[gpu].hbm_bandwidth.value
         assert self.eff.small_kernel is not None
         parts.append(8 * 2 * n / s.tp * h / hbm / self.eff.gemm["bf16"].value.memory + 2 * self.eff.small_kernel.value)
         parts.append(self.all_reduce(k, n))
         if isinstance(run.ffn, DenseFfn):
-            weights = 3 * h * (run.ffn.intermediate_size // s.tp)
-            dense = self.gemm(gpu, weights, n, 2)
-            return [*parts, dense, self.all_reduce(k, n)]
-        router = run.ffn.num_experts * h
-        parts.append(self.gemm(gpu, router, n / s.tp))
+            width = run.ffn.intermediate_size // s.tp
+            return [*parts, self.gemm(gpu, n, (h, 2 * width), (width, h)), self.all_reduce(k, n)]
+        parts.append(self.gemm(gpu, n / s.tp, (h, run.ffn.num_experts)))
         if run.ffn.shared_intermediate_size:
-            weights = 3 * h * (run.ffn.shared_intermediate_size // s.tp)
-            parts.append(self.gemm(gpu, weights, n, 2))
+            width = run.ffn.shared_intermediate_size // s.tp
+            parts.append(self.gemm(gpu, n, (h, 2 * width), (width, h)))
         return parts
+
+    def core(self, gpu: int, n: float, heads: float, kv: int, dim: int) -> float:
+        """Attention itself: prefill in tiles of 128 queries, decode with its cache cut into parts."""
+        context, pair, entry = self.i.workload.context_length, 2 * 2 * dim * heads * n, 2 * kv * dim * 2
+        moved = 2 * 2 * heads * dim * n
+        if self.i.workload.phase == "decode":
+            r = self.eff.attention_decode["gqa"].value
+            first = 64 * entry * n
+            return self.roof(r, [gpu], pair * context, n * context * entry, moved + first, math.sqrt(context))
+        keys = max((context + 1) / 2 + 63.5, 128)
+        return self.roof(self.eff.attention_prefill["gqa"].value, [gpu], pair * keys, 0, moved + n * entry, context)
 
     def all_reduce(self, k: int, n: float) -> float:
         return self.collective_s(k, self.s.tp, n * self.i.model.hidden_size * 2, 2)
@@ -219,8 +218,8 @@ class PlainCost:
         n = self.b / (s.micro_batches * s.dp)
         if k == s.pp - 1:
             scored = n if self.i.workload.phase == "decode" else max(1.0, n / self.i.workload.context_length)
-            weights = math.ceil(self.i.model.vocab_size / s.tp) * h
-            return max(self.gemm(g, weights, scored) for g in self.gpus[k])
+            words = math.ceil(self.i.model.vocab_size / s.tp)
+            return max(self.gemm(g, scored, (h, words)) for g in self.gpus[k])
         pairs = list(zip(self.gpus[k], self.gpus[k + 1], strict=True))
         messages = [(*pair, n / s.tp * h * 2) for pair in pairs]
         seconds = self.send_s(messages, self.gpus[k] + self.gpus[k + 1], self.nccl)
@@ -285,10 +284,8 @@ class PlainCost:
 
     def expert_s(self, rows: float, hit: float, slots: int, width: int, gpus: Sequence[int]) -> float:
         r, h = self.eff.experts["bf16"].value, self.i.model.hidden_size
-        assert r.activation is not None
-        busy = self.roof_of(r, gpus, 6 * h * width * rows, 2 * 3 * h * width * hit)
-        hbm = min(self.card[g].hbm_bandwidth.value for g in gpus)
-        return float(busy + r.per_expert * slots + rows * 2 * (2 * h + 3 * width) / (r.activation * hbm))
+        moved = rows * 2 * (2 * h + 3 * width)
+        return self.roof(r, gpus, 6 * h * width * rows, 2 * 3 * h * width * hit, moved) + r.per_expert * slots
 
     def groups(self, k: int) -> list[list[int]]:
         """GPUs of each all-to-all group, by EP rank."""

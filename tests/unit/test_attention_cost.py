@@ -6,16 +6,24 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from planner.cost.dense import DenseCost
 from planner.cost.grid import stages_of
 from planner.cost.kv_cache import cache_name
 from planner.cost.memory import stage_memories
+from planner.cost.products import attention_products, ffn_products, shared_products
+from planner.inputs import profiles
+from planner.inputs.deployment import read_model
 from planner.inputs.model import (
     Attention,
     CompressedAttention,
     DenseFfn,
+    GroupedAttention,
     Indexer,
     LatentAttention,
     LayerRun,
@@ -24,7 +32,12 @@ from planner.inputs.model import (
     NoAttention,
     StateAttention,
 )
-from planner.inputs.parameters import attention_parameters, count_parameters
+from planner.inputs.parameters import (
+    attention_parameters,
+    count_parameters,
+    dense_parameters,
+    shared_parameters,
+)
 from planner.inputs.workload import Phase
 from planner.plan.split import Split
 from planner.rules import Limits, broken_rules
@@ -54,6 +67,12 @@ def terms(part: Attention, phase: Phase = "decode", context: int = 128) -> dict[
     made = building.instance(model(part), phase=phase, context=context)
     cost = DenseCost(made, stages_of(SPLIT, made.topology)[0], kind=0)
     return {term.name: term.light_s for term in cost.run_terms[made.model.layers[0]]}
+
+
+def seconds(part: Attention, phase: Phase, context: int, tokens: int = 64) -> dict[str, float]:
+    made = building.instance(model(part), phase=phase, context=context, tokens=tokens)
+    cost = DenseCost(made, stages_of(SPLIT, made.topology)[0], kind=0)
+    return {term.name: term.seconds for term in cost.run_terms[made.model.layers[0]]}
 
 
 def memory(part: Attention, phase: Phase = "decode", context: int = 128) -> int:
@@ -152,3 +171,73 @@ def test_zero_experts_take_their_share_of_choices() -> None:
     made = building.instance(Model(name="test", family="test", hidden_size=64, vocab_size=512, layers=(layer,)))
     assert made.loads[0].choices_S.tolist() == [2.0]
     assert count_parameters(made.model).routers == 12 * 64
+
+
+GROUPED = GroupedAttention(num_heads=4, num_kv_heads=2, head_dim=16)
+SPARSE = LATENT.model_copy(update={"indexer": Indexer(num_heads=2, head_dim=16, top_k=100)})
+KINDS: tuple[Attention, ...] = (
+    GROUPED,
+    GROUPED.model_copy(update={"window": 64}),
+    LATENT,
+    SPARSE,
+    CompressedAttention(
+        num_heads=4, head_dim=32, q_lora_rank=16, output_groups=2, output_lora_rank=8, window=64, compress_rate=8
+    ),
+    STATE,
+)
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(KINDS), st.integers(1, 1 << 17), st.integers(1, 1 << 17), st.integers(1, 4096))
+def test_time_never_falls_with_longer_context_or_more_tokens(
+    phase: Phase, part: Attention, context: int, more: int, tokens: int
+) -> None:
+    first, longer = seconds(part, phase, context, tokens), seconds(part, phase, context + more, tokens)
+    fuller = seconds(part, phase, context, tokens + more)
+    for name, value in first.items():
+        # In prefill a longer prompt means fewer chunks with which a recurrent state is read and written.
+        if not (phase == "prefill" and name == "recurrent state"):
+            assert longer[name] >= value * (1 - 1e-12)
+        assert fuller[name] >= value * (1 - 1e-12)
+
+
+def test_decode_core_by_hand() -> None:
+    """128 sequences of 1024 tokens; per GPU 2 query heads and 1 KV head of 16: 64 bytes an entry, and of q and out."""
+    made = building.instance(model(GROUPED), context=1024)
+    r = made.curve(0, "attention_decode", "gqa").value
+    assert r.activation is not None
+    flop, read = 2 * 128 * 2 * 1024 * 2 * 16, 128 * 1024 * 64
+    moved = 128 * 2 * 2 * 2 * 16 + 128 * 64 * 64
+    parts = (flop / (r.compute * 1e13), read / (r.memory * 1e11), r.serial * math.sqrt(1024))
+    busy = sum(part**r.exponent for part in parts) ** (1 / r.exponent)
+    assert seconds(GROUPED, "decode", 1024)["attention"] == pytest.approx(r.base + busy + moved / (r.activation * 1e11))
+
+
+def test_prefill_core_by_hand() -> None:
+    """128 tokens in prompts of 1024: 512.5 keys on average and 63.5 more, because tiles on the diagonal are whole."""
+    made = building.instance(model(GROUPED), phase="prefill", context=1024)
+    r = made.curve(0, "attention_prefill", "gqa").value
+    flop, moved = 2 * 128 * 2 * 576 * 2 * 16, 128 * (2 * 2 * 2 * 16 + 64)
+    busy = ((flop / (r.compute * 1e13)) ** r.exponent + (r.serial * 1024) ** r.exponent) ** (1 / r.exponent)
+    assert seconds(GROUPED, "prefill", 1024)["attention"] == pytest.approx(r.base + busy + moved / (r.memory * 1e11))
+
+
+@pytest.mark.parametrize("name", profiles.names("models"))
+@pytest.mark.parametrize("tp", [1, 2])
+def test_products_are_the_weights_of_a_layer(name: str, tp: int) -> None:
+    """Up to norms, biases and gates of one column: 1 %."""
+    described = read_model(profiles.path_of("models", name))
+    hidden = described.hidden_size
+    for run in described.layer_kinds:
+        blocks = run.attention.blocks if isinstance(run.attention, LatentAttention) else 1
+        counted = attention_parameters(run.attention, hidden, tp)
+        made = blocks * sum(one.inner * one.outer for one in attention_products(run.attention, hidden, tp))
+        assert made == pytest.approx(counted, rel=0.01)
+        if isinstance(run.ffn, DenseFfn):
+            counted = dense_parameters(run.ffn, hidden, tp)
+            width = run.ffn.intermediate_size // tp
+            products = ffn_products(gated=run.ffn.gated, hidden_size=hidden, width=width)
+        else:
+            counted, products = shared_parameters(run.ffn, hidden, tp), shared_products(run.ffn, hidden, tp)
+        assert sum(one.inner * one.outer for one in products) == pytest.approx(counted, rel=0.01)
