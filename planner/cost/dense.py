@@ -184,9 +184,7 @@ class DenseCost:
         if work.phase == "decode":
             moved += self.tokens * FIRST_ENTRIES * key
             read = self.tokens / work.tokens_per_sequence * entries * key
-            core = Core(
-                pair * entries, pair * entries, num_bytes / work.tokens_per_sequence, moved, split_chain(entries)
-            )
+            core = Core(pair * entries, pair * entries, read, moved, split_chain(entries))
         else:
             core = Core(pair * entries / 2, pair * tiled_keys(entries / 2), 0.0, moved + self.tokens * key, entries)
         return [self._core_term("attention indexer", attention, core)]
