@@ -260,7 +260,8 @@ def _kernel_name(file: DeploymentFile, engine: EngineFile | None, topology: Topo
 
 
 def _on(topology: Topology, kernel: KernelFile, name: str) -> KernelFile:
-    return on_machine(kernel, name, [gpu.name for gpu in topology.kinds], topology.file.calibration)
+    gpus = [tuple(filter(None, (gpu.name, gpu.curves_of))) for gpu in topology.kinds]
+    return on_machine(kernel, name, gpus, topology.file.calibration)
 
 
 def _small_collectives(engine: EngineFile, topology: Topology) -> KernelFile | None:

@@ -87,6 +87,21 @@ def load_default_efficiency() -> Efficiency:
     return efficiency
 
 
+def transferred(own: Efficiency | None, other: Efficiency | None, name: str) -> Efficiency:
+    """A GPU's own curves, and beside them those of another GPU, called `name`, as transferred."""
+    own, other = own or Efficiency(), other or Efficiency()
+    update: dict[str, dict[str, Curve]] = {}
+    for work in get_args(Work):
+        taken = {
+            key: curve.model_copy(
+                update={"basis": "transferred", "source": f"{curve.source}; of {name}", "fit": None, "held_out": None}
+            )
+            for key, curve in getattr(other, work).items()
+        }
+        update[work] = taken | getattr(own, work)
+    return own.model_copy(update=update)
+
+
 def curve_of(known: Sequence[Efficiency], work: Work, name: str) -> Curve:
     """The curve for some work: a GPU's own before the default, and the very format before one that is alike.
 

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from planner.errors import Place
 from planner.inputs import documents, profiles
 from planner.inputs.documents import Frozen
-from planner.inputs.efficiency import Efficiency
+from planner.inputs.efficiency import Efficiency, transferred
 from planner.inputs.fabrics import known_fabric
 from planner.inputs.precision import COMPUTE_ORDER
 from planner.inputs.sourced import Sourced
@@ -31,7 +31,9 @@ class Gpu(Frozen):
     compute: Annotated[dict[str, Sourced[ComputeRate]], Field(min_length=1)]
     """Dense compute rates by format, e.g. {bf16: 989 TFLOP/s, fp8: 1979 TFLOP/s}."""
     efficiency: Efficiency | None = None
-    """What kernels reach; what is left out comes from profiles/efficiency.yaml."""
+    """What kernels reach; what is left out comes from `curves_of`, else from profiles/efficiency.yaml."""
+    curves_of: str | None = None
+    """GPU of the same architecture that was measured: its curves hold here, too, as transferred."""
     scale_up: str | None = None
     """Fabric that joins such GPUs directly, e.g. nvlink-4; none: they meet over the host."""
     bridge: str | None = None
@@ -58,5 +60,9 @@ class Gpu(Frozen):
 def load_gpu(name: str, where: Place | None = None) -> Gpu:
     """Read a GPU profile."""
     path = profiles.path_of("gpus", name, where, INLINE_GPU)
-    gpu, _ = documents.load(path, Gpu, "gpu")
-    return gpu.model_copy(update={"name": name})
+    gpu, document = documents.load(path, Gpu, "gpu")
+    if gpu.curves_of is None:
+        return gpu.model_copy(update={"name": name})
+    alike = load_gpu(gpu.curves_of, document.place(("curves_of",)))
+    curves = transferred(gpu.efficiency, alike.efficiency, alike.name)
+    return gpu.model_copy(update={"name": name, "efficiency": curves})

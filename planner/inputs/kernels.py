@@ -7,7 +7,7 @@ and "Collectives". How many bytes each kind of buffer has is worked out in `plan
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -264,17 +264,19 @@ class EngineBuffer(Frozen):
     """Size of the buffer between nodes."""
 
 
-def on_machine(kernel: KernelFile, name: str, gpus: Iterable[str], measured: Iterable[Calibration]) -> KernelFile:
+def on_machine(
+    kernel: KernelFile, name: str, gpus: Iterable[Sequence[str]], measured: Iterable[Calibration]
+) -> KernelFile:
     """The kernel with the figures of the machine's GPUs, and over them those measured on it.
 
     Args:
         kernel: the profile.
         name: its name.
-        gpus: names of the different GPUs of the machine. Figures of single GPUs are taken if all have
-            the same, since an exchange waits for the slowest of them.
+        gpus: of the different GPUs of the machine, each one's own name and that of `curves_of`. Figures of
+            single GPUs are taken if all have the same, since an exchange waits for the slowest of them.
         measured: from the topology file.
     """
-    known = [kernel.on.get(gpu) for gpu in gpus]
+    known = [next((kernel.on[name] for name in names if name in kernel.on), None) for names in gpus]
     update = known[0].given() if known and known[0] is not None and all(one == known[0] for one in known) else {}
     for one in measured:
         if one.kernel == name:

@@ -108,12 +108,12 @@ def test_measured_figures_replace_the_shipped_ones(tmp_path: Path) -> None:
     (tmp_path / "topology.yaml").write_text(TOPOLOGY)
     on = load_topology(tmp_path / "topology.yaml")
     shipped = load_kernel("all-to-all")
-    found = on_machine(shipped, "all-to-all", ["h100-sxm"], on.file.calibration)
+    found = on_machine(shipped, "all-to-all", [["h100-sxm"]], on.file.calibration)
     assert (found.dispatch.value.launch, found.dispatch.basis) == (33e-6, "measured")
     assert found.combine == shipped.combine
     assert found.reach.scale_up == 0.44
     assert found.reach.levels == {"cluster": 0.22}
-    assert on_machine(load_kernel("nccl"), "nccl", ["none"], on.file.calibration).reach == load_kernel("nccl").reach
+    assert on_machine(load_kernel("nccl"), "nccl", [["none"]], on.file.calibration).reach == load_kernel("nccl").reach
 
     def volume(kernel: KernelFile) -> float:
         of = building.model(experts=8)
@@ -145,6 +145,7 @@ def test_figures_of_a_gpu_hold_where_all_gpus_have_them() -> None:
     launch = {"value": {"launch": "1 us"}, "source": "made by a test"}
     own = KernelFigures.model_validate({"dispatch": launch})
     kernel = load_kernel("all-to-all").model_copy(update={"on": {"a": own, "b": own}})
-    assert on_machine(kernel, "all-to-all", ["a", "b"], ()).dispatch.value.launch == 1e-6
-    assert on_machine(kernel, "all-to-all", ["a", "c"], ()).dispatch == kernel.dispatch
-    assert on_machine(kernel, "all-to-all", ["a"], ()).on == {}
+    assert on_machine(kernel, "all-to-all", [["a"], ["b"]], ()).dispatch.value.launch == 1e-6
+    assert on_machine(kernel, "all-to-all", [["a"], ["c"]], ()).dispatch == kernel.dispatch
+    assert on_machine(kernel, "all-to-all", [["a"]], ()).on == {}
+    assert on_machine(kernel, "all-to-all", [["of the same chip", "a"]], ()).dispatch.value.launch == 1e-6

@@ -122,7 +122,20 @@ def test_a_gpu_s_own_curve_comes_first_and_one_of_the_same_arithmetic_before_the
     assert curve_of([own.model_copy(update={"experts": {}}), default], "experts", "nvfp4") == default.experts["nvfp4"]
 
 
-@pytest.mark.parametrize("name", [name for name in profiles.names("gpus") if load_gpu(name).efficiency])
+def test_a_gpu_of_the_same_architecture_lends_its_curves() -> None:
+    measured, like_it = load_gpu("h100-sxm"), load_gpu("h800-sxm")
+    assert measured.efficiency is not None
+    assert like_it.efficiency is not None
+    for key, curve in measured.efficiency.gemm.items():
+        taken = like_it.efficiency.gemm[key]
+        assert (taken.value, taken.basis, taken.held_out) == (curve.value, "transferred", None)
+        assert taken.source.endswith("of h100-sxm")
+
+
+MEASURED = [name for name in profiles.names("gpus") if load_gpu(name).efficiency and not load_gpu(name).curves_of]
+
+
+@pytest.mark.parametrize("name", MEASURED)
 def test_fitted_curves_are_not_faster_than_light_and_state_their_error(name: str) -> None:
     own = load_gpu(name).efficiency
     assert own is not None
