@@ -2,7 +2,7 @@
 # make test    install what tests need and run them
 # make check   lint, types, architecture, docs up to date
 # make bench   figures (set EP_PLAN_DATA to a folder of recorded traces for all of them)
-# make docs    write the generated parts of docs/
+# make docs    write the generated parts of docs/, and the output shown in READMEs
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -30,6 +30,7 @@ bench: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/outputs.py
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,24 @@
+"""The commands of README.md and of the examples run, and print what is shown there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.running import ROOT, environment
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "examples").glob("*/README.md"))]
+
+
+def test_every_example_has_a_page() -> None:
+    assert {page.parent.name for page in PAGES[1:]} == {path.parent.name for path in ROOT.glob("examples/*/*.yaml")}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_commands_print_what_is_shown(page: Path) -> None:
+    script = [sys.executable, str(ROOT / "docs" / "outputs.py"), "--check", str(page)]
+    done = subprocess.run(script, cwd=ROOT, env=environment(), capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, f"{done.stderr}\nto mend it: python docs/outputs.py"
