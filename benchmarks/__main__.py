@@ -10,9 +10,15 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks import generalisation, held_out, routing, speed, traces
+from benchmarks import ceiling, generalisation, held_out, routing, speed, traces
 
-_ALL = {"speed": speed.run, "held-out": held_out.run, "generalisation": generalisation.run, "routing": routing.run}
+_ALL = {
+    "speed": speed.run,
+    "held-out": held_out.run,
+    "generalisation": generalisation.run,
+    "ceiling": ceiling.run,
+    "routing": routing.run,
+}
 _NAMES = [*_ALL, "traces"]
 
 
