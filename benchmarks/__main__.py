@@ -10,13 +10,14 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks import generalisation, held_out, predictions, routing, speed, traces
+from benchmarks import ceiling, generalisation, held_out, predictions, routing, speed, traces
 from benchmarks.accuracy import page as accuracy
 
 _ALL = {
     "speed": speed.run,
     "held-out": held_out.run,
     "generalisation": generalisation.run,
+    "ceiling": ceiling.run,
     "routing": routing.run,
     "predictions": predictions.run,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ class Case:
 
 
 DEEPSEEK = Case("DeepSeek-V3", "deepseek-v3", "deepseek_v3_sglang_loads_6.npz", "4 x hgx-h100", 32, 32)
+DEEPSEEK_NO_COPIES = replace(DEEPSEEK, redundant=0)
 GPT_OSS = Case("gpt-oss-20b", "gpt-oss-20b", "gpt_oss_20b_decode_even_layers.npz", _FOUR_BY_H100, 8, 8)
 
 

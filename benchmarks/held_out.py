@@ -12,7 +12,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cases import DEEPSEEK, GPT_OSS, Case, arrays_of, write_sequences, write_windows
+from benchmarks.cases import (
+    DEEPSEEK,
+    DEEPSEEK_NO_COPIES,
+    GPT_OSS,
+    Case,
+    arrays_of,
+    write_sequences,
+    write_windows,
+)
 from planner.cost.prepare import from_deployment
 from planner.inputs.deployment import Overrides, load_deployment
 from planner.review.compare import compare
@@ -53,16 +61,16 @@ def judged(case: Case, name: str, seen: Path, unseen: Path, folder: Path) -> Jud
     return Judged(name, imbalance, solved.plan.solver.gap, seconds)
 
 
-def leave_one_out(data: Path) -> Iterator[Judged]:
-    """DeepSeek-V3, six recorded scenarios: plan on five, judge on the sixth."""
-    trace = arrays_of(data / DEEPSEEK.trace)
+def leave_one_out(case: Case, data: Path) -> Iterator[Judged]:
+    """Recorded scenarios of one model: plan on all but one, judge on that one."""
+    trace = arrays_of(data / case.trace)
     count = len(trace["counts"])
     for left_out in range(count):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             seen = write_windows(trace, [w for w in range(count) if w != left_out], folder / "seen.npz")
             unseen = write_windows(trace, [left_out], folder / "unseen.npz")
-            yield judged(DEEPSEEK, str(trace["scenario_names"][left_out]), seen, unseen, folder)
+            yield judged(case, str(trace["scenario_names"][left_out]), seen, unseen, folder)
 
 
 def by_sequences(data: Path) -> Iterator[Judged]:
@@ -94,12 +102,26 @@ def _show(title: str, rows: Sequence[Judged], console: Console) -> None:
     console.print(f"mean of EPLB's excess gone: {np.mean([row.gone for row in rows]):.1%}\n")
 
 
+def _show_against_copies(without: Sequence[Judged], with_copies: Sequence[Judged], console: Console) -> None:
+    """A plan without copies beside EPLB with them: what a good placement saves in memory."""
+    table = Table(title="No copies, beside EPLB with 32 copies", box=None, title_justify="left")
+    for column in ("judged on", "plan, 256 slots", "EPLB, 288 slots"):
+        table.add_column(column, justify="left" if column == "judged on" else "right")
+    for plan, other in zip(without, with_copies, strict=True):
+        table.add_row(plan.name, f"{plan.imbalance['plan']:.3f}", f"{other.imbalance['eplb']:.3f}")
+    console.print(table, "")
+
+
 def run(data: Path | None, console: Console) -> None:
-    """Print both tables."""
+    """Print the tables."""
     if data is None:
         console.print("held-out: needs recorded traces; give --data or EP_PLAN_DATA")
         return
     conditions = "prefill, 4,096 tokens per GPU"
-    deepseek = f"DeepSeek-V3, 4 x 8 H100, ep=32, 288 slots, {conditions}; one scenario left out"
-    _show(deepseek, list(leave_one_out(data)), console)
+    deepseek = "DeepSeek-V3, 4 x 8 H100, ep=32, {} slots, {}; one scenario left out"
+    with_copies = list(leave_one_out(DEEPSEEK, data))
+    _show(deepseek.format(288, conditions), with_copies, console)
+    without = list(leave_one_out(DEEPSEEK_NO_COPIES, data))
+    _show(deepseek.format(256, conditions), without, console)
+    _show_against_copies(without, with_copies, console)
     _show(f"gpt-oss-20b, 2 x 4 H100, ep=8, 40 slots, {conditions}", list(by_sequences(data)), console)
