@@ -58,12 +58,18 @@ def check(plan: Plan, instance: Instance) -> list[Finding]:
     if findings:
         return findings  # nothing else has a meaning
     split = split_of(plan)
-    limits = Limits(plan.inputs.rules, plan.inputs.engine or "engine", plan.inputs.keep_groups == "node")
+    limits = Limits(
+        plan.inputs.rules,
+        plan.inputs.engine or "engine",
+        keep_groups=plan.inputs.keep_groups == "node",
+        for_checkpoint=plan.inputs.target == "checkpoint",
+    )
     shares = Shares(tuple(stage.gpus for stage in plan.stages), slots_of(plan))
     broken = broken_rules(instance, split, plan.placement.redundant_experts, limits, shares)
     findings += [Finding(rule.rule, rule.detail) for rule in broken]
     cost = split_cost(instance, split, plan.placement.redundant_experts, shares.gpus, shares.slots_KR)
     findings += _groups(plan, cost)
+    findings += _whole_groups(plan)
     findings += _figures(plan, cost)
     findings += _solver(plan)
     findings += _candidates(plan, instance, limits)
@@ -193,6 +199,22 @@ def _groups(plan: Plan, cost: SplitCost) -> Iterator[Finding]:
                 nodes = np.unique(node_P[(expert_P >= 0) & (expert_P // per_group == group)])
                 if len(nodes) > 1:
                     yield Finding("keep_groups", f"layer {layer}: group {group} is on nodes {nodes.tolist()}")
+
+
+def _whole_groups(plan: Plan) -> Iterator[Finding]:
+    """For a permuted checkpoint: the router takes consecutive experts as a group, so groups move as a whole."""
+    moe = plan.inputs.model.moe
+    if plan.inputs.target != "checkpoint" or moe.num_groups == 1:
+        return
+    per_group = moe.num_experts // moe.num_groups
+    for layer, row in zip(plan.placement.layer_ids, plan.placement.physical_to_logical, strict=True):
+        if len(row) != moe.num_experts or min(row) < 0:
+            continue  # copies or unequal ranks, which break rules of their own
+        group_AE = (np.array(row) // per_group).reshape(moe.num_groups, per_group)
+        mixed = np.flatnonzero((group_AE != group_AE[:, :1]).any(axis=1))
+        if len(mixed):
+            detail = f"layer {layer}: positions of group {mixed[0]} hold experts of several routing groups"
+            yield Finding("checkpoint groups", detail)
 
 
 # --- booked figures -------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def redundancies(instance: Instance, split: Split, space: SearchSpace) -> list[i
     if space.redundant_experts is not None:
         return [space.redundant_experts]
     experts = instance.model.moe.num_experts
-    if not space.limits.rules.redundant_experts:
+    if not space.limits.rules.redundant_experts or space.limits.for_checkpoint:
         return [0]
     fewest = -(-experts // split.ep)
     most = min(fewest + _EXTRA_SLOTS, experts)
@@ -241,6 +241,8 @@ def laid_out(instance: Instance, split: Split, redundant: int, limits: Limits) -
         even.layout = name
         yield even
         if not several or even.cost is None or split.ep == 1 or limits.rules.uneven_experts != "always":
+            continue
+        if limits.for_checkpoint:
             continue
         for how, slots_KR in unequal_slots(even.cost, even.memories):
             candidate = ruled(instance, split, redundant, limits, gpus=gpus, slots_KR=slots_KR)
