@@ -36,6 +36,8 @@ class Layout:
     topology: Topology
     placement: Placement
     redundant_experts: int
+    kernel: str = ""
+    """Communication kernel of dispatch and combine."""
     for_checkpoint: bool = False
     """Whether the placement is meant for a permuted checkpoint, where linear layout realises it."""
 
@@ -98,5 +100,6 @@ def layout_of(plan: Plan, file: Path) -> Layout:
         topology=topology,
         placement=placement_of(plan),
         redundant_experts=plan.placement.redundant_experts,
+        kernel=inputs.cost.communication.kernel,
         for_checkpoint=plan.inputs.target == "checkpoint",
     )

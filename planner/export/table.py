@@ -159,3 +159,39 @@ MAPS: Final[dict[str, Format]] = {
     "csv": Format("plain_table", "plain table: layer, stage, rank, slot, expert, copies, GPUs", ".csv"),
     "parquet": Format("plain_table", "the same table as Parquet (needs pyarrow)", ".parquet"),
 }
+
+CHECKPOINT: Final[dict[str, Format]] = {
+    "checkpoint": Format(
+        "checkpoint.rewrite",
+        "Hugging Face checkpoint whose linear layout is the plan (--weights DIR), for every engine unmodified",
+        "",
+        cannot={
+            "copies": "a checkpoint holds each expert once",
+            "any placement": "only what was solved with target: checkpoint",
+        },
+    ),
+}
+
+_PULL_REQUESTS: Final = ("pr-41141", "pr-49572", "pr-53022")
+LAUNCHES: Final[dict[str, Format]] = {
+    "launch-vllm": Format("launch.vllm", "shell script that starts vLLM", ".sh", ("0.33.0", *_PULL_REQUESTS), "vllm"),
+    "launch-vllm-ascend": Format(
+        "launch.vllm",
+        "shell script that starts vllm-ascend",
+        ".sh",
+        MAPS["vllm-ascend"].versions,
+        "vllm-ascend",
+        gone=MAPS["vllm-ascend"].gone,
+    ),
+    "launch-sglang": Format("launch.sglang", "shell script that starts SGLang", ".sh", ("0.5.23",), "sglang"),
+    "launch-tensorrt-llm": Format(
+        "launch.tensorrt_llm", "shell script that starts TensorRT-LLM", ".sh", ("1.3",), "tensorrt-llm"
+    ),
+    "launch-megatron": Format(
+        "launch.torchrun", "shell script that starts Megatron-LM with torchrun", ".sh", ("d98e8a64",), "megatron"
+    ),
+    "torchrun": Format("launch.torchrun", "shell script that starts any program with torchrun", ".sh"),
+    "slurm": Format("launch.slurm", "Slurm batch script that starts any program, one task per GPU", ".sbatch"),
+    "kubernetes": Format("launch.kubernetes", "Kubernetes Job and Service that start any program", ".yaml"),
+}
+FORMATS: Final[dict[str, Format]] = {**MAPS, **CHECKPOINT, **LAUNCHES}

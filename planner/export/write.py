@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,14 @@ _LIMIT_BYTES = 1 << 30
 class Written:
     """What was written, for which engine version, and how it is loaded."""
 
-    path: Path
+    path: Path | None
+    """None: a dry run."""
     format: str
     version: str
     how_to_load: str
     notes: tuple[str, ...]
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What else there is to say, as plain data."""
 
 
 def module_of(kind: Format) -> Any:
