@@ -51,7 +51,7 @@ class Progress(Frozen):
 
     def with_file(self, name: str, digest: str) -> Progress:
         """One more file is there."""
-        return self.model_copy(update={"sha256": {**self.sha256, name: digest}})
+        return self.model_copy(update={"sha256": dict(sorted({**self.sha256, name: digest}.items()))})
 
 
 def begun(source: Source, layout: Layout, plan_sha256: str, *, router_only: bool) -> Progress:
