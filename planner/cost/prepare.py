@@ -33,13 +33,14 @@ class Prepared:
 
 def from_deployment(deployment: Deployment) -> Prepared:
     """Read the traces of a deployment and fix all constants."""
-    engine, kinds = deployment.engine, deployment.topology.kinds
+    engine = deployment.engine
     constants = Constants(
         precision=deployment.precision,
         communication=deployment.communication,
         kernel=deployment.kernel,
         collectives=deployment.collectives,
-        efficiency=(kinds[0].efficiency if len(kinds) == 1 else None) or deployment.default_efficiency,
+        small_collectives=deployment.small_collectives,
+        efficiency=deployment.default_efficiency,
         engine_memory=deployment.engine_memory,
         copy_rule=engine.copy_rule,
     )

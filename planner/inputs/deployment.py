@@ -12,10 +12,10 @@ from planner.errors import InputError, Place, ProblemLog, UsageError
 from planner.inputs import documents, profiles
 from planner.inputs.checkpoint import INDEX_NAME, checkpoint_files, read_config, weight_warnings
 from planner.inputs.documents import Frozen
+from planner.inputs.efficiency import Efficiency, load_default_efficiency
 from planner.inputs.engines import EngineFile, EngineMemory, Share, load_engine
-from planner.inputs.gpu import Efficiency
 from planner.inputs.huggingface import model_from_config
-from planner.inputs.kernels import KernelFile, as_used
+from planner.inputs.kernels import KernelFile, as_used, on_machine
 from planner.inputs.model import Model
 from planner.inputs.named_files import (
     MODEL_OPTION,
@@ -31,7 +31,7 @@ from planner.inputs.precision import ActivationName, Precision, WeightName
 from planner.inputs.strict_yaml import Key, read_yaml
 from planner.inputs.topology import Topology
 from planner.inputs.units import Duration, Percentage
-from planner.inputs.workload import Communication, Dedup, Workload
+from planner.inputs.workload import Communication, Dedup, Overlap, Phase, Workload
 
 LIMIT_DEGREE: Final = 1 << 16
 LIMIT_COPIES: Final = 1 << 16
@@ -62,6 +62,9 @@ class CommunicationSection(Frozen):
     """A kernel profile; default: the engine's for this phase, without engine all-to-all."""
     dedup: Dedup | None = None
     """Which copies of a token are sent: one per expert, GPU or node; default: the kernel's for this phase."""
+    overlap: Overlap | None = None
+    """What traffic hides behind: none, the shared experts, or (two_batch) the other of two micro-batches;
+    default: the engine's for this phase."""
 
 
 class SplitPins(Frozen):
@@ -181,6 +184,7 @@ class Deployment:
     communication: Communication
     kernel: KernelFile
     collectives: KernelFile
+    small_collectives: KernelFile | None
     default_efficiency: Efficiency
     engine_memory: EngineMemory
     workload: Workload
@@ -213,7 +217,8 @@ def load_deployment(path: Path, overrides: Overrides | None = None) -> Deploymen
     found = _tried(log, lambda: _model(model_named))
     topology_found = _tried(log, lambda: topology_of(topology_named, given.gpus))
     engine = _tried(log, lambda: load_engine(file.engine, document.place(("engine",))))
-    kernel_name = file.communication.kernel or (engine.kernel[file.workload.phase] if engine else "all-to-all")
+    machine = topology_found[0] if topology_found else None
+    kernel_name = file.communication.kernel or _usual_kernel(engine, file.workload.phase, machine)
     where = document.place(("communication", "kernel"))
     kernel = _tried(log, lambda: load_kernel(kernel_name, where))
     traces = trace_paths(traces_named, log)
@@ -234,9 +239,11 @@ def load_deployment(path: Path, overrides: Overrides | None = None) -> Deploymen
         communication=Communication(
             kernel=kernel_name,
             dedup=file.communication.dedup or getattr(kernel.dedup, file.workload.phase),
+            overlap=file.communication.overlap or engine.overlap.get(file.workload.phase, "none"),
         ),
-        kernel=as_used(kernel, engine.buffers.get(kernel_name)),
-        collectives=load_kernel(engine.collectives),
+        kernel=as_used(_on(topology, kernel, kernel_name), engine.buffers.get(kernel_name)),
+        collectives=_on(topology, load_kernel(engine.collectives), engine.collectives),
+        small_collectives=_small_collectives(engine, topology),
         default_efficiency=load_default_efficiency(),
         engine_memory=_engine_memory(engine, file.memory_share),
         workload=file.workload,
@@ -244,6 +251,23 @@ def load_deployment(path: Path, overrides: Overrides | None = None) -> Deploymen
         read_paths=(path, *model_paths, *topology_paths, *traces),
         warnings=warnings,
     )
+
+
+def _usual_kernel(engine: EngineFile | None, phase: Phase, topology: Topology | None) -> str:
+    """The kernel that an engine runs unless told otherwise."""
+    if engine is None:
+        return "all-to-all"
+    one_node = topology is not None and topology.num_nodes == 1
+    return engine.one_node_kernel if one_node and engine.one_node_kernel else engine.kernel[phase]
+
+
+def _on(topology: Topology, kernel: KernelFile, name: str) -> KernelFile:
+    return on_machine(kernel, name, [gpu.name for gpu in topology.kinds], topology.file.calibration)
+
+
+def _small_collectives(engine: EngineFile, topology: Topology) -> KernelFile | None:
+    name = engine.small_collectives
+    return None if name is None else _on(topology, load_kernel(name), name)
 
 
 def _tried(log: ProblemLog, read: Any) -> Any:
@@ -295,8 +319,6 @@ class PublishedSize(Frozen):
     other_billion: Annotated[float, Field(ge=0)] = 0.0
     """Part of the total that is not in the language model: a vision tower."""
     source: str
-    differs: str = ""
-    """Why the count is more than 1 % away from the total, where it is."""
 
 
 class ConfigFile(Frozen):
@@ -366,13 +388,6 @@ def load_kernel(name: str, where: Place | None = None) -> KernelFile:
     """Read a communication kernel profile."""
     kernel, _ = documents.load(profiles.path_of("kernels", name, where), KernelFile, "kernel")
     return kernel
-
-
-def load_default_efficiency() -> Efficiency:
-    """What kernels reach on a GPU that nobody measured: assumed."""
-    path = profiles.folder() / "efficiency.yaml"
-    efficiency, _ = documents.load(path, Efficiency, "efficiency")
-    return efficiency
 
 
 def parse_split(text: str) -> dict[str, int]:

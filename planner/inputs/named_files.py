@@ -18,7 +18,7 @@ TRACE_OPTION: Final = Place("--trace")
 OPTIONS: Final = (MODEL_OPTION, TOPOLOGY_OPTION, TRACE_OPTION)
 """Places of values that the command line gives instead of the file: what is wrong there is wrong usage."""
 
-_NODES: Final = re.compile(r"\s*(\d{1,6})\s*[x×*]\s*([A-Za-z0-9._-]+)\s*")
+_NODES: Final = re.compile(r"\s*(\d{1,40})\s*[x×*]\s*([A-Za-z0-9._-]+)\s*")
 _SUFFIXES: Final = (".json", ".yaml", ".yml")
 
 

@@ -72,19 +72,41 @@ class PlacementRecord(Frozen):
     """For each MoE layer, the expert in each slot."""
 
 
+class ErrorRecord(Frozen):
+    """Absolute relative errors on measurements that took no part in the fit."""
+
+    median: Number
+    """Half of them are smaller."""
+    p90: Number
+    """Nine in ten are smaller."""
+
+
+class BasisRecord(Frozen):
+    """How much of a step rests on constants of one kind."""
+
+    basis: Basis
+    """What they rest on."""
+    share: Number
+    """Part of the time of all kernels and messages."""
+    error: ErrorRecord | None
+    """Error of such kernels by themselves; null: nobody knows."""
+
+
 class TermRecord(Frozen):
     """One part of the step's time."""
 
     name: str
     """What takes the time."""
     seconds: float
-    """Summed over stages, for one micro-batch."""
+    """With one stage, of all micro-batches; with several, of one micro-batch summed over stages."""
     speed_of_light_s: float
     """The same work at datasheet rates."""
     basis: Basis
     """What the constants rest on."""
     source: str
     """Where they come from."""
+    error: ErrorRecord | None = None
+    """How far the constants are off by themselves; null: nobody knows."""
 
 
 class MemoryRecord(Frozen):
@@ -117,7 +139,11 @@ class Predicted(Frozen):
     step_s: Number
     """Time for all of the step's tokens to advance once; the objective."""
     tokens_per_s: Number
-    """Tokens of a step over its time."""
+    """Tokens of a step over its time; in decode output tokens, drafts that are refused left out."""
+    time_per_output_token_s: Number | None
+    """Decode: time between two tokens of a sequence, without queueing."""
+    time_to_first_token_s: Number | None
+    """Prefill: time until all prompts of a step are through, without queueing."""
     balancedness: float | None
     """Sum of means over sum of maxima of the ranks' rows; null without a trace."""
     memory_bytes: tuple[Whole, ...]
@@ -132,6 +158,8 @@ class Predicted(Frozen):
     """Time of each stage for one micro-batch."""
     terms: tuple[TermRecord, ...]
     """Parts that add up to the step time."""
+    rests_on: tuple[BasisRecord, ...]
+    """Shares of the step by what the constants rest on, best known first."""
     memory: tuple[tuple[MemoryRecord, ...], ...]
     """For each stage, the lines of its fullest GPU."""
     windows: tuple[WindowRecord, ...]

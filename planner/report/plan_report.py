@@ -79,6 +79,8 @@ def _verdict(plan: Plan, console: Console) -> None:
     per_gpu = format_count(predicted.tokens_per_s / plan.inputs.gpus)
     table.add_row(Text("plan", "bold"), Text(split_text(plan.split), "bold green"))
     table.add_row("", f"{step} per step, {format_count(predicted.tokens_per_s)} tokens/s, {per_gpu} per GPU")
+    if plan.inputs.workload.draft_tokens and predicted.time_per_output_token_s is not None:
+        table.add_row("", f"{format_seconds(predicted.time_per_output_token_s)} per output token, drafts accepted")
     copies = f" + {placement.redundant_experts} copies" if placement.redundant_experts else ""
     slots = slots_of(plan)
     if all((slots_R == slots_R[0]).all() for slots_R in slots):
@@ -203,7 +205,7 @@ def _room(plan: Plan) -> str:
     if chosen.spare_kv_tokens is not None:
         parts.append(f"room for {chosen.spare_kv_tokens:,} more KV tokens per data-parallel rank")
     most, longest = chosen.most_sequences, chosen.longest_context
-    now = work.tokens_per_gpu * plan.inputs.gpus
+    now = work.tokens_per_gpu * plan.inputs.gpus // work.tokens_per_sequence
     if work.phase == "prefill":
         return "; ".join([*parts, f"at most {most:,} tokens per step" if most is not None else "any number of tokens"])
     sequences = f"at most {most:,} sequences" if most is not None else "any number of sequences"
@@ -227,6 +229,19 @@ def _time(plan: Plan, console: Console) -> None:
     step = plan.baselines["linear"].step_s
     gain = f"; the linear layout would take {format_seconds(step)}" if step > total * 1.0005 else ""
     console.print(f"step {format_seconds(total)}{extra}{gain}")
+    console.print(_rests_on(plan), style="dim")
+
+
+def _rests_on(plan: Plan) -> str:
+    """What the prediction rests on, and how far such constants are off by themselves."""
+    parts = []
+    for one in plan.predicted.rests_on:
+        error = one.error
+        band = (
+            f" (off by {format_percent(error.median, 0)}, 1 in 10 by {format_percent(error.p90, 0)})" if error else ""
+        )
+        parts.append(f"{format_percent(one.share, 0)} {one.basis}{band}")
+    return "rests on: " + ", ".join(parts) + "; no queueing"
 
 
 def _splits(plan: Plan, console: Console, verbose: bool) -> None:

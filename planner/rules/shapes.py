@@ -110,7 +110,11 @@ def work(instance: Instance, split: Split) -> Iterator[Verdict]:
     tokens = instance.step_tokens / (split.micro_batches * split.dp)
     detail = f"{tokens:.2g} tokens per data-parallel rank and micro-batch"
     yield Verdict("batch", f"{tokens:.4g}", "at least 1", tokens >= 1, detail)
-    if split.pp > 1:
+    if instance.constants.communication.overlap == "two_batch":
+        count, least = split.micro_batches, 2 * split.pp
+        detail = f"{count}" + (" are fewer than" if count < least else " for") + f" the {least} that take turns"
+        yield Verdict("micro-batches", f"{count}", f"at least {least}, overlap: two_batch", count >= least, detail)
+    elif split.pp > 1:
         count = split.micro_batches
         detail = f"{count}" + (" are fewer than" if count < split.pp else " for") + f" pp {split.pp}"
         yield Verdict("micro-batches", f"{count}", f"at least pp {split.pp}", count >= split.pp, detail)

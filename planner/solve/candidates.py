@@ -57,7 +57,8 @@ def all_splits(instance: Instance, pins: dict[str, int]) -> Iterator[Split]:
     for pp in _allowed(pins, "pp", divisors(gpus)):
         stage = gpus // pp
         factors = (1,) if pp == 1 else _MICRO_BATCH_FACTORS
-        counts = [pins["micro_batches"]] if "micro_batches" in pins else [pp * f for f in factors]
+        in_turn = 2 if instance.constants.communication.overlap == "two_batch" else 1
+        counts = [pins["micro_batches"]] if "micro_batches" in pins else [in_turn * pp * f for f in factors]
         for tp in _allowed(pins, "tp", divisors(stage)):
             if pins.get("dp", stage // tp) != stage // tp:
                 continue

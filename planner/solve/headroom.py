@@ -45,7 +45,7 @@ def headroom(instance: Instance, candidate: Candidate) -> Headroom:
         longest = _last(lambda length: excess(instance, candidate, now, length), context, MOST)
     return Headroom(
         spare_kv_tokens=_spare_kv_tokens(instance, candidate),
-        most_sequences=most if most < MOST else None,
+        most_sequences=most // work.tokens_per_sequence if most < MOST else None,
         longest_context=longest if longest < MOST else None,
     )
 

@@ -6,10 +6,22 @@ from collections.abc import Sequence
 
 from planner.errors import Place, Problem
 from planner.inputs.model import Model
+from planner.trace.alike import Alike
 from planner.trace.count_faults import counted_often, dense_layers, token_sums
-from planner.trace.faults import sort_out
+from planner.trace.faults import Fault, sort_out
 from planner.trace.trace import CountTrace, Trace
 from planner.trace.windows import Windows
+
+
+def describe_suspicions(windows: Windows, traces: Sequence[Trace]) -> tuple[str, ...]:
+    """Everything that looks like a trap of recording, where figures are told without a model to hold them against."""
+    where = Place(str(traces[0].path), key="expert_ids")
+    faults = _dense(windows, traces)
+    if windows.sets is not None:
+        alike = Alike(traces[0].num_experts)
+        alike.look(windows.sets.experts_NLK)
+        faults += alike.faults(where)
+    return (*(text for trace in traces for text in suspicions(trace)), *map(_told, faults))
 
 
 def suspicions(trace: Trace) -> tuple[str, ...]:
@@ -19,15 +31,22 @@ def suspicions(trace: Trace) -> tuple[str, ...]:
     where, counts_SLE = Place(str(trace.path), key="counts"), trace.counts_SLE
     faults = counted_often(counts_SLE, where)
     faults += token_sums(counts_SLE, trace.layer_ids_L, trace.top_k, trace.names_S, where)
-    return tuple(f"{fault.where}: {fault.message} [{fault.name}]: {fault.cure}" for fault in faults)
+    return tuple(map(_told, faults))
+
+
+def _told(fault: Fault) -> str:
+    return f"{fault.where}: {fault.message} [{fault.name}]: {fault.cure}"
 
 
 def not_routed(windows: Windows, traces: Sequence[Trace]) -> list[Problem]:
     """Layers in which every token chose expert 0 only: dense ones, or never written."""
+    return sort_out(_dense(windows, traces), ())[0]
+
+
+def _dense(windows: Windows, traces: Sequence[Trace]) -> list[Fault]:
     key = "counts" if isinstance(traces[0], CountTrace) else "expert_ids"
     where = Place(str(traces[0].path), key=key)
-    faults = dense_layers(windows.counts_SLE, windows.layer_ids_L, traces[0].top_k, where)
-    return sort_out(faults, ())[0]
+    return dense_layers(windows.counts_SLE, windows.layer_ids_L, traces[0].top_k, where)
 
 
 def against_model(trace: Trace, model: Model) -> list[Problem]:

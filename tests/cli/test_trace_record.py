@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from planner.cli.main import call
 from tests.cli.running import files_in, run
 
 torch = pytest.importorskip("torch", reason="recording needs torch")
@@ -94,8 +99,82 @@ def test_what_is_wrong_is_told_before_anything_is_written(model_folder: Path, tm
     (tmp_path / "hollow").mkdir()
     done = run("trace", "record", "hollow", "--text", "empty.txt", cwd=tmp_path)
     assert done.code == 3
-    assert "hollow: cannot be loaded" in done.err
+    assert "hollow: the model cannot be loaded" in done.err
     assert files_in(tmp_path) == {"empty.txt", "binary.txt", "hollow"}
+    done = run("trace", "record", model_folder, "--text", "empty.txt", "-o", "empty.txt", cwd=tmp_path)
+    assert done.code == 2
+    assert "empty.txt is an input of this command" in done.err
+
+
+def without(model_folder: Path, copy: Path, pattern: str) -> Path:
+    """A copy of the model folder that lacks some files."""
+    shutil.copytree(model_folder, copy, ignore=shutil.ignore_patterns(pattern))
+    return copy
+
+
+def test_what_is_wrong_with_a_model_folder(model_folder: Path, tmp_path: Path, capsys: Any) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("some text")
+
+    def told(folder: Path, *options: str) -> tuple[int, str]:
+        code = call(["trace", "record", str(folder), "--text", str(text), "-o", str(tmp_path / "o.npz"), *options])
+        return code, capsys.readouterr().err
+
+    hollow = without(model_folder, tmp_path / "no-weights", "model*")
+    assert told(hollow)[0] == 3
+    assert f"{hollow}: the model cannot be loaded" in told(hollow)[1]
+    mute = without(model_folder, tmp_path / "no-tokenizer", "tokenizer*")
+    assert told(mute)[0] == 3
+    assert f"{mute}: the tokenizer cannot be loaded" in told(mute)[1]
+    cut = without(model_folder, tmp_path / "cut", "nothing")
+    with (cut / "model.safetensors").open("r+b") as file:
+        file.truncate(4000)
+    assert told(cut)[0] == 3
+    assert f"{cut}: the model cannot be loaded" in told(cut)[1]
+    for folder in (hollow, mute, cut):
+        assert "needed" in told(folder)[1]
+
+
+def test_weights_that_are_not_there_are_never_made_up(model_folder: Path, tmp_path: Path, capsys: Any) -> None:
+    """transformers fills what is missing at random, routers too, and says so in a log line only."""
+    safetensors = pytest.importorskip("safetensors.torch")
+    folder = without(model_folder, tmp_path / "model", "nothing")
+    weights = safetensors.load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if ".gate." not in name}
+    assert len(kept) == len(weights) - 3
+    safetensors.save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "text.txt").write_text("some text")
+    code = call(["trace", "record", str(folder), "--text", str(tmp_path / "text.txt"), "-o", str(tmp_path / "o.npz")])
+    assert code == 3
+    err = capsys.readouterr().err
+    assert re.search(r"no weights for layers\.0\..*gate\.weight \(3 in all\)", err), err
+    assert not (tmp_path / "o.npz").exists()
+
+
+def test_a_dense_model_and_a_strange_tokenizer(model_folder: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "text.txt").write_text("some text")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    few = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    for name, family, keys in (("dense", "llama", {"vocab_size": 257}), ("few", "mixtral", {"vocab_size": 50} | few)):
+        folder = without(model_folder, tmp_path / name, "model*")
+        config = transformers.AutoConfig.for_model(family, num_key_value_heads=2, **sizes, **keys)
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        code = call(["trace", "record", str(folder), "--text", str(tmp_path / "text.txt"), "-o", str(tmp_path / "o")])
+        assert code == 3
+    err = capsys.readouterr().err
+    assert f"{tmp_path / 'dense'}: no router found in LlamaModel" in err
+    assert "but the model knows 50 tokens" in err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_devices_that_are_not_there(model_folder: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "text.txt").write_text("some text")
+    arguments = ["trace", "record", str(model_folder), "--text", str(tmp_path / "text.txt"), "-o", str(tmp_path / "o")]
+    assert call([*arguments, "--device", "cuda"]) == 7
+    assert "device cuda:" in capsys.readouterr().err
+    assert call([*arguments, "--device", "gpu0"]) == 2
+    if importlib.util.find_spec("accelerate") is None:
+        assert call([*arguments, "--device", "auto"]) == 7
 
 
 def test_without_torch_it_says_what_to_install(model_folder: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from planner.cost.instance import Instance
+from planner.inputs.constants import Constants
 from planner.solve.candidates import SearchSpace, all_splits, laid_out, redundancies
 from planner.solve.master import Options
 from planner.solve.solver import solve
@@ -37,7 +38,7 @@ def small_instance(seed: int) -> tuple[Instance, SearchSpace]:
         nodes, per_node, inner=f"{rng.integers(1, 40)} GB/s", outer=f"{rng.integers(1, 10)} GB/s"
     )
     windows = building.random_windows(rng, made, int(rng.integers(1, 4)), int(rng.integers(5, 400)))
-    using = building.constants(overlap=str(rng.choice(["0%", "50%", "70%"])))
+    using = random_constants(rng)
     phase = "decode" if rng.random() < 0.5 else "prefill"
     tokens = int(rng.integers(1, 3000))
     whole = building.instance(made, machine, phase=phase, tokens=tokens, windows=windows, using=using)  # type: ignore[arg-type]
@@ -60,6 +61,15 @@ def _pins(rng: np.random.Generator, gpus: int, experts: int, layers: int) -> dic
     return {"pp": pp, "ep": pick(2, gpus // pp, experts)}
 
 
+def random_constants(rng: np.random.Generator) -> Constants:
+    """Any way of sending tokens, and of hiding it."""
+    return building.constants(
+        hides=rng.choice(["none", "shared", "two_batch"]),
+        overlap=str(rng.choice(["50%", "70%"])),
+        kernel=str(rng.choice(["all-to-all", "deepep-normal", "allgather-reducescatter"], p=[0.6, 0.25, 0.15])),
+    )
+
+
 def unequal_instance(seed: int) -> tuple[Instance, SearchSpace]:
     """As `small_instance`, on unequal GPUs and links, with fewer layers."""
     rng = np.random.default_rng(1000 + seed)
@@ -73,7 +83,7 @@ def unequal_instance(seed: int) -> tuple[Instance, SearchSpace]:
         width=int(48 * rng.integers(1, 5)),
     )
     windows = building.random_windows(rng, made, int(rng.integers(1, 3)), int(rng.integers(5, 400)))
-    using = building.constants(overlap=str(rng.choice(["0%", "50%"])))
+    using = random_constants(rng)
     phase = "decode" if rng.random() < 0.5 else "prefill"
     tokens = int(rng.integers(1, 3000))
     whole = building.instance(made, machine, phase=phase, tokens=tokens, windows=windows, using=using)  # type: ignore[arg-type]

@@ -32,6 +32,8 @@ def write(layout: Layout, options: LaunchOptions, version: str) -> str:
             argv += ["--dist-init-addr", address(hosts[0], options.port)]
         commands.append(NodeCommand({"CUDA_VISIBLE_DEVICES": joined(share.devices), **env}, tuple(argv)))
     about = [f"SGLang {version}: {summary(layout, shares)}"]
+    if layout.split.ep > 1 and layout.kernel not in (*_MODES, "allgather-reducescatter"):
+        about.append(f"The plan was priced with {layout.kernel}: no flag here chooses it, see --moe-a2a-backend.")
     return script(about, commands)
 
 

@@ -19,7 +19,11 @@ from planner.export.launch.shell import NodeCommand, script
 from planner.export.layout import Layout
 
 STOCK = "0.33.0"
-_BACKENDS = {"deepep-normal": "deepep_high_throughput", "deepep-low-latency": "deepep_low_latency"}
+_BACKENDS = {
+    "deepep-normal": "deepep_high_throughput",
+    "deepep-low-latency": "deepep_low_latency",
+    "allgather-reducescatter": "allgather_reducescatter",
+}
 _MAP_KEYS: dict[str, dict[str, Any]] = {
     "pr-41141": {"disable_online_rebalancing": True},
     "pr-49572": {"step_interval": 10**9},
@@ -98,13 +102,20 @@ def _script(layout: Layout, options: LaunchOptions, engine: str, visible: str, e
     if split.pp > 1:
         env["VLLM_PP_LAYER_PARTITION"] = joined([len(layers) for layers in layout.cuts])
     common = [*_grid(layout, engine.split(maxsplit=1)[0]), *extra]
-    about = [f"{engine}: {summary(layout, shares)}"]
+    about = [f"{engine}: {summary(layout, shares)}", *_kernel_note(layout, engine)]
     commands = []
     for number, place in enumerate(_places(layout, options, shares, hosts)):
         argv = ("vllm", "serve", options.need_model(), *common, *place)
         devices = shares[number].devices
         commands.append(NodeCommand({visible: joined(devices), **env}, argv))
     return script(about, commands)
+
+
+def _kernel_note(layout: Layout, engine: str) -> list[str]:
+    """Where the plan was priced with a library that no flag here chooses."""
+    if layout.split.ep == 1 or layout.split.dp == 1 or layout.kernel in _BACKENDS or "ascend" in engine:
+        return []
+    return [f"The plan was priced with {layout.kernel}: no flag here chooses it, see --all2all-backend."]
 
 
 def _grid(layout: Layout, engine: str) -> list[str]:
