@@ -24,7 +24,7 @@ from planner.inputs.units import format_bytes
 from planner.plan.placement import Placement, slots_of_ranks, violations
 from planner.plan.plan import CandidateRecord, Plan
 from planner.plan.split import Split
-from planner.rules import Limits, Shares, broken_rules
+from planner.rules import Limits, Shares, broken_rules, torn_group
 
 Ints = NDArray[np.int64]
 
@@ -206,14 +206,12 @@ def _whole_groups(plan: Plan) -> Iterator[Finding]:
     moe = plan.inputs.model.moe
     if plan.inputs.target != "checkpoint" or moe.num_groups == 1:
         return
-    per_group = moe.num_experts // moe.num_groups
     for layer, row in zip(plan.placement.layer_ids, plan.placement.physical_to_logical, strict=True):
         if len(row) != moe.num_experts or min(row) < 0:
             continue  # copies or unequal ranks, which break rules of their own
-        group_AE = (np.array(row) // per_group).reshape(moe.num_groups, per_group)
-        mixed = np.flatnonzero((group_AE != group_AE[:, :1]).any(axis=1))
-        if len(mixed):
-            detail = f"layer {layer}: positions of group {mixed[0]} hold experts of several routing groups"
+        torn = torn_group(np.array(row), moe.num_experts, moe.num_groups)
+        if torn is not None:
+            detail = f"layer {layer}: positions of group {torn} hold experts of several routing groups"
             yield Finding("checkpoint groups", detail)
 
 

@@ -13,12 +13,22 @@ from planner.cost.instance import Instance
 from planner.inputs.engines import EngineRules
 from planner.plan.split import Split
 from planner.rules import checkpoint, engine, kernel, shapes
-from planner.rules.checkpoint import group_blocks
+from planner.rules.checkpoint import group_blocks, torn_group
 from planner.rules.groups import group_limits, groups_fit, kept_groups
 from planner.rules.shares import Shares, even_shares
 from planner.rules.verdict import Verdict
 
-__all__ = ["Limits", "Shares", "Verdict", "broken_rules", "group_blocks", "group_limits", "groups_fit", "verdicts"]
+__all__ = [
+    "Limits",
+    "Shares",
+    "Verdict",
+    "broken_rules",
+    "group_blocks",
+    "group_limits",
+    "groups_fit",
+    "torn_group",
+    "verdicts",
+]
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,20 @@ def _on_nodes(instance: Instance, split: Split, shares: Shares, groups: int) -> 
     return Verdict("checkpoint groups on nodes", f"{groups}", "one node each", holds, detail)
 
 
+def torn_group(expert_P: Ints, num_experts: int, num_groups: int) -> int | None:
+    """The first group of positions that holds experts of several routing groups; None if none does.
+
+    Args:
+        expert_P: a permutation of the experts, by position.
+        num_experts: logical experts.
+        num_groups: routing groups, consecutive for the router.
+    """
+    per_group = num_experts // num_groups
+    group_AE = (expert_P // per_group).reshape(num_groups, per_group)
+    torn = np.flatnonzero((group_AE != group_AE[:, :1]).any(axis=1))
+    return int(torn[0]) if len(torn) else None
+
+
 def group_blocks(num_groups: int, ep: int) -> Ints:
     """For each EP rank the block of ranks that holds its routing groups, whole ones: [R]."""
     return np.arange(ep, dtype=np.int64) // max(1, ep // num_groups)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from planner.errors import InputError, MissingEnvironmentError, Place, Problem, UsageError
 from planner.export.checkpoint import progress as record
 from planner.export.checkpoint.moves import Move, moves_of
@@ -22,6 +24,7 @@ from planner.files import sha256_of, write_whole
 from planner.inputs.checkpoint import INDEX_NAME, read_index
 from planner.inputs.safetensors import Header
 from planner.inputs.units import format_bytes
+from planner.rules import torn_group
 
 ROUTERS: Final = "routers.safetensors"
 _SMALL_FILE_BYTES: Final = 1 << 30
@@ -62,12 +65,27 @@ def prepare(layout: Layout, plan_file: Path, weights: Path, *, router_only: bool
 def check_plan(layout: Layout, plan_file: Path) -> None:
     """Raise `InputError` unless the plan's placement is one that a permuted checkpoint realises."""
     if layout.for_checkpoint:
+        _check_rows(layout, plan_file)
         return
     message = "this plan was not solved for a checkpoint"
     if layout.redundant_experts:
         message += f", and has {layout.redundant_experts} redundant experts per layer; a checkpoint holds each once"
     hint = "solve again with solve: {target: checkpoint}, or ep-plan solve --target checkpoint"
     raise InputError(Problem(message, Place(str(plan_file), key="inputs.target"), hint))
+
+
+def _check_rows(layout: Layout, plan_file: Path) -> None:
+    """Whatever the plan says it was solved for: every row is a permutation that moves groups as a whole."""
+    experts, groups = layout.num_experts, layout.model.moe.num_groups
+    for layer, row in zip(layout.placement.layer_ids, layout.placement.expert_LP, strict=True):
+        torn = None
+        if np.array_equal(np.sort(row), np.arange(experts)):
+            torn = torn_group(row, experts, groups)
+            if torn is None:
+                continue
+        what = "no permutation of the experts" if torn is None else f"tears routing groups apart at group {torn}"
+        where = Place(str(plan_file), key="placement.physical_to_logical")
+        raise InputError(Problem(f"layer {layer}: {what}", where, f"see: ep-plan check {plan_file}"))
 
 
 def rewrite(work: Work, output: Path) -> Progress:

@@ -31,7 +31,8 @@ _BALANCED: Final = frozenset({"deepseek_v3", "mixtral", "llama4", "llama4_text",
 def lint(command: Command, about: About) -> tuple[Parsed, Grid]:
     """Everything that 1.3 would refuse, ignore or change."""
     found = parsed(command, FLAGS)
-    config = _config(found)
+    read = _config(found)
+    config = read or {}
     world = _degree(found, config, "--tp_size", "tensor_parallel_size", 1)
     pp = _degree(found, config, "--pp_size", "pipeline_parallel_size", 1)
     ep = _degree(found, config, "--ep_size", "moe_expert_parallel_size", 0)
@@ -40,24 +41,26 @@ def lint(command: Command, about: About) -> tuple[Parsed, Grid]:
     spread = config.get("enable_attention_dp") is True
     grid = Grid(1 if spread else world, pp, world if spread else 1, ep, etp)
     check_gpus(found, grid, about, "--tp_size")
-    check_attention(found, grid, about, "--tp_size")
-    check_widths(found, grid, about, "--ep_size" if etp > 1 else "--tp_size")
+    if read is not None:  # else attention may be data parallel
+        check_attention(found, grid, about, "--tp_size")
+        check_widths(found, grid, about, "--ep_size" if etp > 1 else "--tp_size")
     _balancer(found, config, grid, about)
     return found, grid
 
 
-def _config(found: Parsed) -> dict[str, Any]:
+def _config(found: Parsed) -> dict[str, Any] | None:
+    """The config; empty if none is given, None if it cannot be read here."""
     path = found.given.get("--config")
     if path is None:
         return {}
     if not Path(path).is_file():
         found.add("note", "--config", f"{path} is not here, and was not examined")
-        return {}
+        return None
     try:
         data = read_yaml(Path(path)).data
     except PlannerError as error:
         found.add("fatal", "--config", error.problems[0].message)
-        return {}
+        return None
     return data if isinstance(data, dict) else {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -14,6 +15,7 @@ from tests import building
 SEEDS = range(200)
 
 
+@cache
 def random_layout(seed: int) -> Layout:
     """A legal layout; the seed decides about its kind, so that every kind is among 200."""
     rng = np.random.default_rng(seed)

@@ -366,6 +366,13 @@ def test_plans_for_other_ends_are_refused(original: Path) -> None:
     assert "4 redundant experts" in problems(original, for_checkpoint=False, redundant_experts=4)
 
 
+def test_a_plan_that_lies_about_its_target_is_refused(original: Path) -> None:
+    with pytest.raises(InputError, match="layer 1: tears routing groups apart at group 0"):
+        work_of(original, weights.DEEPSEEK, [[0, 2, 1, 3], [0, 1, 2, 3]])
+    with pytest.raises(InputError, match="layer 2: no permutation of the experts"):
+        work_of(original, weights.DEEPSEEK, [[0, 1, 2, 3], [0, 1, 2, 2]])
+
+
 def test_unknown_families_are_refused_by_name(tmp_path: Path) -> None:
     folder = tmp_path / "weights"
     config = {**weights.GPT_OSS, "model_type": "minimax", "sliding_window": None, "layer_types": None}

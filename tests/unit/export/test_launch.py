@@ -435,6 +435,16 @@ def layout_on_nodes(of: Layout) -> Layout:
     return replace(of, topology=building.topology(1, of.num_gpus))
 
 
+def test_heads_count_by_the_attention_that_the_config_asks_for() -> None:
+    """16 data-parallel GPUs with 12 heads: fine, though 12 do not divide by 16."""
+    model = building.model(experts=16, layers=4, heads=12, kv_heads=12)
+    odd = replace(layout(Split(1, 16, 1, 16), linear_rows=True), model=model)
+    assert "enable_attention_dp: true" in text_of("launch-tensorrt-llm", odd, options())
+    sharded = replace(layout(Split(16, 1, 1, 16), linear_rows=True), model=model)
+    with pytest.raises(InputError, match="12 attention heads mod tp 16"):
+        text_of("launch-sglang", sharded, options())
+
+
 def test_kubernetes_keeps_names_whole() -> None:
     program = ("train.py", "$(cat /etc/passwd)", "a: b # c")
     text = text_of("kubernetes", PIPED, options(image=HOSTILE, program=program))
