@@ -44,6 +44,11 @@ def is_linear(layout: Layout) -> bool:
     return bool((placement.expert_LP == linear(experts, slots_R, placement.slots_per_rank)).all())
 
 
+def served_linearly(layout: Layout) -> bool:
+    """Whether engines lay experts out as the plan says without being told."""
+    return layout.split.ep == 1 or (not layout.redundant_experts and (layout.for_checkpoint or is_linear(layout)))
+
+
 def check_fits(layout: Layout, name: str, kind: Format, file: str) -> None:
     """Raise `InputError` with everything that a format cannot say of a plan."""
     problems = list(_problems(layout, name, kind, file))

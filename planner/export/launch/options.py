@@ -45,18 +45,18 @@ class LaunchOptions:
         if problems:
             raise UsageError.of(problems)
 
+    @property
+    def given_model(self) -> str:
+        """The model, which `launch_text` has made sure of."""
+        assert self.model is not None
+        return self.model
+
     def need_hosts(self, nodes: int) -> tuple[str, ...]:
         """One host for each node; raises `UsageError` otherwise. A single node needs none."""
         if len(self.hosts) == nodes or (nodes == 1 and not self.hosts):
             return self.hosts
         message = f"--host: {len(self.hosts)} hosts given, the plan runs on {nodes} nodes"
         raise UsageError(message, hint="give --host once for each node, in the order of the topology")
-
-    def need_model(self) -> str:
-        """The model; raises `UsageError` without one, for a plan's own name may mean another checkpoint."""
-        if self.model is None:
-            raise UsageError("--model is needed: the folder or name that the engine is to load")
-        return self.model
 
 
 def address(host: str, port: int) -> str:

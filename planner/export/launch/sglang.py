@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from planner.errors import InputError, Place, Problem, UsageError
-from planner.export.fits import grid_problems, is_linear
+from planner.errors import InputError, Place, Problem
+from planner.export.fits import grid_problems, served_linearly
 from planner.export.launch.nodes import check_equal, node_shares, summary
 from planner.export.launch.options import LaunchOptions, address, joined
 from planner.export.launch.shell import NodeCommand, script
@@ -26,7 +26,7 @@ def write(layout: Layout, options: LaunchOptions, version: str) -> str:
         env["SGLANG_PP_LAYER_PARTITION"] = joined([len(layers) for layers in layout.cuts])
     commands = []
     for number, share in enumerate(shares):
-        argv = ["python3", "-m", "sglang.launch_server", "--model-path", options.need_model(), *words]
+        argv = ["python3", "-m", "sglang.launch_server", "--model-path", options.given_model, *words]
         if len(shares) > 1:
             argv += ["--nnodes", f"{len(shares)}", "--node-rank", f"{number}"]
             argv += ["--dist-init-addr", address(hosts[0], options.port)]
@@ -59,11 +59,8 @@ def _grid(layout: Layout) -> list[str]:
 
 
 def _balancing(layout: Layout, options: LaunchOptions) -> list[str]:
-    linear = not layout.redundant_experts and (layout.for_checkpoint or is_linear(layout))
-    if layout.split.ep == 1 or linear:
+    if served_linearly(layout) or options.map_path is None:
         return []
-    if options.map_path is None:
-        raise UsageError("--map is needed: the placement is not linear", hint="write it with --to sglang")
     words = ["--init-expert-location", options.map_path]
     if layout.redundant_experts:
         words += ["--ep-num-redundant-experts", f"{layout.redundant_experts}", "--ep-dispatch-algorithm", "dynamic"]

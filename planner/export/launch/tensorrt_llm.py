@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 
-from planner.errors import InputError, Place, Problem, UsageError
-from planner.export.fits import grid_problems, is_linear
+from planner.errors import InputError, Place, Problem
+from planner.export.fits import grid_problems, served_linearly
 from planner.export.launch.nodes import check_equal, node_shares, summary
 from planner.export.launch.options import LaunchOptions, joined
 from planner.export.launch.shell import NodeCommand, Raw, script
@@ -30,7 +30,7 @@ def write(layout: Layout, options: LaunchOptions, version: str) -> str:
         raise InputError(Problem(message, Place("plan", key="stages"), "solve with the same GPUs on every node"))
     hosts = options.need_hosts(len(shares))
     split, local = layout.split, len(shares[0].ranks)
-    argv = ["trtllm-serve", options.need_model(), "--tp_size", f"{split.stage_gpus}", "--pp_size", f"{split.pp}"]
+    argv = ["trtllm-serve", options.given_model, "--tp_size", f"{split.stage_gpus}", "--pp_size", f"{split.pp}"]
     argv += ["--ep_size", f"{split.ep}", "--gpus_per_node", f"{local}", "--config", Raw('"$config"')]
     if len(shares) > 1:
         slots = ",".join(f"{host}:{local}" for host in hosts)
@@ -55,14 +55,11 @@ def _config(layout: Layout, options: LaunchOptions) -> list[str]:
         "moe_expert_parallel_size": split.ep,
     }
     lines = [f"{key}: {json.dumps(value)}" for key, value in values.items()]
-    linear = not layout.redundant_experts and (layout.for_checkpoint or is_linear(layout))
-    if split.ep > 1 and not linear:
+    if not served_linearly(layout):
         if split.dp == 1:
             message = "the placement is not linear, and without data-parallel attention the balancer is ignored"
             hint = "pin dp, or solve with target: checkpoint (NVIDIA/TensorRT-LLM#18626)"
             raise InputError(Problem(message, Place("plan", key="split.dp"), hint))
-        if options.map_path is None:
-            raise UsageError("--map is needed: the placement is not linear", hint="write it with --to tensorrt-llm")
         lines += ["moe_config:", f"  load_balancer: {json.dumps(options.map_path)}"]
     return ['config="$PWD/ep-plan.trtllm.yaml"', f"cat > \"$config\" <<'{_END}'", *lines, _END]
 

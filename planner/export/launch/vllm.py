@@ -11,8 +11,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from planner.errors import InputError, Place, Problem, UsageError
-from planner.export.fits import grid_problems, is_linear
+from planner.errors import InputError, Place, Problem
+from planner.export.fits import grid_problems, served_linearly
 from planner.export.launch.nodes import NodeShare, check_equal, node_shares, summary
 from planner.export.launch.options import LaunchOptions, joined
 from planner.export.launch.shell import NodeCommand, script
@@ -44,28 +44,17 @@ def write(layout: Layout, options: LaunchOptions, version: str) -> str:
 def write_ascend(layout: Layout, options: LaunchOptions, version: str) -> str:
     """The script for vllm-ascend, whose map goes into its own configuration."""
     extra: list[str] = []
-    if not _served_linearly(layout):
-        config = {"eplb_config": {"expert_map_path": _need_map(options, "vllm-ascend")}}
+    if not served_linearly(layout):
+        config = {"eplb_config": {"expert_map_path": options.map_path}}
         extra = ["--additional-config", json.dumps(config)]
     _refuse(layout, "vllm-ascend")
     return _script(layout, options, f"vllm-ascend {version}", "ASCEND_RT_VISIBLE_DEVICES", extra)
 
 
-def _served_linearly(layout: Layout) -> bool:
-    """Whether engines lay experts out as the plan says without being told."""
-    return layout.split.ep == 1 or (not layout.redundant_experts and (layout.for_checkpoint or is_linear(layout)))
-
-
-def _need_map(options: LaunchOptions, name: str) -> str:
-    if options.map_path is None:
-        raise UsageError("--map is needed: the placement is not linear", hint=f"write it with --to {name}")
-    return options.map_path
-
-
 def _balancing(layout: Layout, options: LaunchOptions, version: str) -> list[str]:
     """Flags by which the placement becomes the plan's, and stays so."""
     _refuse(layout, "vllm")
-    if _served_linearly(layout):
+    if served_linearly(layout):
         return ["--expert-placement-strategy", "linear"] if layout.split.ep > 1 else []
     if version == STOCK:
         message = "vLLM 0.33.0 loads no static placement, and this plan is not linear"
@@ -77,8 +66,8 @@ def _balancing(layout: Layout, options: LaunchOptions, version: str) -> list[str
     if layout.split.pp > 1:
         message = f"{version} does not settle how pipeline stages count their layers"
         raise InputError(Problem(message, Place("plan", key="split.pp"), "solve with split: {pp: 1}"))
-    path = _need_map(options, f"vllm-{version.replace('-', '')}")
-    config = {"num_redundant_experts": layout.redundant_experts, _PATH_KEYS[version]: path, **_MAP_KEYS[version]}
+    loaded = {_PATH_KEYS[version]: options.map_path, **_MAP_KEYS[version]}
+    config = {"num_redundant_experts": layout.redundant_experts, **loaded}
     return ["--enable-eplb", "--eplb-config", json.dumps(config)]
 
 
@@ -105,7 +94,7 @@ def _script(layout: Layout, options: LaunchOptions, engine: str, visible: str, e
     about = [f"{engine}: {summary(layout, shares)}", *_kernel_note(layout, engine)]
     commands = []
     for number, place in enumerate(_places(layout, options, shares, hosts)):
-        argv = ("vllm", "serve", options.need_model(), *common, *place)
+        argv = ("vllm", "serve", options.given_model, *common, *place)
         devices = shares[number].devices
         commands.append(NodeCommand({visible: joined(devices), **env}, argv))
     return script(about, commands)

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import yaml
 
-from planner.errors import InputError, Place, Problem
-from planner.export.fits import check_version, is_linear
+from planner.errors import InputError, Place, Problem, UsageError
+from planner.export.fits import check_version, served_linearly
 from planner.export.launch.options import LaunchOptions
 from planner.export.launch.shell import NodeCommand, commands_in
 from planner.export.layout import Layout
@@ -21,6 +21,15 @@ from planner.export.table import LAUNCHES
 from planner.files import write_whole
 
 _WRITERS: Final = {"launch-vllm-ascend": "write_ascend", "launch-megatron": "write_megatron"}
+_MAP_OF: Final = {
+    "launch-vllm-ascend": "vllm-ascend",
+    "launch-sglang": "sglang",
+    "launch-tensorrt-llm": "tensorrt-llm",
+    "pr-41141": "vllm-pr41141",
+    "pr-49572": "vllm-pr49572",
+    "pr-53022": "vllm-pr53022",
+}
+"""The map that a launch, or a build of vLLM, loads."""
 _LINTED: Final = frozenset({"launch-vllm", "launch-sglang", "launch-tensorrt-llm"})
 
 
@@ -32,7 +41,8 @@ def launch_text(layout: Layout, name: str, options: LaunchOptions, version: str)
         InputError: the engine or launcher cannot start the ranks of this plan.
     """
     options.check()
-    if name == "launch-megatron" and (layout.redundant_experts or not (layout.for_checkpoint or is_linear(layout))):
+    _check_names(layout, name, options, version)
+    if name == "launch-megatron" and not served_linearly(layout):
         hint = "solve with target: checkpoint, and start from the permuted weights"
         raise InputError(Problem("Megatron-LM lays experts out in order, this plan does not", Place("plan"), hint))
     write: Callable[[Layout, LaunchOptions, str], str]
@@ -41,6 +51,20 @@ def launch_text(layout: Layout, name: str, options: LaunchOptions, version: str)
     text = write(layout, options, version)
     verify(layout, name, text, version)
     return text
+
+
+def _check_names(layout: Layout, name: str, options: LaunchOptions, version: str) -> None:
+    """Raise `UsageError` for all names at once that are missing: the model, and the map of a placement not linear."""
+    map_format = _MAP_OF.get(name) or (_MAP_OF.get(version) if name == "launch-vllm" else None)
+    problems = []
+    if name in (*_MAP_OF, "launch-vllm") and options.model is None:
+        hint = "a plan's own name may mean another checkpoint"
+        problems.append(Problem("--model is needed: the folder or name that the engine is to load", None, hint))
+    if map_format is not None and options.map_path is None and not served_linearly(layout):
+        hint = f"write it with --to {map_format}"
+        problems.append(Problem("--map is needed: the placement is not linear", None, hint))
+    if problems:
+        raise UsageError.of(problems)
 
 
 def write_launch(layout: Layout, name: str, options: LaunchOptions, output: Path, version: str | None) -> str:
