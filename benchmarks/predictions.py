@@ -24,7 +24,7 @@ from planner.plan.placement import Placement
 from planner.plan.plan import Predicted
 from planner.plan.split import Split
 from planner.rules import Limits, broken_rules
-from planner.solve.candidates import all_splits
+from planner.rules.grid import all_splits
 
 COUNT = {"gb200-nvl72": 4, "gb300-nvl72": 4, "cloudmatrix-384": 1}
 """Nodes taken; two of all others."""

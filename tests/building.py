@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.check import windows_of
 from planner.cost.instance import Instance
 from planner.cost.step import split_cost
 from planner.inputs.constants import Constants
@@ -26,10 +28,10 @@ from planner.inputs.topology_file import TopologyFile
 from planner.inputs.units import ComputeRate, Duration, Percentage, Rate, Size
 from planner.inputs.workload import Communication, Dedup, Overlap, Phase, Workload
 from planner.plan.placement import from_ranks
-from planner.plan.plan import PlanInputs
+from planner.plan.plan import PlanInputs, SearchRecord
 from planner.plan.split import Split
 from planner.rules import Limits
-from planner.solve.candidates import SearchSpace
+from planner.rules.grid import SearchSpace
 from planner.solve.problem import LayerProblem
 from planner.trace.windows import TokenSets, Windows
 
@@ -217,8 +219,9 @@ def keeping_groups(of: SearchSpace) -> SearchSpace:
     return replace(of, limits=replace(of.limits, keep_groups=True))
 
 
-def inputs_of(made: Instance) -> PlanInputs:
-    """What a plan of this instance says about its inputs (no trace files)."""
+def inputs_of(made: Instance, of: SearchSpace, gap: float = 0.01) -> PlanInputs:
+    """What a plan of this instance and space says about its inputs (no trace files)."""
+    redundant: int | Literal["auto"] = "auto" if of.redundant_experts is None else of.redundant_experts
     return PlanInputs(
         name=made.model.name,
         model=made.model,
@@ -228,10 +231,13 @@ def inputs_of(made: Instance) -> PlanInputs:
         cost=made.constants,
         engine=None,
         engine_version=None,
-        rules=FREE,
+        rules=of.limits.rules,
+        keep_groups="node" if of.limits.keep_groups else None,
+        target="checkpoint" if of.limits.for_checkpoint else None,
+        search=SearchRecord(pins=of.pins, redundant_experts=redundant, gap=gap, seed=0),
         traces=(),
         traced_layer_ids=made.traced_layer_ids if made.windows is not None else (),
-        windows="made by a test",
+        windows=windows_of(made),
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from planner.errors import InputError, Place, ProblemLog, UsageError
+from planner.errors import InputError, Place, Problem, ProblemLog, UsageError
 from planner.inputs import documents, profiles
 from planner.inputs.checkpoint import INDEX_NAME, checkpoint_files, read_config, weight_warnings
 from planner.inputs.documents import Frozen
@@ -20,21 +21,21 @@ from planner.inputs.model import Model
 from planner.inputs.named_files import (
     MODEL_OPTION,
     OPTIONS,
-    TOPOLOGY_OPTION,
-    TRACE_OPTION,
     Named,
     existing_file,
+    named_in,
     topology_of,
     trace_paths,
 )
 from planner.inputs.precision import ActivationName, Precision, WeightName
-from planner.inputs.strict_yaml import Key, read_yaml
+from planner.inputs.strict_yaml import read_yaml
 from planner.inputs.topology import Topology
 from planner.inputs.units import Duration, Percentage
-from planner.inputs.workload import Communication, Dedup, Overlap, Phase, Workload
+from planner.inputs.workload import Communication, Dedup, Overlap, Workload
 
 LIMIT_DEGREE: Final = 1 << 16
 LIMIT_COPIES: Final = 1 << 16
+_KERNEL: Final = ("communication", "kernel")
 Degree = Annotated[int, Field(ge=1, le=LIMIT_DEGREE)]
 
 
@@ -146,13 +147,6 @@ class DeploymentFile(Frozen):
     checks: ChecksSection = ChecksSection()
     """Thresholds for `ep-plan check`."""
 
-    @field_validator("traces")
-    @classmethod
-    def _no_trace_twice(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(value)) < len(value):
-            raise ValueError("a trace stands twice: its windows would count double")
-        return value
-
 
 @dataclass(frozen=True)
 class Overrides:
@@ -168,6 +162,10 @@ class Overrides:
     gap: float | None = None
     seed: int | None = None
     target: Literal["checkpoint"] | None = None
+
+
+LookAtTraces = Callable[[Sequence[Path], Model | None], Sequence[Problem]]
+"""Finds what is wrong with traces, and with the model, if it could be read, what does not go with it."""
 
 
 @dataclass(frozen=True)
@@ -194,38 +192,40 @@ class Deployment:
     warnings: tuple[str, ...] = ()
 
 
-def load_deployment(path: Path, overrides: Overrides | None = None) -> Deployment:
+def load_deployment(
+    path: Path, overrides: Overrides | None = None, look_at_traces: LookAtTraces | None = None
+) -> Deployment:
     """Read a deployment and all files it names, traces excepted.
+
+    Args:
+        path: the deployment file.
+        overrides: what the command line says instead.
+        look_at_traces: called if anything is wrong; its problems are told with the others.
 
     Raises:
         InputError: with the problems of all files.
         UsageError: the deployment does not exist, or an option is wrong; also with all problems.
     """
     given = overrides or Overrides()
-    file, document = documents.load(path, DeploymentFile, "deployment")
-    file = _overridden(file, given)
+    document = read_yaml(path, keep_duplicates=True)
+    documents.check_kind(document, DeploymentFile, "deployment")
     log = ProblemLog()
-
-    def named(text: str, key: Key, option: Place, from_option: bool) -> Named:
-        return Named(text, Path(), option) if from_option else Named(text, path.parent, document.place(key))
-
-    model_named = named(file.model, ("model",), MODEL_OPTION, given.model is not None)
-    topology_named = named(file.topology, ("topology",), TOPOLOGY_OPTION, given.topology is not None)
-    traces_named = [
-        named(text, ("traces", index), TRACE_OPTION, bool(given.traces)) for index, text in enumerate(file.traces)
-    ]
-    found = _tried(log, lambda: _model(model_named))
-    topology_found = _tried(log, lambda: topology_of(topology_named, given.gpus))
-    engine = _tried(log, lambda: load_engine(file.engine, document.place(("engine",))))
+    file = _tried(log, lambda: _overridden(documents.validate(document, DeploymentFile, "deployment"), given))
+    options = (given.model, given.topology, given.traces)
+    model_named, topology_named, traces_named = named_in(document, path.parent, *options)
+    found = _tried(log, lambda: model_named and _model(model_named))
+    topology_found = _tried(log, lambda: topology_named and topology_of(topology_named, given.gpus))
+    engine = _tried(log, lambda: file and load_engine(file.engine, document.place(("engine",))))
     machine = topology_found[0] if topology_found else None
-    kernel_name = file.communication.kernel or _usual_kernel(engine, file.workload.phase, machine)
-    where = document.place(("communication", "kernel"))
-    kernel = _tried(log, lambda: load_kernel(kernel_name, where))
+    kernel_name = _kernel_name(file, engine, machine) if file else ""
+    kernel = _tried(log, lambda: file and load_kernel(kernel_name, document.place(_KERNEL)))
     traces = trace_paths(traces_named, log)
+    if log.problems and look_at_traces is not None:
+        log.extend(look_at_traces(traces, found[0] if found else None))
     if any(problem.where in OPTIONS for problem in log.problems):
         raise UsageError.of(log.problems)
     log.raise_if_any()
-    assert None not in (found, topology_found, engine, kernel), "a missing part was noted as a problem"
+    assert None not in (file, found, topology_found, engine, kernel), "a missing part was noted as a problem"
     model, warnings, model_paths = found
     topology, topology_paths = topology_found
     return Deployment(
@@ -253,12 +253,14 @@ def load_deployment(path: Path, overrides: Overrides | None = None) -> Deploymen
     )
 
 
-def _usual_kernel(engine: EngineFile | None, phase: Phase, topology: Topology | None) -> str:
-    """The kernel that an engine runs unless told otherwise."""
+def _kernel_name(file: DeploymentFile, engine: EngineFile | None, topology: Topology | None) -> str:
+    """The kernel that is asked for, else the one that the engine runs unless told otherwise."""
+    if file.communication.kernel is not None:
+        return file.communication.kernel
     if engine is None:
         return "all-to-all"
     one_node = topology is not None and topology.num_nodes == 1
-    return engine.one_node_kernel if one_node and engine.one_node_kernel else engine.kernel[phase]
+    return engine.one_node_kernel if one_node and engine.one_node_kernel else engine.kernel[file.workload.phase]
 
 
 def _on(topology: Topology, kernel: KernelFile, name: str) -> KernelFile:
@@ -353,7 +355,7 @@ def read_model(path: Path) -> Model:
     if path.suffix not in (".yaml", ".yml"):
         config = path.with_name("config.json") if path.name == INDEX_NAME else path
         return model_from_config(read_config(config), str(config))
-    document = read_yaml(path)
+    document = read_yaml(path, keep_duplicates=True)
     if isinstance(document.data, dict) and document.data.get("schema") == "ep-plan/config/1":
         shipped = documents.validate(document, ConfigFile, "config")
         model = model_from_config(shipped.config, str(path))

@@ -7,11 +7,13 @@ hash. The same inputs, options and version give the same bytes: no time, no date
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from planner import __version__
 from planner.errors import InputError, Place, Problem
 from planner.inputs import documents
 from planner.inputs.constants import Constants
@@ -275,6 +277,19 @@ class TraceRecord(Frozen):
     """Of the file."""
 
 
+class SearchRecord(Frozen):
+    """What was looked for, and when to stop."""
+
+    pins: dict[str, Positive]
+    """Degrees that were given; the others were chosen."""
+    redundant_experts: Whole | Literal["auto"]
+    """As given; auto: the number with the least step time."""
+    gap: Number
+    """Stop when (objective - bound) / objective is at most this."""
+    seed: Whole
+    """Seed of the integer program."""
+
+
 class PlanInputs(Frozen):
     """Everything resolved, so that a plan can be checked, exported and validated alone."""
 
@@ -300,6 +315,8 @@ class PlanInputs(Frozen):
     """Whether routing groups stay on a node."""
     target: Literal["checkpoint"] | None = None
     """checkpoint: the placement is one that permuting a checkpoint realises."""
+    search: SearchRecord
+    """What was looked for."""
     traces: tuple[TraceRecord, ...]
     """Recorded routing."""
     traced_layer_ids: tuple[Whole, ...]
@@ -387,14 +404,21 @@ def _is_leaf(value: dict[str, Any] | list[Any], compact: str) -> bool:
 
 def read_plan(path: Path) -> Plan:
     """Read a plan.json; raises `InputError` with all problems and their places."""
-    data = documents.read_json(path)
+    hint = f"expected a file written by ep-plan solve (schema: {_SCHEMA})"
+    try:
+        data = documents.read_json(path)
+    except InputError as error:
+        raise InputError(replace(problem, hint=problem.hint or hint) for problem in error.problems) from None
     if not isinstance(data, dict) or data.get("schema") != _SCHEMA:
         found = data.get("schema") if isinstance(data, dict) else None
-        hint = f"expected a file written by ep-plan solve (schema: {_SCHEMA})"
         raise InputError(Problem(f"not a plan: schema is {found!r}", Place(str(path)), hint))
     values = {key: value for key, value in data.items() if key != "schema"}
     try:
         return documents.validated(Plan, values)
     except ValidationError as error:
         document = documents.document_of_json(path, data)
-        raise InputError(documents.problems_of(error, document, Plan)) from None
+        problems = documents.problems_of(error, document, Plan)
+        if (version := data.get("version")) != __version__:
+            told = f"written by ep-plan {version}, and this is {__version__}"
+            problems.append(Problem(told, document.place(("version",)), "solve again, or use that version"))
+        raise InputError(problems) from None

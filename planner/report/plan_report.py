@@ -19,7 +19,7 @@ from planner.inputs.units import format_bytes, format_count, format_percent, for
 from planner.plan.plan import BaselineRecord, CandidateRecord, Plan, SplitRecord
 from planner.report.machine_text import fullest_gpus, machine_of, machine_text
 from planner.report.rules_report import render_rejected, render_rules
-from planner.report.style import bar, heat, plain_table
+from planner.report.style import as_wide_as_fits, bar, heat, plain_table
 
 _IMBALANCE_STEPS = (1.02, 1.05, 1.1, 1.2, 1.35, 1.6, 2.0)
 _RANK_STEPS = (0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2)
@@ -103,9 +103,9 @@ def _verdict(plan: Plan, console: Console) -> None:
 
 def _proof(plan: Plan) -> str:
     solver = plan.solver
-    looked = len(plan.candidates)
+    looked = _all(plan)
     if solver.status == "optimal":
-        return f"optimal: no plan over {_all(looked)} is faster in this cost model"
+        return f"optimal: no plan over {looked} is faster in this cost model"
     why = {
         "gap": "gap reached",
         "effort": "effort spent",
@@ -114,11 +114,15 @@ def _proof(plan: Plan) -> str:
         "proof": "proved",
     }[solver.stopped_by]
     gap, bound = format_percent(solver.gap, 2), format_seconds(solver.bound_s)
-    return f"within {gap} of the best possible: bound {bound} over {_all(looked)} ({why})"
+    return f"within {gap} of the best possible: bound {bound} over {looked} ({why})"
 
 
-def _all(candidates: int) -> str:
-    return f"all {candidates} candidates" if candidates > 1 else "the one candidate"
+def _all(plan: Plan) -> str:
+    """What was looked at: all splits, or those with the degrees that were given."""
+    count = len(plan.candidates)
+    pins = ", ".join(f"{name}={value}" for name, value in plan.inputs.search.pins.items())
+    looked = f"all {count} candidates" if count > 1 else "the one candidate"
+    return looked + (f" with {pins}" if pins else "")
 
 
 def _balance(plan: Plan) -> list[tuple[str, str]]:
@@ -128,6 +132,8 @@ def _balance(plan: Plan) -> list[tuple[str, str]]:
     parts = [f"{name} {record.imbalance:.3f}" for name, record in _shown_baselines(plan)]
     floor = plan.predicted.noise_floor
     rows = [("max/mean", f"plan {mine:.3f}; {', '.join(parts)}" + (f" (chance alone: {floor:.3f})" if floor else ""))]
+    if "eplb" not in plan.baselines:
+        rows.append(("", "no EPLB beside it: that needs equal slots on all ranks, and equal nodes"))
     if plan.held_out is not None:
         held = plan.held_out.imbalance
         others = ", ".join(f"{name} {held[name]:.3f}" for name, _ in _shown_baselines(plan) if name in held)
@@ -248,14 +254,18 @@ def _splits(plan: Plan, console: Console, verbose: bool) -> None:
     alive = [c for c in plan.candidates if c.outcome != "rejected"]
     rejected = [c for c in plan.candidates if c.outcome == "rejected"]
     alive.sort(key=lambda c: (c.step_s if c.step_s is not None else c.bound_s or 0.0, c.bound_s or 0.0))
-    most = "sequences" if plan.inputs.workload.phase == "decode" else "tokens"
-    columns = ("splits", "step", "at best", "memory left", "spare KV", most, "context")
-    table = plain_table(*columns, right=range(1, len(columns)))
-    chosen = [c for c in alive if c.outcome == "chosen"]
-    for candidate in [*chosen, *(c for c in alive if c.outcome != "chosen")][: len(alive) if verbose else _BEST_SHOWN]:
-        table.add_row(*_split_row(candidate), style="green" if candidate.outcome == "chosen" else None)
+    most = ("sequences", "context") if plan.inputs.workload.phase == "decode" else ("tokens",)
+    columns = ("splits", "step", "at best", "memory left", "spare KV", *most)
+    chosen_first = sorted(alive, key=lambda c: c.outcome != "chosen")
+    shown = chosen_first if verbose else chosen_first[:_BEST_SHOWN]
+    table = as_wide_as_fits(console, columns, [_split_row(c)[: len(columns)] for c in shown], least=4)
     console.print(table)
-    console.print("spare KV: more tokens for a data-parallel rank; then the most that fit", style="dim")
+    told = ["spare KV: more tokens for a data-parallel rank", "then the most that fit"]
+    left_out = columns[len(table.columns) :]
+    told = told[: max(0, len(table.columns) - 4)] + (
+        [f"no room for: {', '.join(left_out)} (--json)"] if left_out else []
+    )
+    console.print("; ".join(told), style="dim")
     hidden = 0 if verbose else max(0, len(alive) - _BEST_SHOWN)
     if hidden:
         console.print(f"and {hidden} more that fit (-v)", style="dim")

@@ -2,7 +2,8 @@
 
 `shapes` holds what the model asks for, `engine` what an engine can run, `kernel` what a communication
 library can run, `groups` whether routing groups can stay on nodes, `checkpoint` what permuting a
-checkpoint realises. Memory is the solver's business.
+checkpoint realises; `memory` is kept apart, because it takes more work. `grid` says which splits there
+are, `ruled` holds all of them against all of this.
 """
 
 from __future__ import annotations

@@ -74,7 +74,8 @@ def _layers(strange: list[int], trace: Trace, model: Model) -> Problem:
     where = Place(str(trace.path), key="layer_ids")
     shown = ", ".join(str(layer) for layer in strange[:6]) + (", ..." if len(strange) > 6 else "")
     first, last = model.moe_layer_ids[0], model.moe_layer_ids[-1]
-    message = f"layers {shown} are not MoE layers of {model.name} (MoE: {first}..{last})"
+    these = f"layers {shown} are not MoE layers" if len(strange) > 1 else f"layer {shown} is not a MoE layer"
+    message = f"{these} of {model.name} (MoE: {first}..{last})"
     if len(trace.layer_ids_L) == len(model.moe_layer_ids):
         hint = "numbered by MoE layer? `ep-plan trace import --rows moe --model` gives them hidden-layer indices"
     elif len(trace.layer_ids_L) == model.num_layers:

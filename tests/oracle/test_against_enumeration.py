@@ -7,7 +7,8 @@ import pytest
 
 from planner.cost.instance import Instance
 from planner.inputs.constants import Constants
-from planner.solve.candidates import SearchSpace, all_splits, laid_out, redundancies
+from planner.rules.grid import SearchSpace
+from planner.rules.ruled import all_ruled
 from planner.solve.master import Options
 from planner.solve.solver import solve
 from planner.solve.watch import NoWatch
@@ -92,22 +93,15 @@ def unequal_instance(seed: int) -> tuple[Instance, SearchSpace]:
 
 def compare_with_enumeration(whole: Instance, space: SearchSpace, seed: int) -> None:
     """Solve and enumerate; both must agree, and the solver's bound must hold."""
-    legal = [
-        candidate
-        for split in all_splits(whole, space.pins)
-        for redundant in redundancies(whole, split, space)
-        for candidate in laid_out(whole, split, redundant, space.limits)
-        if candidate.is_feasible
-    ]
+    legal = [candidate for candidate in all_ruled(whole, space) if candidate.is_feasible]
     expected = np.inf
     for candidate in legal:
-        assert candidate.cost is not None
         stages = candidate.cost.stages
         gpus, slots = [s.grid.gpus for s in stages], [s.slots_R.tolist() for s in stages]
         expected = min(expected, best_step(whole, candidate.split, gpus, slots))
     with Workers(cores=1) as workers:
         options = Options(gap=0.0, effort=1e6)
-        solved = solve(whole, space, options, building.inputs_of(whole), workers, NoWatch())
+        solved = solve(whole, space, options, building.inputs_of(whole, space, gap=0.0), workers, NoWatch())
     assert solved.plan is not None
     assert solved.plan.predicted.step_s == pytest.approx(expected, rel=1e-6), seed
     assert solved.plan.solver.status == "optimal", (seed, solved.plan.solver)

@@ -13,7 +13,7 @@ from planner.check import check
 from planner.cost.instance import Instance
 from planner.plan.plan import Plan
 from planner.rules import group_blocks
-from planner.solve.candidates import SearchSpace
+from planner.rules.grid import SearchSpace
 from planner.solve.master import Options
 from planner.solve.solver import Solved, solve
 from planner.solve.watch import NoWatch
@@ -36,7 +36,7 @@ def made(seed: int, experts: int, groups: int, gpus: int = 4, layers: int = 2) -
 
 
 def solved(instance: Instance, of: SearchSpace) -> Solved:
-    inputs = building.inputs_of(instance).model_copy(update={"target": "checkpoint"})
+    inputs = building.inputs_of(instance, of, gap=0.0)
     with Workers(cores=1) as workers:
         return solve(instance, of, Options(gap=0.0, effort=EFFORT), inputs, workers, NoWatch())
 
@@ -138,15 +138,12 @@ def test_groups_on_nodes_too() -> None:
     instance = made(2, 8, 2)
     both = space(ep=4)
     both = replace(both, limits=replace(both.limits, keep_groups=True))
-    inputs = building.inputs_of(instance).model_copy(update={"target": "checkpoint", "keep_groups": "node"})
-    with Workers(cores=1) as workers:
-        found = solve(instance, both, Options(gap=0.0, effort=EFFORT), inputs, workers, NoWatch())
+    found = solved(instance, both)
     assert found.plan is not None
     assert check(found.plan, instance) == []
     three = building.instance(building.model(experts=12, groups=2), building.topology(3, 2))
     wide = replace(both, pins={"ep": 6})
-    with Workers(cores=1) as workers:
-        refused = solve(three, wide, Options(effort=EFFORT), building.inputs_of(three), workers, NoWatch())
+    refused = solved(three, wide)
     assert refused.plan is None
     reasons = {reason.rule for one in refused.solution.candidates for reason in one.reasons}
     assert "checkpoint groups on nodes" in reasons

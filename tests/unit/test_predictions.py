@@ -18,7 +18,7 @@ from planner.inputs import profiles
 from planner.inputs.topology import Topology
 from planner.inputs.workload import Dedup, Phase
 from planner.plan.placement import Placement
-from planner.solve.candidates import all_splits
+from planner.rules.grid import all_splits
 from tests import building
 from tests.golden import predictions
 

@@ -72,15 +72,16 @@ def command(
     from planner.files import check_target, refuse_overwriting
     from planner.inputs.units import format_number_of
     from planner.record.local_model import load, record_passages
-    from planner.record.texts import read_passages
+    from planner.record.texts import passages_of, read_texts
     from planner.report.progress import ProgressWatch
     from planner.report.style import console
 
     check_target(output)
     refuse_overwriting(output, [*texts, *more])
+    contents = read_texts([*texts, *more])
     loaded = load(model, device=device, trust_remote_code=trust_remote_code)
-    found = read_passages(
-        [*texts, *more], loaded.tokenizer, length=length, tokens_per_file=tokens_per_file, mixed=order == "mixed"
+    found = passages_of(
+        contents, loaded.tokenizer, length=length, tokens_per_file=tokens_per_file, mixed=order == "mixed"
     )
     if not quiet:
         warn(found.warnings)

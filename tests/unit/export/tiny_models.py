@@ -109,7 +109,7 @@ topology: topology.yaml
 traces: [trace.npz]
 precision: {{weights: fp32}}
 workload: {{phase: prefill, tokens_per_gpu: 16, context_length: 48}}
-solve: {{target: checkpoint, split: {{tp: 1, pp: 1, ep: {ep}, etp: 1}}}}
+solve: {{target: checkpoint, split: {{tp: 1, pp: 1, ep: {ep}, etp: 1}}, gap: 0%}}
 """
 TOPOLOGY: Final = """\
 schema: ep-plan/topology/1
