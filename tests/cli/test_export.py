@@ -142,7 +142,8 @@ links: [{level: node, bandwidth: 1 GB/s, latency: 3 us}]
 @pytest.fixture
 def permutable(tmp_path: Path) -> Path:
     """A plan for a checkpoint, made from its config.json and a trace with skew."""
-    weights.write_checkpoint(tmp_path / "weights", weights.DEEPSEEK, weights.deepseek())
+    config = {**weights.DEEPSEEK, "n_group": 1, "topk_group": 1}  # so that two ranks can be balanced
+    weights.write_checkpoint(tmp_path / "weights", config, weights.deepseek())
     (tmp_path / "topology.yaml").write_text(TOPOLOGY)
     (tmp_path / "deployment.yaml").write_text(CHECKPOINT)
     counts = np.array([[[9, 1, 5, 1], [2, 6, 1, 7]], [[8, 2, 5, 1], [2, 6, 2, 6]]]) * 50
@@ -155,6 +156,7 @@ def permutable(tmp_path: Path) -> Path:
 def test_a_checkpoint_is_permuted(permutable: Path) -> None:
     plan, before = plan_of(permutable / "plan.json"), files_of(permutable / "weights")
     assert plan.inputs.target == "checkpoint"
+    assert (0, 1, 2, 3) not in plan.placement.physical_to_logical
     assert run("check", "plan.json", cwd=permutable).code == 0
     command = ["export", "plan.json", "--to", "checkpoint", "--weights", "weights"]
     dry = run(*command, "--dry-run", cwd=permutable)
