@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Final
 
 import click
-from pages import commands, formats, profiles, traces
+from pages import commands, export, formats, profiles, traces
 
 FOLDER: Final = Path(__file__).resolve().parent
 PAGES: Final = {
     "commands.md": commands.page,
+    "export.md": export.page,
     "formats.md": formats.page,
     "profiles.md": profiles.page,
     "traces.md": traces.page,

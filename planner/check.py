@@ -23,7 +23,7 @@ from planner.plan.finding import Finding, differences
 from planner.plan.placement import Placement, slots_of_ranks, violations
 from planner.plan.plan import Plan
 from planner.plan.split import Split
-from planner.rules import Limits, Shares, broken_rules
+from planner.rules import Limits, Shares, broken_rules, torn_group
 
 Ints = NDArray[np.int64]
 
@@ -40,12 +40,18 @@ def check(plan: Plan, instance: Instance) -> list[Finding]:
         return findings  # nothing else has a meaning
     findings += _windows(plan, instance)
     split = split_of(plan)
-    limits = Limits(plan.inputs.rules, plan.inputs.engine or "engine", plan.inputs.keep_groups == "node")
+    limits = Limits(
+        plan.inputs.rules,
+        plan.inputs.engine or "engine",
+        keep_groups=plan.inputs.keep_groups == "node",
+        for_checkpoint=plan.inputs.target == "checkpoint",
+    )
     shares = Shares(tuple(stage.gpus for stage in plan.stages), slots_of(plan))
     broken = broken_rules(instance, split, plan.placement.redundant_experts, limits, shares)
     findings += [Finding(rule.rule, rule.detail) for rule in broken]
     cost = split_cost(instance, split, plan.placement.redundant_experts, shares.gpus, shares.slots_KR)
     findings += _groups(plan, cost)
+    findings += _whole_groups(plan)
     findings += _figures(plan, cost)
     findings += certificate(plan, instance, limits, cost)
     if plan.notes != (again := notes(instance, plan.solver.stopped_by, plan.solver.gap)):
@@ -179,6 +185,20 @@ def _groups(plan: Plan, cost: SplitCost) -> Iterator[Finding]:
                 nodes = np.unique(node_P[(expert_P >= 0) & (expert_P // per_group == group)])
                 if len(nodes) > 1:
                     yield Finding("keep_groups", f"layer {layer}: group {group} is on nodes {nodes.tolist()}")
+
+
+def _whole_groups(plan: Plan) -> Iterator[Finding]:
+    """For a permuted checkpoint: the router takes consecutive experts as a group, so groups move as a whole."""
+    moe = plan.inputs.model.moe
+    if plan.inputs.target != "checkpoint" or moe.num_groups == 1:
+        return
+    for layer, row in zip(plan.placement.layer_ids, plan.placement.physical_to_logical, strict=True):
+        if len(row) != moe.num_experts or min(row) < 0:
+            continue  # copies or unequal ranks, which break rules of their own
+        torn = torn_group(np.array(row), moe.num_experts, moe.num_groups)
+        if torn is not None:
+            detail = f"layer {layer}: positions of group {torn} hold experts of several routing groups"
+            yield Finding("checkpoint groups", detail)
 
 
 def _windows(plan: Plan, instance: Instance) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -94,14 +94,26 @@ def _is_special(path: Path) -> bool:
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def write_whole(path: Path, content: str | bytes, verify: Callable[[bytes], None] | None = None) -> None:
     """Write a file under a temporary name beside it and rename: whole or not at all.
+
+    Args:
+        path: the file.
+        content: what it is to hold.
+        verify: called with the bytes read again from the temporary file, before it takes its name; what
+            it raises leaves an older file as it was. For a device or a pipe, with what was written.
 
     Raises `MissingEnvironmentError` (disk full, no permission); an older file then stays as it was.
     """
     data = content.encode() if isinstance(content, str) else content
     with replacing(path) as file:
         file.write(data)
+        if verify is not None:
+            file.flush()
+            if file.readable():
+                file.seek(0)
+                data = file.read()
+            verify(data)
 
 
 @contextlib.contextmanager
@@ -118,7 +130,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
                 yield file
             return
         handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        with os.fdopen(handle, "wb") as file:
+        with os.fdopen(handle, "w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

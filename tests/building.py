@@ -233,6 +233,7 @@ def inputs_of(made: Instance, of: SearchSpace, gap: float = 0.01) -> PlanInputs:
         engine_version=None,
         rules=of.limits.rules,
         keep_groups="node" if of.limits.keep_groups else None,
+        target="checkpoint" if of.limits.for_checkpoint else None,
         search=SearchRecord(pins=of.pins, redundant_experts=redundant, gap=gap, seed=0),
         traces=(),
         traced_layer_ids=made.traced_layer_ids if made.windows is not None else (),

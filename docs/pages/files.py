@@ -8,6 +8,7 @@ from typing import Final
 
 from pydantic import BaseModel
 
+from planner.export.checkpoint.progress import Progress
 from planner.inputs.deployment import ConfigFile, DeploymentFile
 from planner.inputs.efficiency import Efficiency
 from planner.inputs.engines import EngineFile
@@ -59,6 +60,12 @@ FILES: Final = (
     ),
     File("model.yaml", "model", Model, "A model described by hand, for families that are not read from config.json."),
     File("Shipped config", "config", ConfigFile, "In `profiles/models/`: the keys of a public config.json."),
+    File(
+        "ep-plan.permutation.json",
+        "permutation",
+        Progress,
+        "What `ep-plan export --to checkpoint` keeps beside the permuted weights: what is done, and from what. JSON.",
+    ),
     File("plan.json", "plan", Plan, "What `ep-plan solve` writes. JSON, one row of numbers per line."),
 )
 

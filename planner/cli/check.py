@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from planner.cli.options import json_option, paths, trace_option, verbosity
@@ -9,27 +11,50 @@ from planner.cli.options import json_option, paths, trace_option, verbosity
 
 @click.command("check")
 @click.argument("files", nargs=-1, required=True, metavar="PATH...")
+@click.option("--format", "name", metavar="FORMAT", help="The files are maps of this format (`ep-plan export --list`).")
+@click.option("--model", metavar="NAME|FILE", help="Maps: a shipped model, a config.json or its folder, a model.yaml.")
+@click.option("--ep", type=click.IntRange(1, 65536), metavar="N", help="Maps: EP ranks, where the file does not say.")
+@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Maps: hold them against this plan.")
 @trace_option
 @json_option
 @verbosity
-def command(files: tuple[str, ...], traces: tuple[str, ...], as_json: bool, verbose: bool, quiet: bool) -> int:
+def command(
+    files: tuple[str, ...],
+    name: str | None,
+    model: str | None,
+    ep: int | None,
+    plan_file: Path | None,
+    traces: tuple[str, ...],
+    as_json: bool,
+    verbose: bool,
+    quiet: bool,
+) -> int:
     """Re-derive every rule and booked figure of plans; validate the inputs of deployments.
 
     Deployments with a `checks:` section are also solved and held against it. Folders are searched
-    for deployment.yaml and plan*.json. Exit code 6 if something is wrong, 3 if an input is invalid.
+    for deployment.yaml and plan*.json. With --format anybody's map of experts is examined: missing
+    experts, experts twice on a rank, wrong lengths, wrong layer numbers, expected balance on a trace.
+    Exit code 6 if something is wrong, 3 if an input is invalid.
 
     \b
     ep-plan check plan.json
     ep-plan check examples/
+    ep-plan check map.json --format sglang --model deepseek-v3 --ep 32 --trace trace.npz
     """
     import json
 
     from planner.errors import BadAnswerError, UsageError
     from planner.report.check_report import checked_json, render_checked
-    from planner.review.check_files import check_file, files_to_check
+    from planner.review.check_files import about_of, check_file, check_map, files_to_check
 
     override = paths(traces) or None
-    results = [check_file(path, override) for path in files_to_check(paths(files))]
+    if name is not None:
+        about = about_of(model, ep, plan_file, override or [])
+        results = [check_map(path, name, about) for path in paths(files)]
+    elif model is not None or ep is not None or plan_file is not None:
+        raise click.UsageError("--model, --ep and --plan are for maps: give their --format")
+    else:
+        results = [check_file(path, override) for path in files_to_check(paths(files))]
     missing = [
         problem for result in results if isinstance(result.error, UsageError) for problem in result.error.problems
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from planner.cli.options import json_option, paths, trace_option, verbosity
@@ -9,25 +11,42 @@ from planner.cli.options import json_option, paths, trace_option, verbosity
 
 @click.command("compare")
 @click.argument("plans", nargs=-1, required=True, metavar="PLAN...")
+@click.option(
+    "--map",
+    "maps",
+    nargs=2,
+    multiple=True,
+    metavar="FORMAT FILE",
+    help="A map of an engine to score beside; may be given several times.",
+)
 @trace_option
 @json_option
 @verbosity
-def command(plans: tuple[str, ...], traces: tuple[str, ...], as_json: bool, verbose: bool, quiet: bool) -> None:
+def command(
+    plans: tuple[str, ...],
+    maps: tuple[tuple[str, str], ...],
+    traces: tuple[str, ...],
+    as_json: bool,
+    verbose: bool,
+    quiet: bool,
+) -> None:
     """Score plans and the built-in baselines on a trace that they have not seen.
 
     \b
     ep-plan compare plan.json --trace held-out.npz
+    ep-plan compare plan.json --map sglang eplb.json --trace held-out.npz
     """
     import json
 
     from planner.plan.plan import read_plan
     from planner.report.comparison_report import comparison_json, render_comparison
     from planner.report.style import console
-    from planner.review.compare import compare
+    from planner.review.compare import NamedMap, compare
 
     if not traces:
         raise click.UsageError("give at least one --trace to judge on")
-    comparisons = [compare(read_plan(path), path, paths(traces)) for path in paths(plans)]
+    named = [NamedMap(name, Path(file)) for name, file in maps]
+    comparisons = [compare(read_plan(path), path, paths(traces), named) for path in paths(plans)]
     if as_json:
         click.echo(json.dumps(comparison_json(comparisons), ensure_ascii=False, indent=1))
     elif not quiet:

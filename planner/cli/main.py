@@ -21,13 +21,15 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "solve": ("planner.cli.solve", "Find the best split and placement; write plan.json; print the report."),
     "check": ("planner.cli.check", "Re-derive every rule and figure of plans; validate deployments."),
     "compare": ("planner.cli.compare", "Score plans and baselines on a trace, window by window."),
+    "export": ("planner.cli.export", "Write what an engine loads, permuted checkpoints and launch lines."),
+    "lint-launch": ("planner.cli.lint_launch", "Tell what an engine would refuse, ignore or change in a command."),
     "show": ("planner.cli.show", "Print the report of a plan."),
     "profiles": ("planner.cli.profiles", "List and show the shipped GPUs, nodes, fabrics, models, engines."),
     "trace": ("planner.cli.trace", "Record, import, check and describe routing traces."),
     "topology": ("planner.cli.topology", "Make a topology.yaml from what other tools say about a machine."),
     "env": ("planner.cli.env", "Versions and devices, to paste into an issue."),
 }
-_WRITING: Final = {"solve", "import", "record", "split", "synth"}
+_WRITING: Final = {"solve", "export", "import", "record", "split", "synth"}
 """Commands, also in groups, that would have written a file."""
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -68,8 +70,8 @@ def call(arguments: list[str]) -> int:
     except click.ClickException as error:
         error.show()
         exit_code, problems = 2, (Problem(error.format_message()),)
-    except (click.Abort, KeyboardInterrupt):
-        exit_code, problems = 130, (Problem("interrupted; nothing was written" if writes else "interrupted"),)
+    except (click.Abort, KeyboardInterrupt) as error:
+        exit_code, problems = 130, (Problem(_interrupted(error, writes)),)
         click.echo(problems[0].message, err=True)
     except OSError as error:
         if error.errno not in _FULL:
@@ -83,6 +85,13 @@ def call(arguments: list[str]) -> int:
         except OSError:  # stderr has told it
             discard(sys.stdout.fileno())
     return exit_code
+
+
+def _interrupted(error: BaseException, writes: bool) -> str:
+    """What to say after Ctrl-C: what the command itself says was kept, or that nothing was written."""
+    if isinstance(error, KeyboardInterrupt) and str(error):
+        return str(error)
+    return "interrupted; nothing was written" if writes else "interrupted"
 
 
 def _as_data(exit_code: int, all_problems: Sequence[Problem]) -> dict[str, Any]:

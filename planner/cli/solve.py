@@ -21,6 +21,7 @@ from planner.cli.options import CopiesOrAuto, Quantity, SplitPins, json_option, 
 @click.option("--gpus", type=click.IntRange(min=1), metavar="N", help="Use only the first N GPUs.")
 @click.option("--split", type=SplitPins(), help="Pin degrees, e.g. tp=1,ep=32,pp=1.")
 @click.option("--redundant-experts", type=CopiesOrAuto(), help="Copies per layer over all ranks.")
+@click.option("--target", type=click.Choice(["checkpoint"]), help="Only what permuting a checkpoint realises.")
 @click.option("--time-limit", type=Quantity("time"), help='Stop after this long, e.g. "60 s".')
 @click.option("--gap", type=Quantity("fraction"), help='Stop when this close to the bound, e.g. "1%".')
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Seed of the solver.")
@@ -87,4 +88,5 @@ def _overrides(given: dict[str, Any]) -> Any:
         time_limit_s=given["time_limit"],
         gap=given["gap"],
         seed=given["seed"],
+        target=given["target"],
     )

@@ -74,7 +74,8 @@ def checkpoint_bytes(folder: Path) -> int | None:
     """Bytes of the tensors in a folder: of the files that its index names, else of all; None without any."""
     index = folder / INDEX_NAME
     if index.is_file():
-        names, total = _index(index)
+        weight_map, total = read_index(index)
+        names = sorted(set(weight_map.values()))
         files = [folder / name for name in names]
         if total is not None and not all(file.is_file() for file in files):
             return total  # only the index was downloaded
@@ -88,8 +89,12 @@ def checkpoint_bytes(folder: Path) -> int | None:
     return sum(tensor_bytes(file) for file in present) if present else None
 
 
-def _index(path: Path) -> tuple[list[str], int | None]:
-    """File names of an index, and the total size if it states one."""
+def read_index(path: Path) -> tuple[dict[str, str], int | None]:
+    """Tensor -> file of an index, and the total size if it states one.
+
+    Raises:
+        InputError: it is damaged, or names files outside its folder.
+    """
     data = documents.read_json(path)
     weight_map = data.get("weight_map") if isinstance(data, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
@@ -103,7 +108,9 @@ def _index(path: Path) -> tuple[list[str], int | None]:
         raise InputError(Problem(f"{len(names)} files: at most {_MOST_FILES} are read", Place(str(path))))
     metadata = data.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
-    return names, int(total) if isinstance(total, int | float) and total > 0 else None
+    return {str(tensor): str(name) for tensor, name in weight_map.items()}, int(total) if isinstance(
+        total, int | float
+    ) and total > 0 else None
 
 
 def tensor_bytes(path: Path) -> int:

@@ -100,6 +100,9 @@ class SolveSection(Frozen):
     """Degrees that are pinned; the others are chosen."""
     keep_groups: Literal["node"] | None = None
     """node: keep the experts of a routing group on one node."""
+    target: Literal["checkpoint"] | None = None
+    """checkpoint: only placements that permuting the checkpoint realises: no copies, equal ranks, each
+    made of whole pieces of routing groups."""
     time_limit: Duration | None = None
     """Stop after this long; the plan is then not reproducible."""
     gap: Percentage = 0.01
@@ -158,6 +161,7 @@ class Overrides:
     time_limit_s: float | None = None
     gap: float | None = None
     seed: int | None = None
+    target: Literal["checkpoint"] | None = None
 
 
 LookAtTraces = Callable[[Sequence[Path], Model | None], Sequence[Problem]]
@@ -285,6 +289,7 @@ def _overridden(file: DeploymentFile, given: Overrides) -> DeploymentFile:
         "time_limit": given.time_limit_s,
         "gap": given.gap,
         "seed": given.seed,
+        "target": given.target,
     }
     update: dict[str, Any] = {"solve": file.solve.model_copy(update={k: v for k, v in solve.items() if v is not None})}
     if given.model is not None:

@@ -28,6 +28,8 @@ class Header:
     """Byte of the file at which the numbers begin."""
     room: int
     """Bytes of numbers in the file."""
+    metadata: Any = None
+    """What stands under `__metadata__`."""
 
     def span(self, name: str) -> tuple[int, int]:
         """First byte and end of a tensor among the numbers; raises `InputError` if they are not in the file."""
@@ -61,4 +63,4 @@ def read_header(path: Path) -> Header:
     if not isinstance(header, dict):
         raise InputError(Problem("the header is not a JSON object", where, "download it again"))
     tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    return Header(path, tensors, 8 + length, size - 8 - length)
+    return Header(path, tensors, 8 + length, size - 8 - length, header.get("__metadata__"))

@@ -313,6 +313,8 @@ class PlanInputs(Frozen):
     """What the engine can run."""
     keep_groups: Literal["node"] | None = None
     """Whether routing groups stay on a node."""
+    target: Literal["checkpoint"] | None = None
+    """checkpoint: the placement is one that permuting a checkpoint realises."""
     search: SearchRecord
     """What was looked for."""
     traces: tuple[TraceRecord, ...]

@@ -9,8 +9,10 @@ from pathlib import Path
 from planner.check import check
 from planner.cost.prepare import from_plan
 from planner.errors import PlannerError, UsageError
+from planner.inputs.deployment import model_named
 from planner.plan.plan import read_plan
 from planner.review.check_deployment import check_deployment
+from planner.review.map_doctor import About, Balance, examine
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,10 @@ class Checked:
     kind: str
     findings: tuple[str, ...]
     error: PlannerError | None = None
+    notes: tuple[str, ...] = ()
+    """What else there is to say of a map."""
+    balance: Balance | None = None
+    """How a map balances on a trace."""
 
     @property
     def is_good(self) -> bool:
@@ -36,6 +42,25 @@ def files_to_check(paths: Sequence[Path]) -> Iterator[Path]:
             yield from found or [path]
         else:
             yield path
+
+
+def check_map(path: Path, name: str, about: About) -> Checked:
+    """Examine anybody's map of experts; problems are returned, not raised."""
+    try:
+        found = examine(path, name, about)
+    except PlannerError as error:
+        return Checked(path, "map", (), error)
+    return Checked(path, "map", found.findings, None, found.notes, found.balance)
+
+
+def about_of(model: str | None, ep: int | None, plan: Path | None, traces: Sequence[Path]) -> About:
+    """What is known beside a map; raises `PlannerError` for a plan or a model that cannot be read."""
+    if plan is None:
+        return About(None if model is None else model_named(model), ep, None, tuple(traces))
+    if model is not None or ep is not None:
+        raise UsageError("--plan says which model and how many ranks: leave out --model and --ep")
+    read = read_plan(plan)
+    return About(read.inputs.model, None, read, tuple(traces))
 
 
 def check_file(path: Path, traces: Sequence[Path] | None = None) -> Checked:

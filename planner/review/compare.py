@@ -23,8 +23,11 @@ from planner.baselines import duplicates, placements, weights_of
 from planner.check import cuts_of, placement_of, slots_of, split_of, structure
 from planner.cost.prepare import from_plan
 from planner.cost.step import Cuts, SplitCost, predict, split_cost, stage_of_layers
-from planner.errors import BadAnswerError, InputError, Place, PlannerError, Problem
-from planner.plan.placement import Placement
+from planner.errors import BadAnswerError, InputError, Place, PlannerError, Problem, UsageError
+from planner.export.maps import placement_of_map
+from planner.export.table import MAPS
+from planner.export.write import read_map_file
+from planner.plan.placement import Placement, violations
 from planner.plan.plan import Plan
 
 Floats = NDArray[np.float64]
@@ -59,13 +62,22 @@ class Comparison:
     scores: tuple[Score, ...]
 
 
-def compare(plan: Plan, path: Path, traces: Sequence[Path]) -> Comparison:
-    """Score a plan and all baselines on a trace.
+@dataclass(frozen=True)
+class NamedMap:
+    """A map file to be scored beside a plan, with its format."""
+
+    format: str
+    path: Path
+
+
+def compare(plan: Plan, path: Path, traces: Sequence[Path], maps: Sequence[NamedMap] = ()) -> Comparison:
+    """Score a plan, all baselines and any maps on a trace.
 
     Args:
         plan: the plan.
         path: its file.
         traces: the traces to judge on; cut into windows as the plan's workload says.
+        maps: placements for the same model and EP size, from files of engines; scored as an engine runs them.
     """
     judged = from_plan(plan, path, traces, others=True).instance
     broken = structure(plan, judged)
@@ -83,6 +95,7 @@ def compare(plan: Plan, path: Path, traces: Sequence[Path]) -> Comparison:
     if weight_LE is None:
         weight_LE = weights_of(judged.windows)
     scores = [_score("plan", cost, cuts, own)]
+    scores += [_score(name, cost, cuts, placement) for name, placement in _of_maps(maps, plan)]
     for name, placement in placements(cost, stage_of_layers(cost, cuts), weight_LE).items():
         scores.append(_score(name, cost, cuts, placement))
     return Comparison(
@@ -93,6 +106,21 @@ def compare(plan: Plan, path: Path, traces: Sequence[Path]) -> Comparison:
         baselines_from=source,
         scores=tuple(scores),
     )
+
+
+def _of_maps(maps: Sequence[NamedMap], plan: Plan) -> list[tuple[str, Placement]]:
+    """The placements in map files; raises `BadAnswerError` for one that leaves experts out."""
+    found = []
+    for one in maps:
+        if one.format not in MAPS:
+            raise UsageError(f"--map {one.format}: unknown format", hint=f"known: {', '.join(MAPS)}")
+        placement = placement_of_map(read_map_file(one.path, one.format), plan.inputs.model, plan.split.ep)
+        broken = violations(placement, plan.inputs.model.moe.num_experts, own_plan=False)
+        if broken:
+            hint = f"see: ep-plan check {one.path} --format {one.format}"
+            raise BadAnswerError(f"{one.path}: {broken[0].message}", hint=hint)
+        found.append((str(one.path), placement))
+    return found
 
 
 def _planning_weights(plan: Plan, path: Path) -> tuple[Floats | None, str]:

@@ -1,8 +1,9 @@
 """Which splits are legal: every rule of a split with its verdict, so that all broken ones are told at once.
 
 `shapes` holds what the model asks for, `engine` what an engine can run, `kernel` what a communication
-library can run, `groups` whether routing groups can stay on nodes; `memory` is kept apart, because it
-takes more work. `grid` says which splits there are, `ruled` holds all of them against all of this.
+library can run, `groups` whether routing groups can stay on nodes, `checkpoint` what permuting a
+checkpoint realises; `memory` is kept apart, because it takes more work. `grid` says which splits there
+are, `ruled` holds all of them against all of this.
 """
 
 from __future__ import annotations
@@ -12,12 +13,23 @@ from dataclasses import dataclass
 from planner.cost.instance import Instance
 from planner.inputs.engines import EngineRules
 from planner.plan.split import Split
-from planner.rules import engine, kernel, shapes
+from planner.rules import checkpoint, engine, kernel, shapes
+from planner.rules.checkpoint import group_blocks, torn_group
 from planner.rules.groups import group_limits, groups_fit, kept_groups
 from planner.rules.shares import Shares, even_shares
 from planner.rules.verdict import Verdict
 
-__all__ = ["Limits", "Shares", "Verdict", "broken_rules", "group_limits", "groups_fit", "verdicts"]
+__all__ = [
+    "Limits",
+    "Shares",
+    "Verdict",
+    "broken_rules",
+    "group_blocks",
+    "group_limits",
+    "groups_fit",
+    "torn_group",
+    "verdicts",
+]
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,8 @@ class Limits:
     rules: EngineRules
     engine_name: str
     keep_groups: bool
+    for_checkpoint: bool = False
+    """Only what permuting a checkpoint realises."""
 
 
 def verdicts(
@@ -52,6 +66,8 @@ def verdicts(
     laid = shares or even_shares(instance, split, redundant)
     if limits.keep_groups and split.ep > 1 and not any(one.rule in ("experts", "slots") for one in broken(found)):
         found += kept_groups(instance, split, laid)
+    if limits.for_checkpoint:
+        found += checkpoint.verdicts(instance, split, redundant, laid, keep_groups=limits.keep_groups)
     found += engine.verdicts(split, redundant, limits.rules, limits.engine_name)
     found += kernel.verdicts(instance, split, redundant, limits.rules, laid.grids(split, instance))
     return [*found, *shapes.work(instance, split)]

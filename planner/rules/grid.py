@@ -63,7 +63,7 @@ def redundancies(instance: Instance, split: Split, space: SearchSpace) -> list[i
     if space.redundant_experts is not None:
         return [space.redundant_experts]
     experts = instance.model.moe.num_experts
-    if not space.limits.rules.redundant_experts:
+    if not space.limits.rules.redundant_experts or space.limits.for_checkpoint:
         return [0]
     fewest = -(-experts // split.ep)
     most = min(fewest + _EXTRA_SLOTS, experts)

@@ -68,6 +68,8 @@ def laid_out(instance: Instance, split: Split, redundant: int, limits: Limits) -
         yield even
         if not several or even.held is None or split.ep == 1 or limits.rules.uneven_experts != "always":
             continue
+        if limits.for_checkpoint:  # linear layout gives all ranks equally many
+            continue
         for how, slots_KR in unequal_slots(even.cost, even.held.memories):
             other = ruled(instance, split, redundant, limits, gpus=gpus, slots_KR=slots_KR)
             other.layout = ", ".join(words for words in (name, how) if words)

@@ -148,7 +148,7 @@ class _Program:
         """If any rank can be mapped to any other, the hottest expert may as well sit on rank 0."""
         p = self.problem
         alike = (p.slots_R == p.slots_R[0]).all() and p.moe.num_classes == 1
-        if alike and p.moe.exchange.interchangeable:
+        if alike and p.moe.exchange.interchangeable and p.block_R is None:  # blocks may lie across nodes
             hottest = int(p.rows_SE.sum(axis=0).argmax())
             self.model.add_exactly_one(self.x[hottest, 0].tolist())
 

@@ -23,6 +23,7 @@ from planner.cost.instance import Instance, LayerLoad
 from planner.cost.step import Prediction, StageCost, predict, stage_of_layers
 from planner.errors import NoPlanFoundError
 from planner.plan.placement import Placement, widened
+from planner.rules import group_blocks
 from planner.rules.cuts import best_cuts
 from planner.rules.grid import SearchSpace
 from planner.solve.candidates import Bounder, Candidate, all_candidates, count_candidates
@@ -250,11 +251,17 @@ class Master:
 
     def problem(self, stage: StageCost, load: LayerLoad) -> LayerProblem:
         """One layer of a stage as an optimisation problem."""
-        group_E = None
-        if self.space.limits.keep_groups and self.instance.model.moe.num_groups > 1:
-            experts, groups = self.instance.model.moe.num_experts, self.instance.model.moe.num_groups
+        group_E = block_R = None
+        limits, experts, groups = (
+            self.space.limits,
+            self.instance.model.moe.num_experts,
+            self.instance.model.moe.num_groups,
+        )
+        if (limits.keep_groups or limits.for_checkpoint) and groups > 1:
             group_E = np.arange(experts) // (experts // groups)
-        return LayerProblem(stage.moe, load, stage.slots_R, group_E)
+        if limits.for_checkpoint and groups > 1:
+            block_R = group_blocks(groups, len(stage.slots_R))
+        return LayerProblem(stage.moe, load, stage.slots_R, group_E, block_R)
 
     def _place(self, work: _Work, keys: Sequence[Key], exact_effort: float) -> None:
         """Place layers that are not placed yet (or again, with the integer program)."""

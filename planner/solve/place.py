@@ -86,7 +86,7 @@ def _small_enough(problem: LayerProblem) -> bool:
 
 def linear_start(problem: LayerProblem) -> Ints:
     """The engines' own layout, or where groups must stay together the nearest thing to it."""
-    if problem.group_E is None:
+    if problem.group_E is None or problem.block_R is not None:
         return linear(problem.num_experts, problem.slots_R)
     table = smooth_table(weight_table(problem), problem.num_ranks)
     return from_ranks(start(problem, table, assign_groups(problem)), int(problem.slots_R.max()))

@@ -36,7 +36,9 @@ class LayerProblem:
     load: LayerLoad
     slots_R: Ints
     group_E: Ints | None = None
-    """Routing group of each expert if groups must stay on a node."""
+    """Routing group of each expert if groups must stay on a node, or on a block of ranks."""
+    block_R: Ints | None = None
+    """Block of each rank, if blocks keep the groups and not nodes: a placement for a permuted checkpoint."""
 
     @property
     def num_windows(self) -> int:
@@ -65,8 +67,8 @@ class LayerProblem:
 
     @cached_property
     def node_R(self) -> Ints:
-        """Node of each rank, for keeping groups together; of the first all-to-all group."""
-        return self.moe.exchange.node_R
+        """Node (or block) of each rank, for keeping groups together; of the first all-to-all group."""
+        return self.moe.exchange.node_R if self.block_R is None else self.block_R
 
     @cached_property
     def slow_R(self) -> Floats:

@@ -34,6 +34,7 @@ def search_space(deployment: Deployment) -> SearchSpace:
             rules=deployment.engine.rules,
             engine_name=deployment.engine_name or "engine",
             keep_groups=section.keep_groups == "node",
+            for_checkpoint=section.target == "checkpoint",
         ),
         pins=section.split.pinned(),
         redundant_experts=None if redundant == "auto" else redundant,
@@ -66,6 +67,7 @@ def plan_inputs(deployment: Deployment, prepared: Prepared, output: Path) -> Pla
         engine_version=deployment.engine.version if deployment.engine_name else None,
         rules=deployment.engine.rules,
         keep_groups=section.keep_groups,
+        target=section.target,
         search=SearchRecord(
             pins=section.split.pinned(),
             redundant_experts=section.redundant_experts,

@@ -1,0 +1,1 @@
+"""What engines load: maps of experts, permuted checkpoints and launch lines, each read again after writing."""
