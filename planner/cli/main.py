@@ -23,13 +23,15 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "compare": ("planner.cli.compare", "Score plans and baselines on a trace, window by window."),
     "export": ("planner.cli.export", "Write what an engine loads, permuted checkpoints and launch lines."),
     "lint-launch": ("planner.cli.lint_launch", "Tell what an engine would refuse, ignore or change in a command."),
+    "validate": ("planner.cli.validate", "Run a plan's ranks, replay its routing, judge counts, results, times."),
+    "probe": ("planner.cli.probe", "Measure this machine or a cluster; write a topology file."),
     "show": ("planner.cli.show", "Print the report of a plan."),
     "profiles": ("planner.cli.profiles", "List and show the shipped GPUs, nodes, fabrics, models, engines."),
     "trace": ("planner.cli.trace", "Record, import, check and describe routing traces."),
     "topology": ("planner.cli.topology", "Make a topology.yaml from what other tools say about a machine."),
     "env": ("planner.cli.env", "Versions and devices, to paste into an issue."),
 }
-_WRITING: Final = {"solve", "export", "import", "record", "split", "synth"}
+_WRITING: Final = {"solve", "export", "validate", "probe", "import", "record", "split", "synth"}
 """Commands, also in groups, that would have written a file."""
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

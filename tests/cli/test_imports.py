@@ -13,7 +13,8 @@ from tests.cli.running import TIMEOUT_S, environment, example, run
 HEAVY = {"torch", "transformers", "ortools", "numpy", "pydantic", "rich"}
 SOLVERS = {"torch", "transformers", "ortools"}
 TRACE_COMMANDS = ["record", "import", "info", "split", "synth"]
-COMMANDS = ["solve", "check", "compare", "export", "lint-launch", "show", "profiles", "trace", "topology", "env"]
+COMMANDS = ["solve", "check", "compare", "export", "lint-launch", "validate", "probe"]
+COMMANDS += ["show", "profiles", "trace", "topology", "env"]
 
 
 def loaded(*arguments: object, cwd: Path) -> set[str]:

@@ -1,0 +1,236 @@
+"""Ranks that die, hang, do not come or do not fit: one line that names rank, host and phase, in time, and no orphans."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.cli.running import command, environment, files_in, run
+from tests.dist.launching import LIMIT_S, Ended, children_of, free_port, is_alive, own_name, run_ranks
+
+SIZE = 4
+HOST = own_name()
+
+
+def worker(plan: Path, meeting: str, *options: object) -> list[object]:
+    limits = ["--timeout", "15 s", "--join-timeout", "60 s"]
+    return ["validate", plan, "--emulate", "--worker", "--rendezvous", meeting, *limits, *options]
+
+
+def local() -> str:
+    return f"127.0.0.1:{free_port()}"
+
+
+def ranks_with(plan: Path, folder: Path, odd: int, before: str) -> dict[int, Ended]:
+    """Four ranks, one of which does something before it begins."""
+    (folder / "run").mkdir()
+    return run_ranks(SIZE, worker(plan, local()), folder / "run", folder / "logs", before={odd: before})
+
+
+def error_lines(ended: dict[int, Ended]) -> list[str]:
+    for one in ended.values():
+        assert "Traceback" not in one.err, one.err
+    return [line for one in ended.values() for line in one.err.splitlines() if line.startswith("error: ")]
+
+
+def codes(ended: dict[int, Ended]) -> list[int]:
+    return [one.code for one in ended.values()]
+
+
+def test_ranks_that_a_launcher_started_agree(four_rank_plan: Path, tmp_path: Path) -> None:
+    ended = ranks_with(four_rank_plan, tmp_path, 0, "")
+    assert codes(ended) == [0] * SIZE, ended
+    assert "pass" in ended[0].out
+    assert all(ended[rank].out == "" for rank in range(1, SIZE))
+    assert "validation.json" in files_in(tmp_path / "run")
+
+
+def test_a_rank_killed_in_the_middle(four_rank_plan: Path, tmp_path: Path) -> None:
+    before = """
+import os, signal, time
+from planner.measure import micro_run
+usual = micro_run.combine
+count = [0]
+def dying(*arguments):
+    count[0] += 1
+    if count[0] == 5:
+        time.sleep(2)  # long enough to tell where it is
+        os.kill(os.getpid(), signal.SIGKILL)
+    return usual(*arguments)
+micro_run.combine = dying
+"""
+    ended = ranks_with(four_rank_plan, tmp_path, 2, before)
+    assert ended[2].code == -signal.SIGKILL
+    assert [ended[rank].code for rank in (0, 1, 3)] == [7] * 3
+    (line,) = error_lines(ended)
+    assert line.startswith(f"error: rank 2 ({HOST}): ")
+    assert "of layer 0, plan, window 2" in line
+    assert files_in(tmp_path / "run") == set()
+
+
+def test_a_rank_that_hangs(four_rank_plan: Path, tmp_path: Path) -> None:
+    before = """
+import time
+from planner.measure import micro_run
+usual = micro_run.serve
+def hanging(*arguments):
+    time.sleep(600)
+micro_run.serve = hanging
+"""
+    ended = ranks_with(four_rank_plan, tmp_path, 3, before)
+    assert codes(ended) == [7] * SIZE
+    (line,) = error_lines(ended)
+    assert line == f"error: rank 3 ({HOST}): experts of layer 0, plan, window 0: hangs: no progress within 15 s"
+    assert files_in(tmp_path / "run") == set()
+
+
+def test_a_rank_that_comes_late_again_and_again_is_named(four_rank_plan: Path, tmp_path: Path) -> None:
+    before = """
+import time
+from planner.measure import micro_run
+usual = micro_run.MicroRun.run_window
+def sleeping(self, *arguments):
+    made = micro_run.MicroRun._received
+    def late(self, *others):
+        time.sleep(0.2)
+        return made(self, *others)
+    micro_run.MicroRun._received = late
+    try:
+        return usual(self, *arguments)
+    finally:
+        micro_run.MicroRun._received = made
+micro_run.MicroRun.run_window = sleeping
+"""
+    ended = ranks_with(four_rank_plan, tmp_path, 1, before)
+    assert codes(ended) == [0] * SIZE  # an emulation judges no seconds
+    assert f"rank 1 ({HOST}) comes late" in ended[0].out
+
+
+def test_a_rank_that_never_arrives(four_rank_plan: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    meeting = local()
+    arguments = worker(four_rank_plan, meeting, "--join-timeout", "20 s")
+    ended = run_ranks(SIZE, arguments, tmp_path / "run", tmp_path / "logs", ranks=(0, 1, 3))
+    assert codes(ended) == [7] * 3
+    (line,) = error_lines(ended)
+    assert line == (
+        f"error: rank 2: join: never arrived at {meeting} within 20 s; 3 of 4 are there (hosts {HOST})"
+    )
+    assert files_in(tmp_path / "run") == set()
+
+
+@pytest.mark.parametrize(
+    ("rank", "meeting", "words"),
+    [
+        (0, "no-such-host.invalid:29500", "the rendezvous host 'no-such-host.invalid' does not resolve"),
+        (0, "192.0.2.7:29500", "cannot listen on 192.0.2.7:29500"),
+        (1, "127.0.0.1:9", "nobody answers at 127.0.0.1:9 within 1 s"),
+    ],
+)
+def test_a_wrong_rendezvous(four_rank_plan: Path, tmp_path: Path, rank: int, meeting: str, words: str) -> None:
+    arguments = worker(four_rank_plan, meeting, "--join-timeout", "1 s")
+    result = run(*arguments, cwd=tmp_path, env={"RANK": str(rank), "WORLD_SIZE": "4", "LOCAL_RANK": "0"})
+    assert result.code == 7
+    assert result.err.startswith(f"error: rank {rank} ({HOST}): join: {words}")
+    assert result.err.count("error: ") == 1
+    assert files_in(tmp_path) == set()
+
+
+def test_another_version_of_one_rank(four_rank_plan: Path, tmp_path: Path) -> None:
+    before = "import planner.measure.worker as worker; worker.__version__ = '9.9'"
+    ended = ranks_with(four_rank_plan, tmp_path, 1, before)
+    assert codes(ended) == [7] * SIZE
+    (line,) = error_lines(ended)
+    assert line.startswith(f"error: rank 1 ({HOST}): join: runs ep-plan 9.9, rank 0 ({HOST})")
+
+
+def test_the_wrong_number_of_ranks(four_rank_plan: Path, tmp_path: Path) -> None:
+    ended = run_ranks(2, worker(four_rank_plan, local()), tmp_path, tmp_path / "logs")
+    assert codes(ended) == [7] * 2
+    (line,) = error_lines(ended)
+    assert "2 ranks were started, the plan has 4 GPUs" in line
+
+
+@contextmanager
+def started(plan: Path, folder: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """A validation that has started its ranks, and their process ids."""
+    process = subprocess.Popen(
+        command("validate", plan, "--emulate"),
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    with process:
+        try:
+            end = time.monotonic() + LIMIT_S
+            while len(children := children_of(process.pid)) < SIZE and time.monotonic() < end:
+                time.sleep(0.02)
+            assert len(children) >= SIZE
+            yield process, children
+        finally:
+            process.kill()
+
+
+def all_end(pids: list[int]) -> bool:
+    end = time.monotonic() + LIMIT_S
+    while any(map(is_alive, pids)) and time.monotonic() < end:
+        time.sleep(0.05)
+    return not any(map(is_alive, pids))
+
+
+def test_the_launcher_killed_leaves_no_orphans(four_rank_plan: Path, tmp_path: Path) -> None:
+    with started(four_rank_plan, tmp_path) as (process, children):
+        process.kill()
+        process.wait()
+        assert all_end(children)
+    assert files_in(tmp_path) == set()
+
+
+def test_a_child_of_the_launcher_killed(four_rank_plan: Path, tmp_path: Path) -> None:
+    with started(four_rank_plan, tmp_path) as (process, children):
+        os.kill(children[-1], signal.SIGKILL)
+        out, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 7, err
+    assert out == ""
+    assert err.startswith("error: rank ")
+    assert err.rstrip().endswith("was killed by SIGKILL")
+    assert err.count("error:") == 1
+    assert all_end(children)
+    assert files_in(tmp_path) == set()
+
+
+def test_without_torch_the_rest_of_the_program_says_so(four_rank_plan: Path, tmp_path: Path) -> None:
+    package = tmp_path / "blocked" / "torch"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('blocked by a test')\n")
+    result = run(
+        "validate", four_rank_plan, "--emulate", cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "blocked")}
+    )
+    assert result.code == 7
+    assert result.err.startswith("error: measuring needs torch (blocked by a test)")
+    assert "ep-plan[torch]" in result.err
+
+
+def test_without_gpus(four_rank_plan: Path, tmp_path: Path) -> None:
+    result = run("validate", four_rank_plan, cwd=tmp_path, env={"CUDA_VISIBLE_DEVICES": ""})
+    assert result.code == 7
+    assert result.err.startswith("error: the plan needs 4 GPUs on 2 nodes; this machine has 0")
+    assert "--print-launch" in result.err
+    assert "--emulate" in result.err
+
+
+def test_more_ranks_than_cores_are_no_machine(four_rank_plan: Path, tmp_path: Path) -> None:
+    result = run(
+        "validate", four_rank_plan, "--device", "cpu", cwd=tmp_path, before=lambda: os.sched_setaffinity(0, {0})
+    )
+    assert result.code == 7
+    assert "4 ranks on 1 cores" in result.err

@@ -1,0 +1,127 @@
+"""Launch scripts: rank order and nodes of the plan, quoted, and nothing that falls back to a smaller run."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from planner.errors import UsageError
+from planner.inputs.documents import validated
+from planner.inputs.topology import resolve
+from planner.inputs.topology_file import TopologyFile
+from planner.measure.script import Launch, Launcher, launch_script
+from planner.measure.seats import Seating
+from planner.plan.plan import Plan, SplitRecord, StageRecord
+
+CARD = {"memory": "80 GiB", "hbm_bandwidth": "100 GB/s", "compute": {"bf16": "10 TFLOP/s"}}
+LINKS = [
+    {"level": "node", "bandwidth": "10 GB/s", "latency": "3 us"},
+    {"level": "cluster", "bandwidth": "1 GB/s", "latency": "9 us"},
+]
+NASTY = '/plans/it\'s $HOME; rm -rf "x"/plan.json'
+
+
+class Inputs:
+    topology = validated(
+        TopologyFile,
+        {
+            "groups": [
+                {"gpu": CARD, "nodes": 1, "gpus_per_node": 4},
+                {"gpu": CARD, "nodes": 1, "gpus_per_node": 2},
+            ],
+            "links": LINKS,
+            "out_of_service": [{"node": 0, "gpus": [1]}],
+        },
+    )
+    gpus = 5
+
+
+def launch(plan: str = "/plans/plan.json", hosts: tuple[str, ...] = ("a", "b"), image: str | None = "i:1") -> Launch:
+    split = SplitRecord(tp=1, dp=5, pp=1, ep=5)
+    stages = (StageRecord(layers=(0, 2), gpus=(0, 1, 2, 3, 4)),)
+    made = Plan.model_construct(split=split, stages=stages, inputs=Inputs())  # type: ignore[arg-type, call-arg]
+    return Launch(Seating(made), (plan, "--device", "cuda"), hosts, image)
+
+
+def test_the_topology_numbers_gpus_in_service() -> None:
+    assert resolve(Inputs.topology, 5).local_G.tolist() == [0, 2, 3, 0, 1]
+    assert launch().gpus_of == [[0, 2, 3], [0, 1]]
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "slurm", "kubernetes"])
+def test_ranks_nodes_and_gpus(launcher: Launcher) -> None:
+    text = launch_script(launcher, launch())
+    assert "node 0 (a): ranks 0..2 on GPUs 0,2,3" in text
+    assert "node 1 (b): ranks 3..4 on GPUs 0,1" in text
+    assert 'gpus_of=("0,2,3" "0,1")' in text
+    assert "ranks_of=(3 2)" in text
+    assert "--worker" in text
+    assert "localhost" not in text
+    assert "127.0.0.1" not in text
+
+
+def script_of(launcher: Launcher, plan: str) -> str:
+    text = launch_script(launcher, launch(plan))
+    if launcher != "kubernetes":
+        return text
+    _, job = yaml.safe_load_all(text)
+    assert (job["spec"]["completions"], job["spec"]["completionMode"]) == (2, "Indexed")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == "i:1"
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": 3}
+    return "#!/usr/bin/env bash\n" + str(container["args"][0])
+
+
+@pytest.mark.parametrize("plan", ["/plans/plan.json", NASTY])
+@pytest.mark.parametrize("launcher", ["torchrun", "slurm", "kubernetes"])
+def test_scripts_are_sound_shell(launcher: Launcher, plan: str, tmp_path: Path) -> None:
+    path = tmp_path / "launch.sh"
+    path.write_text(script_of(launcher, plan))
+    subprocess.run(["bash", "-n", str(path)], check=True)
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed: only bash has read the script")
+    expected = ["--exclude=SC2016"] if plan == NASTY else []  # a dollar sign in single quotes is meant
+    done = subprocess.run(["shellcheck", *expected, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_words_reach_the_program_as_they_are(tmp_path: Path) -> None:
+    """The torchrun script run with a stand-in for torchrun that prints its arguments."""
+    (tmp_path / "torchrun").write_text('#!/bin/sh\nprintf "%s\\n" "$CUDA_VISIBLE_DEVICES" "$@"\n')
+    (tmp_path / "torchrun").chmod(0o755)
+    (tmp_path / "launch.sh").write_text(script_of("torchrun", NASTY))
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(
+        ["bash", str(tmp_path / "launch.sh"), "1"], env=environment, capture_output=True, text=True, check=True
+    )
+    words = done.stdout.splitlines()
+    assert words[0] == "0,1"
+    assert {"--nnodes=2", "--node-rank=1", "--nproc-per-node=2", "--master-addr=a", "--max-restarts=0"} <= set(words)
+    assert NASTY in words
+    assert words[-2:] == ["--rendezvous", "a:29500"]
+    for wrong in ("2", "x", "-1"):
+        failed = subprocess.run(
+            ["bash", str(tmp_path / "launch.sh"), wrong], env=environment, capture_output=True, text=True, check=False
+        )
+        assert failed.returncode == 2
+        assert "the plan has nodes 0..1" in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("launcher", "hosts", "image", "words"),
+    [
+        ("torchrun", (), None, "needs --hosts"),
+        ("torchrun", ("a",), None, "names 1 hosts, the plan has 2 nodes"),
+        ("slurm", ("a", "$(reboot)"), None, "no host name"),
+        ("kubernetes", (), None, "needs --image"),
+    ],
+)
+def test_what_is_missing_is_not_guessed(
+    launcher: Launcher, hosts: tuple[str, ...], image: str | None, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words.replace("$", r"\$")):
+        launch_script(launcher, launch(hosts=hosts, image=image))
