@@ -49,27 +49,27 @@ def two_kinds(first: str, second: str) -> str:
 def test_faster_gpus_hold_more_experts(tmp_path: Path) -> None:
     # Decode is bound by reading weights: 4.8 against 3.35 TB/s, so about 19 and 13 of 128 experts.
     pins = ("--split", "ep=8,pp=1")
-    mixed = solve(tmp_path, two_kinds("h200-sxm", "h100-sxm"), "gpt-oss-120b", 64, *pins)
+    mixed = solve(tmp_path, two_kinds("h200-sxm", "h100-sxm"), "qwen3-30b-a3b", 64, *pins)
     assert slots(mixed) == [19] * 4 + [13] * 4
     shown = run("show", "plan.json", cwd=tmp_path).out
     assert "on 4 x h200-sxm + 4 x h100-sxm on 2 nodes" in shown
     assert "19 x4, 13 x4 slots on 8 EP ranks" in shown
     assert "on the fullest h200-sxm GPU (0, EP rank 0)" in shown
     assert "on the fullest h100-sxm GPU (4, EP rank 4)" in shown
-    turned = solve(tmp_path, two_kinds("h100-sxm", "h200-sxm"), "gpt-oss-120b", 64, *pins)
+    turned = solve(tmp_path, two_kinds("h100-sxm", "h200-sxm"), "qwen3-30b-a3b", 64, *pins)
     assert slots(turned) == [13] * 4 + [19] * 4
     assert turned["predicted"]["step_s"] == pytest.approx(mixed["predicted"]["step_s"], rel=1e-9)
-    equal = solve(tmp_path, two_kinds("h100-sxm", "h100-sxm"), "gpt-oss-120b", 64, *pins)
+    equal = solve(tmp_path, two_kinds("h100-sxm", "h100-sxm"), "qwen3-30b-a3b", 64, *pins)
     assert slots(equal) == [16] * 8
     assert equal["predicted"]["step_s"] > mixed["predicted"]["step_s"]
 
 
 def test_faster_stages_run_more_layers(tmp_path: Path) -> None:
-    plan = solve(tmp_path, two_kinds("h200-sxm", "h100-sxm"), "gpt-oss-120b", 64, "--split", "pp=2,tp=1,ep=4")
+    plan = solve(tmp_path, two_kinds("h200-sxm", "h100-sxm"), "qwen3-30b-a3b", 64, "--split", "pp=2,tp=1,ep=4")
     layers = {len(range(*stage["layers"])): stage["gpus"] for stage in plan["stages"]}
-    assert sum(layers) == 36
+    assert sum(layers) == 48
     assert layers[max(layers)] == [0, 1, 2, 3]  # the H200
-    assert max(layers) >= 20
+    assert max(layers) >= 26
 
 
 def test_a_model_that_fits_only_with_unequal_shares(tmp_path: Path) -> None:
@@ -133,10 +133,10 @@ def test_gpus_out_of_service_are_not_numbered(tmp_path: Path) -> None:
 
 def test_a_slow_link_changes_the_split(tmp_path: Path) -> None:
     machine = "gpu: h100-sxm\nnodes: 1\ngpus_per_node: 4\nlinks: [{level: node, bandwidth: 450 GB/s, latency: 3 us}]\n"
-    assert solve(tmp_path, machine, "mixtral-8x7b", 64)["split"]["ep"] == 4
+    assert solve(tmp_path, machine, "mixtral-8x7b", 64)["split"]["pp"] == 1
     slow = "overrides: [{between: [{node: 0, gpu: 0}, {node: 0, gpu: 1}], bandwidth: 500 MB/s}]\n"
     plan = solve(tmp_path, machine + slow, "mixtral-8x7b", 64)
-    assert plan["split"]["ep"] < 4
+    assert plan["split"]["pp"] > 1  # stages send little; collectives and exchanges would pass the slow pair
     forced = solve(tmp_path, machine + slow, "mixtral-8x7b", 64, "--split", "ep=4,pp=1,tp=1")
     assert forced["predicted"]["step_s"] > plan["predicted"]["step_s"]
 
