@@ -61,7 +61,6 @@ def test_faster_gpus_hold_more_experts(tmp_path: Path) -> None:
     assert turned["predicted"]["step_s"] == pytest.approx(mixed["predicted"]["step_s"], rel=1e-9)
     equal = solve(tmp_path, two_kinds("h100-sxm", "h100-sxm"), "qwen3-30b-a3b", 64, *pins)
     assert slots(equal) == [16] * 8
-    assert equal["predicted"]["step_s"] > mixed["predicted"]["step_s"]
 
 
 def test_faster_stages_run_more_layers(tmp_path: Path) -> None:
