@@ -16,6 +16,7 @@ from planner.inputs.kernels import KernelFile
 from planner.inputs.model import Model
 from planner.inputs.topology import NodeFile
 from planner.inputs.topology_file import TopologyFile
+from planner.measure.document import Validation
 from planner.plan.plan import Plan
 
 EXAMPLES: Final = Path(__file__).resolve().parent.parent.parent / "examples"
@@ -60,6 +61,7 @@ FILES: Final = (
     File("model.yaml", "model", Model, "A model described by hand, for families that are not read from config.json."),
     File("Shipped config", "config", ConfigFile, "In `profiles/models/`: the keys of a public config.json."),
     File("plan.json", "plan", Plan, "What `ep-plan solve` writes. JSON, one row of numbers per line."),
+    File("validation.json", "validation", Validation, "What `ep-plan validate` found. JSON."),
 )
 
 

@@ -21,13 +21,15 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "solve": ("planner.cli.solve", "Find the best split and placement; write plan.json; print the report."),
     "check": ("planner.cli.check", "Re-derive every rule and figure of plans; validate deployments."),
     "compare": ("planner.cli.compare", "Score plans and baselines on a trace, window by window."),
+    "validate": ("planner.cli.validate", "Run a plan's ranks, replay its routing, judge counts, results, times."),
+    "probe": ("planner.cli.probe", "Measure this machine or a cluster; write a topology file."),
     "show": ("planner.cli.show", "Print the report of a plan."),
     "profiles": ("planner.cli.profiles", "List and show the shipped GPUs, nodes, fabrics, models, engines."),
     "trace": ("planner.cli.trace", "Record, import, check and describe routing traces."),
     "topology": ("planner.cli.topology", "Make a topology.yaml from what other tools say about a machine."),
     "env": ("planner.cli.env", "Versions and devices, to paste into an issue."),
 }
-_WRITING: Final = {"solve", "import", "record", "split", "synth"}
+_WRITING: Final = {"solve", "validate", "probe", "import", "record", "split", "synth"}
 """Commands, also in groups, that would have written a file."""
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

@@ -13,7 +13,7 @@ from tests.cli.running import TIMEOUT_S, environment, example, run
 HEAVY = {"torch", "transformers", "ortools", "numpy", "pydantic", "rich"}
 SOLVERS = {"torch", "transformers", "ortools"}
 TRACE_COMMANDS = ["record", "import", "info", "split", "synth"]
-COMMANDS = ["solve", "check", "compare", "show", "profiles", "trace", "topology", "env"]
+COMMANDS = ["solve", "check", "compare", "validate", "probe", "show", "profiles", "trace", "topology", "env"]
 
 
 def loaded(*arguments: object, cwd: Path) -> set[str]:

@@ -1,0 +1,134 @@
+"""A topology with the constants that a validation says are wrong put right.
+
+Each measured term corrects what its prediction rests on: experts their curve, attention the curves of GEMM
+and attention, exchanges the latency and the part of the bandwidth that is reached. All constants of a
+curve are scaled alike, because one plan measures one point of it; `ep-plan probe` measures whole curves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import yaml
+
+from planner.cost.instance import Instance
+from planner.cost.step import SplitCost
+from planner.errors import BadAnswerError
+from planner.inputs.documents import validated
+from planner.inputs.efficiency import Curve, Efficiency, Work, curve_of
+from planner.inputs.gpu import Gpu
+from planner.inputs.topology import resolve
+from planner.inputs.topology_file import TopologyFile
+from planner.inputs.units import exact_text
+from planner.measure.document import Validation
+from planner.plan.plan import Plan
+
+_ATTENTION: Final[Mapping[str, Work]] = {"prefill": "attention_prefill", "decode": "attention_decode"}
+
+
+def calibrated_text(validation: Validation, plan: Plan, cost: SplitCost) -> str:
+    """The plan's topology, corrected by what was measured, as a topology file.
+
+    Raises:
+        BadAnswerError: nothing was measured, or counts or results were wrong: then times mean nothing.
+    """
+    ratios = {
+        term.name: term.measured_s / term.predicted_s
+        for term in validation.terms
+        if term.predicted_s and term.measured_s
+    }
+    if not ratios or validation.counts.judged == "fail" or validation.outputs.judged == "fail":
+        why = "no times were measured" if not ratios else "counts or results are wrong"
+        raise BadAnswerError(f"nothing to calibrate with: {why}")
+    file = plan.inputs.topology
+    data = file.model_dump(mode="json")
+    source = f"ep-plan validate --calibrate: {validation.run.ranks} ranks, {validation.run.backend}"
+    for gpu, described in zip(_gpus(file), _gpu_data(data), strict=True):
+        _correct_gpu(gpu, described, ratios, cost.instance, source)
+    _correct_exchange(data, ratios, cost, source)
+    resolve(validated(TopologyFile, data))
+    head = f"# {validation.plan}, corrected: " + ", ".join(f"{name} x {ratio:.3g}" for name, ratio in ratios.items())
+    return head + "\n" + yaml.safe_dump({"schema": "ep-plan/topology/1", **data}, sort_keys=False, width=120)
+
+
+def _gpus(file: TopologyFile) -> list[Gpu]:
+    return [gpu for gpu in file.gpu_kinds() if isinstance(gpu, Gpu)]
+
+
+def _gpu_data(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """The same GPUs in the file's plain data, in the same order."""
+    groups = data.get("groups") or [data]
+    return [gpu for group in groups for gpu in ([group["gpu"]] if group.get("gpu") else group["gpus"])]
+
+
+def _correct_gpu(gpu: Gpu, data: dict[str, Any], ratios: Mapping[str, float], instance: Instance, source: str) -> None:
+    known = [efficiency for efficiency in (gpu.efficiency, instance.constants.efficiency) if efficiency is not None]
+    precision, phase = instance.constants.precision, instance.workload.phase
+    efficiency = data.get("efficiency") or {}
+    wanted: list[tuple[Work, str, str]] = [
+        ("experts", precision.experts, "experts"),
+        ("gemm", precision.dense, "attention"),
+        (_ATTENTION[phase], "gqa", "attention"),
+        (_ATTENTION[phase], "mla", "attention"),
+    ]
+    for work, name, term in wanted:
+        if term in ratios:
+            curve = curve_of(known, work, name)
+            efficiency.setdefault(work, {})[name] = _scaled(
+                curve, ratios[term], f"{source}, {term} x {ratios[term]:.3g}"
+            )
+    # what is left out of an efficiency comes from the default, as before
+    data["efficiency"] = Efficiency.model_validate_json(validated(Efficiency, efficiency).model_dump_json()).model_dump(
+        mode="json", exclude_defaults=True
+    )
+    data.pop("name", None)
+
+
+def _scaled(curve: Curve, ratio: float, source: str) -> dict[str, Any]:
+    """A curve on which everything takes `ratio` times as long."""
+    roofline = curve.value
+    value: dict[str, Any] = {
+        "base": exact_text(roofline.base * ratio, "time"),
+        "per_expert": exact_text(roofline.per_expert * ratio, "time"),
+        "compute": _part(roofline.compute / ratio),
+        "memory": _part(roofline.memory / ratio),
+        "exponent": roofline.exponent,
+    }
+    if roofline.activation is not None:
+        value["activation"] = _part(roofline.activation / ratio)
+    return {"value": value, "basis": "measured", "source": f"{source}; before: {curve.source}"}
+
+
+def _part(value: float) -> str:
+    return exact_text(float(f"{value:.6g}"), "fraction")
+
+
+def _correct_exchange(data: dict[str, Any], ratios: Mapping[str, float], cost: SplitCost, source: str) -> None:
+    """Constant time of dispatch and combine, and the part of the bandwidth that they reach at every level."""
+    if "dispatch" not in ratios:
+        return
+    constants, topology, moe = cost.instance.constants, cost.instance.topology, cost.stages[0].moe
+    kernel, out = constants.kernel, ratios["dispatch"]
+    back = ratios.get("combine", out)
+    note = {"basis": "measured", "source": f"{source}, dispatch x {out:.3g}, combine x {back:.3g}"}
+    levels = {}
+    for level, link in enumerate(topology.links):
+        reached = kernel.reach.levels.get(link.level)
+        if reached is None and link.efficiency is not None:
+            reached = link.efficiency.value
+        if reached is None:
+            reached = kernel.reach.scale_up if level <= topology.scale_up_level else kernel.reach.scale_out
+        levels[link.level] = {"value": _part(reached / out), **note}
+    latency_s = moe.exchange.latency_s
+    ways = {}
+    for name, ratio, fixed, slower in (
+        ("dispatch", out, moe.dispatch_fixed.seconds, kernel.dispatch.value.slower),
+        ("combine", back, moe.combine_fixed.seconds, kernel.combine.value.slower * back / out),
+    ):
+        launch_s = max(0.0, ratio * fixed - latency_s)
+        value = {"launch": exact_text(launch_s, "time"), "slower": float(f"{slower:.6g}")}
+        ways[name] = {"value": value, **note}
+    entry = {"kernel": constants.communication.kernel, **ways, "levels": levels}
+    others = [one for one in data.get("calibration", []) if one["kernel"] != entry["kernel"]]
+    data["calibration"] = [*others, entry]

@@ -1,0 +1,307 @@
+"""A topology file from what ranks measured: levels, groups of hosts, a GPU with what its kernels reach.
+
+Legend: N samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import yaml
+
+from planner.errors import MissingEnvironmentError
+from planner.inputs.documents import validated
+from planner.inputs.topology import resolve
+from planner.inputs.topology_file import TopologyFile
+from planner.inputs.units import format_compute, format_percent, format_rate, format_seconds, parse_quantity
+from planner.measure.fit import KernelSamples, Line, alpha_beta, fit_roofline
+from planner.measure.pairs import SLOW, Measured, measured_from
+
+_NEAR: Final = 1.6
+"""GPUs in a row whose links among them are this much faster than those beyond them form a level of their own."""
+_WORKS: Final = {"gemm": None, "experts": None, "attention_decode": "gqa", "attention_prefill": "gqa"}
+_DIGITS: Final = 4
+
+Results = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What all ranks measured."""
+
+    results: Results
+    device: str
+    """cpu or cuda."""
+    version: str
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Host of each rank."""
+        return tuple(result["host"] for result in self.results)
+
+    @property
+    def host_names(self) -> tuple[str, ...]:
+        """Hosts in order of their first rank."""
+        return tuple(dict.fromkeys(self.hosts))
+
+    @property
+    def links(self) -> list[Measured]:
+        """Everything measured in pairs."""
+        return [measured_from(one) for result in self.results for one in result["links"]]
+
+
+def topology_text(machine: Machine) -> str:
+    """The topology file, checked by reading it.
+
+    Raises:
+        MissingEnvironmentError: ranks do not sit host by host, so that no file could number them so.
+    """
+    data = topology_data(machine)
+    resolve(validated(TopologyFile, {key: value for key, value in data.items() if key != "schema"}))
+    names = ", ".join(f"node {number}: {host}" for number, host in enumerate(machine.host_names))
+    head = f"# Measured by ep-plan probe {machine.version} on {len(machine.hosts)} ranks; {names}.\n"
+    return head + yaml.safe_dump(data, sort_keys=False, width=120, allow_unicode=True)
+
+
+def topology_data(machine: Machine) -> dict[str, Any]:
+    """The same as plain data."""
+    hosts, names = machine.hosts, machine.host_names
+    if list(hosts) != sorted(hosts, key=names.index):
+        hint = "start ranks host by host: the ranks of a host must be consecutive"
+        raise MissingEnvironmentError(f"ranks are not in order of hosts: {', '.join(hosts)}", hint=hint)
+    data: dict[str, Any] = {"schema": "ep-plan/topology/1"}
+    sizes = [hosts.count(host) for host in names]
+    own = _own_links(machine)
+    groups = _groups(machine, sizes, own)
+    if len(groups) == 1 and not groups[0].get("links"):
+        (group,) = groups
+        data |= {"gpu": group["gpu"], "nodes": len(names), "gpus_per_node": group["gpus_per_node"]}
+    else:
+        data["groups"] = groups
+    data["links"] = _levels(machine, max(sizes))
+    calibration = _calibration(machine)
+    return data | {"calibration": calibration} if calibration else data
+
+
+# --- links ----------------------------------------------------------------------------------------
+
+
+def _own_links(machine: Machine) -> dict[str, Line]:
+    """For hosts whose links to others are slower than usual: what they have."""
+    between = [m for m in machine.links if not m.inside]
+    if not between or len(machine.host_names) < 3:
+        return {}
+    best = {
+        host: max(m.send_bytes_per_s for m in between if host in (machine.hosts[m.rank], machine.hosts[m.partner]))
+        for host in machine.host_names
+    }
+    fast = float(np.median(list(best.values())))
+    slow = [host for host, rate in best.items() if rate < SLOW * fast]
+    return {host: _line([m for m in between if _touches(m, host, machine)]) for host in slow}
+
+
+def _touches(measured: Measured, host: str, machine: Machine) -> bool:
+    return host in (machine.hosts[measured.rank], machine.hosts[measured.partner])
+
+
+def _line(measured: Sequence[Measured]) -> Line:
+    return alpha_beta([point for m in measured for point in m.points])
+
+
+def _levels(machine: Machine, per_host: int) -> list[dict[str, Any]]:
+    """Levels inside a host and between hosts, as far as there are several GPUs or hosts."""
+    slow_hosts = _own_links(machine)
+    levels = []
+    inside = [m for m in machine.links if m.inside]
+    near = _near(inside, per_host)
+    if near is not None:
+        close = [m for m in inside if m.rank // near == m.partner // near]
+        levels.append(_level("bridge", close, inside=True) | {"gpus": near})
+        inside = [m for m in inside if m not in close]
+    if inside:
+        levels.append(_level("node", inside, inside=True))
+    elif near is None:
+        levels.append(_alone())
+    between = [m for m in machine.links if not m.inside and not any(_touches(m, host, machine) for host in slow_hosts)]
+    if between:
+        levels.append(_level("cluster", between, inside=False))
+    return levels
+
+
+def _near(inside: Sequence[Measured], per_host: int) -> int | None:
+    """GPUs in a row that are joined by faster links than all GPUs of their host."""
+    for size in (2, 4, 8):
+        if size >= per_host or per_host % size:
+            continue
+        close = [m.send_bytes_per_s for m in inside if m.rank // size == m.partner // size]
+        far = [m.send_bytes_per_s for m in inside if m.rank // size != m.partner // size]
+        if close and far and min(close) > _NEAR * max(far):
+            return size
+    return None
+
+
+def _alone() -> dict[str, Any]:
+    """The level inside hosts of one GPU each: nothing passes it."""
+    note = {"basis": "assumed", "source": "one GPU in each host: nothing passes this level"}
+    return {
+        "level": "node",
+        "bandwidth": {"value": "100 GB/s", **note},
+        "latency": {"value": "1 us", **note},
+    }
+
+
+def _level(name: str, measured: Sequence[Measured], *, inside: bool) -> dict[str, Any]:
+    line = _line(measured)
+    rates = [m.send_bytes_per_s for m in measured]
+    low, high = np.quantile(rates, [0.1, 0.9]).tolist()
+    what = "hosts" if not inside else "ranks of a host"
+    spread = f"middle 80 % {format_rate(low)} to {format_rate(high)}"
+    source = f"ep-plan probe: pairs of {what}, all pairs of a round at once, {len(measured)} samples, {spread}"
+    level: dict[str, Any] = {
+        "level": name,
+        "bandwidth": _measured(_plain(format_rate(line.bytes_per_s, _DIGITS)), source),
+    }
+    level["latency"] = _measured(_plain(format_seconds(line.alpha_s, _DIGITS)), source)
+    return level
+
+
+def _calibration(machine: Machine) -> list[dict[str, Any]]:
+    """What an all-to-all reaches: part of the bandwidth by level, and the constant time beyond the latency."""
+    entry: dict[str, Any] = {"kernel": "all-to-all"}
+    launches: list[tuple[float, str]] = []
+    for level in _levels(machine, max(machine.hosts.count(host) for host in machine.host_names)):
+        inside = level["level"] != "cluster"
+        found = [
+            exchange for result in machine.results for exchange in result["exchanges"] if exchange["inside"] is inside
+        ]
+        if not found or level["bandwidth"]["basis"] != "measured":
+            continue
+        bandwidth = parse_quantity(level["bandwidth"]["value"], "rate")
+        latency_s = parse_quantity(level["latency"]["value"], "time")
+        fits = [_exchange_line(exchange, machine.hosts, inside=inside) for exchange in found]
+        reached = float(np.median([min(1.0, fit.bytes_per_s / bandwidth) for fit in fits]))
+        constant = float(np.median([fit.alpha_s for fit in fits]))
+        words = f"ep-plan probe: all-to-all of {len(found[0]['ranks'])} ranks, {len(found)} samples"
+        entry.setdefault("levels", {})[level["level"]] = _measured(_percent(reached), words)
+        launches.append((max(0.0, constant - latency_s), words))
+    if not launches:
+        return []
+    launch_s, words = max(launches)
+    value = {"launch": _plain(format_seconds(launch_s, _DIGITS))}
+    return [entry | {"dispatch": _measured(value, words), "combine": _measured(dict(value), words)}]
+
+
+def _exchange_line(exchange: Mapping[str, Any], hosts: Sequence[str], *, inside: bool) -> Line:
+    """Seconds of an all-to-all over the bytes that a rank sends by the links of the level."""
+    on = [hosts[rank] for rank in exchange["ranks"]]
+    crossing = len(on) - 1 if inside else len(on) - min(on.count(host) for host in set(on))
+    return alpha_beta([(num_bytes * crossing, seconds) for num_bytes, seconds in exchange["points"]])
+
+
+# --- GPUs and their hosts -------------------------------------------------------------------------
+
+
+def _groups(machine: Machine, sizes: Sequence[int], own: Mapping[str, Line]) -> list[dict[str, Any]]:
+    """Consecutive hosts that are alike."""
+    groups: list[dict[str, Any]] = []
+    keys: list[Any] = []
+    for host, size in zip(machine.host_names, sizes, strict=True):
+        ranks = [rank for rank, where in enumerate(machine.hosts) if where == host]
+        device = machine.results[ranks[0]]["smoke"]["device"]
+        key = (device, size, host if host in own else None)
+        if keys and keys[-1] == key:
+            groups[-1]["nodes"] += 1
+            continue
+        same = [rank for rank, result in enumerate(machine.results) if result["smoke"]["device"] == device]
+        group: dict[str, Any] = {"gpu": _gpu(machine, same, size), "nodes": 1, "gpus_per_node": size}
+        if host in own:
+            source = f"ep-plan probe: pairs of host {host}, slower than those of other hosts"
+            line = own[host]
+            group["links"] = [
+                {
+                    "level": "cluster",
+                    "bandwidth": _measured(_plain(format_rate(line.bytes_per_s, _DIGITS)), source),
+                    "latency": _measured(_plain(format_seconds(line.alpha_s, _DIGITS)), source),
+                }
+            ]
+        keys.append(key)
+        groups.append(group)
+    return groups
+
+
+def _gpu(machine: Machine, ranks: Sequence[int], per_host: int) -> dict[str, Any]:
+    """The device of some ranks: medians of what they measured at the same time."""
+    results = [machine.results[rank] for rank in ranks]
+    name = results[0]["smoke"]["device"]
+    where = f"ep-plan probe {machine.version} on {name}, {len(ranks)} ranks at once"
+    memory = min(result["smoke"]["memory_bytes"] for result in results)
+    share = memory if machine.device == "cuda" else memory // per_host
+    hbm = _median(results, "memory_bytes_per_s")
+    gpu: dict[str, Any] = {
+        "memory": _measured(f"{share >> 20} MiB", where),
+        "hbm_bandwidth": _measured(
+            _plain(format_rate(hbm, _DIGITS)), f"{where}: {_spread(results, 'memory_bytes_per_s')}"
+        ),
+        "compute": {},
+        "efficiency": {},
+    }
+    for weights in results[0]["compute"]:
+        rates = [result["compute"][weights] for result in results]
+        peak = float(np.median([rate["median"] for rate in rates]))
+        spread = _spread_of(rates)
+        gpu["compute"][weights] = _measured(_plain(format_compute(peak, _DIGITS)), f"{where}: large GEMM, {spread}")
+        for work, curve_name in _WORKS.items():
+            if curve_name is not None and weights != list(results[0]["compute"])[-1]:
+                continue  # attention has one curve, of the format that is computed in
+            samples = [sample for result in results for sample in result["kernels"][weights][work]]
+            gpu["efficiency"].setdefault(work, {})[curve_name or weights] = _curve(samples, peak, hbm, where)
+    gpu["efficiency"]["overlap"] = _measured("0%", "dispatch, experts and combine follow one another in the micro-run")
+    return gpu
+
+
+def _curve(samples: Sequence[Mapping[str, float]], peak: float, hbm: float, where: str) -> dict[str, Any]:
+    columns = {key: np.array([sample[key] for sample in samples]) for key in samples[0]}
+    fit = fit_roofline(KernelSamples(**columns), peak, hbm)
+    value: dict[str, Any] = {
+        "base": _plain(format_seconds(fit.base_s, _DIGITS)),
+        "compute": _percent(fit.compute),
+        "memory": _percent(fit.memory),
+        "exponent": fit.exponent,
+    }
+    if columns["experts"].any():
+        value["per_expert"] = _plain(format_seconds(fit.per_expert_s, _DIGITS))
+    if columns["moved_bytes"].any():
+        value["activation"] = _percent(fit.activation)
+    middle, most = np.quantile(fit.errors, [0.5, 0.9]).tolist()
+    errors = {"median": _percent(middle), "p90": _percent(most)}
+    return {**_measured(value, f"{where}, {len(samples)} samples"), "fit": errors}
+
+
+def _median(results: Results, key: str) -> float:
+    return float(np.median([result[key]["median"] for result in results]))
+
+
+def _spread(results: Results, key: str) -> str:
+    return _spread_of([result[key] for result in results])
+
+
+def _spread_of(rates: Sequence[Mapping[str, float]]) -> str:
+    low, high = min(rate["low"] for rate in rates), max(rate["high"] for rate in rates)
+    median = float(np.median([rate["median"] for rate in rates]))
+    return f"samples from {format_percent(low / median - 1)} to +{format_percent(high / median - 1)} of the median"
+
+
+def _measured(value: Any, source: str) -> dict[str, Any]:
+    return {"value": value, "basis": "measured", "source": source}
+
+
+def _plain(text: str) -> str:
+    """A figure for people as a file takes it: no thousands separators."""
+    return text.replace(",", "")
+
+
+def _percent(part: float) -> str:
+    return f"{float(f'{100 * part:.{_DIGITS}g}'):g}%"

@@ -1,0 +1,47 @@
+"""Process groups of a rank: one device mesh for the dense part, one for the experts.
+
+Dense: pipeline stage, data parallel, tensor parallel. Experts: stage, copy of the grid, EP rank,
+expert-TP rank. Both hold the same ranks, in the order in which the plan lists the GPUs of its stages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from planner.measure.seats import Seat, Seating
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The groups that one rank is in; None where it is alone."""
+
+    tp: dist.ProcessGroup | None
+    ep: dist.ProcessGroup | None
+    etp: dist.ProcessGroup | None
+    stage: dist.ProcessGroup
+    before: int | None
+    """Rank that sends to this one: the same place in the stage before."""
+    after: int | None
+
+
+def make_groups(seating: Seating, seat: Seat, device: torch.device) -> Groups:
+    """Make the meshes; every rank of the run must call this."""
+    split = seating.plan.split
+    dense = DeviceMesh(device.type, torch.from_numpy(seating.dense_KDT), mesh_dim_names=("pp", "dp", "tp"))
+    experts = DeviceMesh(device.type, torch.from_numpy(seating.expert_KCRT), mesh_dim_names=("pp", "edp", "ep", "etp"))
+    stage: dist.ProcessGroup = dist.group.WORLD
+    if len(seating.stages) > 1:
+        stage = [dist.new_group(ranks) for ranks in seating.rank_KI.tolist()][seat.turn]
+    column = seating.rank_KI[:, seat.index].tolist()
+    return Groups(
+        tp=dense["tp"].get_group() if split.tp > 1 else None,
+        ep=experts["ep"].get_group() if split.ep > 1 else None,
+        etp=experts["etp"].get_group() if split.etp > 1 else None,
+        stage=stage,
+        before=column[seat.turn - 1] if seat.turn else None,
+        after=column[seat.turn + 1] if seat.turn + 1 < len(column) else None,
+    )
