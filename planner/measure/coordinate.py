@@ -193,7 +193,7 @@ class Coordinator:
         state = beat.state if beat is not None and beat.state else None
         if state is None and stores.has(self.store, f"beat/{rank}"):
             state = stores.read(self.store, f"beat/{rank}")
-        return f"rank {rank}" if state is None else f"rank {rank} ({state['host']}): {state['phase']}"
+        return f"rank {rank}: join" if state is None else f"rank {rank} ({state['host']}): {state['phase']}"
 
 
 def failure_record(rank_name: str, phase: str, error: Exception) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -41,7 +42,8 @@ def run_locally(job: Job, ranks: int, prepare: Callable[[TCPStore], None]) -> tu
     Raises:
         PlannerError: a rank failed; it is named, and all others are ended.
     """
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the coordinator says it in one line
+    for name in ("torch.distributed.elastic", "torch.multiprocessing"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # the coordinator says it in one line
     listener = stores.listening(stores.Meeting("127.0.0.1", 0), "launcher")
     meeting = stores.Meeting(*listener.getsockname()[:2])
     with tempfile.TemporaryDirectory(prefix="ep-plan-") as folder:
@@ -79,6 +81,8 @@ def _start(job: Job, ranks: int, meeting: stores.Meeting, listener: socket.socke
 
 def _rank(job: Job, rank: int, ranks: int, meeting: stores.Meeting, listener: int) -> None:
     """Entry of a rank's process."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # elastic's handlers, inherited, would wait for an exchange to end
+        signal.signal(number, signal.SIG_DFL)
     if job.device != "cuda":
         os.close(listener)  # inherited: the store must end with the process that serves it
     code = work(job, Identity(rank, ranks, rank, socket.gethostname()), meeting)
