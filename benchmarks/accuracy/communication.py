@@ -135,7 +135,9 @@ def fit_communication(folder: Path) -> list[Judged]:
             known = {name: value for name, value in inside[one.gpu, library].items() if name != "slower"}
             few = one.some(one.nodes_N <= 4) if library == "deepep-normal" else one
             names = ("scale_out", "slower", "between", "combine between")
-            found.append(judged(few, "2 to 4 nodes" if few is not one else "2 to 8 nodes", "12 / 30", names, known))
+            normal = few is not one
+            where, owed = ("2 to 4 nodes", "-") if normal else ("2 to 8 nodes", "12 / 30")
+            found.append(judged(few, where, owed, names, known))
     for one in tables.nvlink(folder):
         owed = "8 / 25" if "two" in one.library else "20 / 45"
         found.append(judged(one, "NVL72, EP 2 to 64", owed, (*_EXCHANGE, "per_doubling")))
