@@ -10,7 +10,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks import ceiling, generalisation, held_out, routing, speed, traces
+from benchmarks import ceiling, generalisation, held_out, predictions, routing, speed, traces
+from benchmarks.accuracy import page as accuracy
 
 _ALL = {
     "speed": speed.run,
@@ -18,8 +19,9 @@ _ALL = {
     "generalisation": generalisation.run,
     "ceiling": ceiling.run,
     "routing": routing.run,
+    "predictions": predictions.run,
 }
-_NAMES = [*_ALL, "traces"]
+_NAMES = [*_ALL, "traces", "accuracy"]
 
 
 @click.command()
@@ -30,8 +32,9 @@ _NAMES = [*_ALL, "traces"]
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of recorded traces (benchmarks/README.md names the files).",
 )
+@click.option("--fit", is_flag=True, help="Of `accuracy`: print the curves as the profiles hold them.")
 @click.option("--tokens", type=click.IntRange(1000), default=200_000, show_default=True, help="Tokens of `traces`.")
-def main(names: tuple[str, ...], data: Path | None, tokens: int) -> None:
+def main(names: tuple[str, ...], data: Path | None, fit: bool, tokens: int) -> None:
     """Run the named benchmarks, or all."""
     console = Console(width=140, highlight=False)
     versions = f"Python {platform.python_version()}, numpy {version('numpy')}, ortools {version('ortools')}"
@@ -39,6 +42,8 @@ def main(names: tuple[str, ...], data: Path | None, tokens: int) -> None:
     for name in names or _NAMES:
         if name == "traces":
             traces.run_with(tokens, console)
+        elif name == "accuracy":
+            accuracy.run(data, console, show_fits=fit)
         else:
             _ALL[name](data, console)
 

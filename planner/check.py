@@ -6,45 +6,26 @@ with the solver, because that is the truth both are about, and nothing else.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import product
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.baselines import score
+from planner.certificate import certificate
 from planner.cost.booking import book
 from planner.cost.instance import Instance
 from planner.cost.notes import notes
 from planner.cost.step import SplitCost, split_cost
 from planner.inputs.units import format_bytes
+from planner.plan.finding import Finding, differences
 from planner.plan.placement import Placement, slots_of_ranks, violations
-from planner.plan.plan import CandidateRecord, Plan
+from planner.plan.plan import Plan
 from planner.plan.split import Split
 from planner.rules import Limits, Shares, broken_rules
 
 Ints = NDArray[np.int64]
-
-_CLOSE = 1e-9
-"""Relative difference allowed between a booked and a re-derived time: other machines may round the
-last digit of an exponential differently. Counts and bytes must agree exactly."""
-_OPTIMAL = 1e-6
-_TIE = 1e-5
-"""Where step times are within 1e-6 of each other balance and traffic decide; several ties may follow."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A rule that a plan breaks or a figure that it books wrongly."""
-
-    rule: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.rule}: {self.message}"
 
 
 def check(plan: Plan, instance: Instance) -> list[Finding]:
@@ -57,6 +38,7 @@ def check(plan: Plan, instance: Instance) -> list[Finding]:
     findings = structure(plan, instance)
     if findings:
         return findings  # nothing else has a meaning
+    findings += _windows(plan, instance)
     split = split_of(plan)
     limits = Limits(plan.inputs.rules, plan.inputs.engine or "engine", plan.inputs.keep_groups == "node")
     shares = Shares(tuple(stage.gpus for stage in plan.stages), slots_of(plan))
@@ -65,8 +47,7 @@ def check(plan: Plan, instance: Instance) -> list[Finding]:
     cost = split_cost(instance, split, plan.placement.redundant_experts, shares.gpus, shares.slots_KR)
     findings += _groups(plan, cost)
     findings += _figures(plan, cost)
-    findings += _solver(plan)
-    findings += _candidates(plan, instance, limits)
+    findings += certificate(plan, instance, limits, cost)
     if plan.notes != (again := notes(instance, plan.solver.stopped_by, plan.solver.gap)):
         findings.append(Finding("notes", f"booked {list(plan.notes)}, re-derived {list(again)}"))
     return findings
@@ -75,6 +56,11 @@ def check(plan: Plan, instance: Instance) -> list[Finding]:
 def structure(plan: Plan, instance: Instance) -> list[Finding]:
     """What is wrong with the ranks, the stages and the slots; without these a plan cannot be priced."""
     return [*_grid(plan, instance), *_layers(plan, instance)] or [*_placement(plan, instance)]
+
+
+def windows_of(instance: Instance) -> str:
+    """How the windows were made, as a plan says it."""
+    return "no trace: uniform routing" if instance.windows is None else instance.windows.how
 
 
 def split_of(plan: Plan) -> Split:
@@ -195,6 +181,13 @@ def _groups(plan: Plan, cost: SplitCost) -> Iterator[Finding]:
                     yield Finding("keep_groups", f"layer {layer}: group {group} is on nodes {nodes.tolist()}")
 
 
+def _windows(plan: Plan, instance: Instance) -> Iterator[Finding]:
+    """What the plan says about its routing is what the traces hold."""
+    traced = () if instance.windows is None else instance.traced_layer_ids
+    yield from differences("inputs.traced_layer_ids", plan.inputs.traced_layer_ids, traced)
+    yield from differences("inputs.windows", plan.inputs.windows, windows_of(instance))
+
+
 # --- booked figures -------------------------------------------------------------------------------
 
 
@@ -207,112 +200,6 @@ def _figures(plan: Plan, cost: SplitCost) -> Iterator[Finding]:
             over = f"needs {format_bytes(num_bytes)} ({num_bytes:,} B), has {format_bytes(capacity)} ({capacity:,} B)"
             yield Finding("memory", f"GPU {gpu} {over}")
             break
-    yield from _compare("predicted", plan.predicted.model_dump(), again.model_dump())
+    yield from differences("predicted", plan.predicted.model_dump(), again.model_dump())
     baselines = {name: record.model_dump() for name, record in score(cost, cuts).items()}
-    yield from _compare("baselines", {k: v.model_dump() for k, v in plan.baselines.items()}, baselines)
-
-
-def _compare(key: str, booked: Any, again: Any) -> Iterator[Finding]:
-    """Differences between two trees of plain data."""
-    if isinstance(booked, dict) and isinstance(again, dict):
-        for name in sorted(set(booked) | set(again)):
-            if name not in booked or name not in again:
-                missing = "booked" if name not in booked else "re-derived"
-                yield Finding(f"{key}.{name}", f"not {missing}")
-            else:
-                yield from _compare(f"{key}.{name}", booked[name], again[name])
-    elif isinstance(booked, Sequence) and isinstance(again, Sequence) and not isinstance(booked, str):
-        if len(booked) != len(again):
-            yield Finding(key, f"{len(booked)} entries are booked, {len(again)} re-derived")
-            return
-        for index, (one, other) in enumerate(zip(booked, again, strict=True)):
-            yield from _compare(f"{key}[{index}]", one, other)
-    elif not _equal(booked, again):
-        yield Finding(key, f"booked {booked!r}, re-derived {again!r}")
-
-
-def _equal(booked: Any, again: Any) -> bool:
-    if isinstance(booked, float) and isinstance(again, float | int):
-        return math.isclose(booked, again, rel_tol=_CLOSE, abs_tol=1e-18)
-    return bool(booked == again)
-
-
-# --- what is claimed about optimality ---------------------------------------------------------------
-
-
-def _solver(plan: Plan) -> Iterator[Finding]:
-    record = plan.solver
-    if not _equal(record.objective_s, plan.predicted.step_s):
-        detail = f"objective_s {record.objective_s!r} is not the predicted step_s {plan.predicted.step_s!r}"
-        yield Finding("solver.objective_s", detail)
-    if record.bound_s > record.objective_s * (1 + _CLOSE):
-        yield Finding("solver.bound_s", f"{record.bound_s!r} is above the objective {record.objective_s!r}")
-    gap = (record.objective_s - record.bound_s) / record.objective_s
-    if not math.isclose(record.gap, max(0.0, gap), rel_tol=1e-6, abs_tol=1e-12):
-        yield Finding("solver.gap", f"booked {record.gap!r}, objective and bound give {gap!r}")
-    if (record.status == "optimal") != (gap <= _OPTIMAL):
-        yield Finding("solver.status", f"{record.status!r} does not go with a gap of {gap:.3g}")
-    bounds = [c.bound_s for c in plan.candidates if c.bound_s is not None]
-    if bounds and not _equal(record.bound_s, least := min(record.objective_s, *bounds)):
-        detail = f"{record.bound_s!r} is not the least of all bounds and the objective, {least!r}"
-        yield Finding("solver.bound_s", detail)
-
-
-def _candidates(plan: Plan, instance: Instance, limits: Limits) -> Iterator[Finding]:
-    """Every split that was looked at: its own figures agree, and the plan is the best of them."""
-    chosen = [index for index, record in enumerate(plan.candidates) if record.outcome == "chosen"]
-    if len(chosen) != 1:
-        yield Finding("candidates", f"{len(chosen)} are chosen, expected one")
-        return
-    yield from _chosen(plan, instance, f"candidates[{chosen[0]}]", plan.candidates[chosen[0]])
-    seen: set[tuple[Split, int, str]] = set()
-    for index, record in enumerate(plan.candidates):
-        key = f"candidates[{index}]"
-        split = Split(**record.split.model_dump())
-        laid = split, record.redundant_experts, record.layout
-        if laid in seen:
-            yield Finding(key, f"{split} stands twice")
-        seen.add(laid)
-        if split.tp * split.dp != split.etp * split.ep * split.edp or split.pp * split.stage_gpus != plan.inputs.gpus:
-            yield Finding(f"{key}.split", f"{split} does not use {plan.inputs.gpus} GPUs")
-            continue
-        rules = None
-        if not record.layout:
-            rules = [str(rule) for rule in broken_rules(instance, split, record.redundant_experts, limits)]
-        yield from _candidate(key, record, rules, plan.predicted.step_s)
-
-
-def _chosen(plan: Plan, instance: Instance, key: str, record: CandidateRecord) -> Iterator[Finding]:
-    """The figures of the chosen candidate are the plan's."""
-    if record.split != plan.split:
-        yield Finding("candidates", "the chosen candidate is not the plan's split")
-    yield from _compare(f"{key}.redundant_experts", record.redundant_experts, plan.placement.redundant_experts)
-    yield from _compare(f"{key}.step_s", record.step_s, plan.predicted.step_s)
-    usable_G = instance.usable_G
-    free = int((usable_G - np.array(plan.predicted.memory_bytes)).min())
-    if plan.split.pp == 1:  # one way to cut only
-        yield from _compare(f"{key}.free_bytes", record.free_bytes, free)
-    elif record.free_bytes is None or not free <= record.free_bytes < usable_G.max():
-        yield Finding(f"{key}.free_bytes", f"booked {record.free_bytes!r}, the plan itself leaves {free!r}")
-
-
-def _candidate(key: str, record: CandidateRecord, rules: list[str] | None, best_s: float) -> Iterator[Finding]:
-    """One candidate's outcome goes with its figures, and no other beats the plan; `rules`: those broken, if known."""
-    bound_s, step_s, is_rejected = record.bound_s, record.step_s, record.outcome == "rejected"
-    if rules is not None and list(record.reasons[: len(rules)]) != rules:
-        yield Finding(f"{key}.reasons", f"booked {list(record.reasons)}, re-derived {rules}")
-    if is_rejected != bool(record.reasons):
-        detail = "rejected without a reason" if is_rejected else f"not rejected in spite of {record.reasons[0]}"
-        yield Finding(f"{key}.reasons", detail)
-    if is_rejected != (bound_s is None):
-        yield Finding(f"{key}.bound_s", f"{bound_s!r} does not go with {record.outcome!r}")
-    if (record.outcome in ("chosen", "priced")) != (step_s is not None):
-        yield Finding(f"{key}.step_s", f"{step_s!r} does not go with {record.outcome!r}")
-    if not is_rejected and (record.free_bytes is None or record.free_bytes < 0):
-        yield Finding(f"{key}.free_bytes", f"{record.free_bytes!r} does not go with {record.outcome!r}")
-    if bound_s is not None and bound_s <= 0:
-        yield Finding(f"{key}.bound_s", f"{bound_s!r} is not above 0")
-    if bound_s is not None and step_s is not None and bound_s > step_s * (1 + _CLOSE):
-        yield Finding(f"{key}.bound_s", f"{bound_s!r} is above the step time {step_s!r}")
-    if step_s is not None and step_s * (1 + _TIE) < best_s:
-        yield Finding(f"{key}.step_s", f"{step_s!r} is less than that of the plan, {best_s!r}")
+    yield from differences("baselines", {k: v.model_dump() for k, v in plan.baselines.items()}, baselines)

@@ -37,7 +37,10 @@ def read_text(path: Path, *, limit_bytes: int) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         message = f"not UTF-8 text (byte {error.start} is 0x{raw[error.start]:02x})"
-        raise InputError(Problem(message, where, "save the file as UTF-8")) from None
+        hint = "save the file as UTF-8"
+        if raw.startswith(b"PK"):
+            message, hint = "not text but a zip archive, as traces are", "what traces hold: `ep-plan trace info`"
+        raise InputError(Problem(message, where, hint)) from None
 
 
 def sha256_of(path: Path) -> str:

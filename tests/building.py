@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.check import windows_of
 from planner.cost.instance import Instance
 from planner.cost.step import split_cost
 from planner.inputs.constants import Constants
-from planner.inputs.deployment import load_default_efficiency, load_kernel
+from planner.inputs.deployment import load_kernel
 from planner.inputs.documents import validated
+from planner.inputs.efficiency import Efficiency, load_default_efficiency
 from planner.inputs.engines import EngineMemory, EngineRules
-from planner.inputs.gpu import Efficiency, Gpu
+from planner.inputs.gpu import Gpu
+from planner.inputs.kernels import KernelLimits
 from planner.inputs.links import Link
 from planner.inputs.model import Attention, DenseFfn, Ffn, GroupedAttention, LayerRun, Model, MoeFfn
 from planner.inputs.precision import Precision
@@ -22,12 +26,12 @@ from planner.inputs.sourced import Sourced
 from planner.inputs.topology import Topology, resolve
 from planner.inputs.topology_file import TopologyFile
 from planner.inputs.units import ComputeRate, Duration, Percentage, Rate, Size
-from planner.inputs.workload import Communication, Dedup, Phase, Workload
+from planner.inputs.workload import Communication, Dedup, Overlap, Phase, Workload
 from planner.plan.placement import from_ranks
-from planner.plan.plan import PlanInputs
+from planner.plan.plan import PlanInputs, SearchRecord
 from planner.plan.split import Split
 from planner.rules import Limits
-from planner.solve.candidates import SearchSpace
+from planner.rules.grid import SearchSpace
 from planner.solve.problem import LayerProblem
 from planner.trace.windows import TokenSets, Windows
 
@@ -131,17 +135,25 @@ def engine_memory(reserve: str = "1 MiB", share: str = "100%") -> EngineMemory:
     return EngineMemory.model_validate({"share": {"value": share}, "lines": (line,)})
 
 
-def constants(dedup: Dedup = "expert", *, overlap: str = "0%", reserve: str = "1 MiB") -> Constants:
-    """The shipped constants with another overlap and reserve."""
+def constants(
+    dedup: Dedup = "expert",
+    *,
+    hides: Overlap = "none",
+    overlap: str = "0%",
+    reserve: str = "1 MiB",
+    kernel: str = "all-to-all",
+) -> Constants:
+    """The shipped constants with another overlap, reserve and kernel, the kernel without limits."""
     efficiency: Efficiency = load_default_efficiency().model_copy(
         update={"overlap": Sourced[Percentage](value=overlap)}  # type: ignore[arg-type]
     )
     plain = Precision(experts="bf16", dense="bf16", embedding="bf16", kv_cache="bf16", dispatch="bf16", combine="bf16")
     return Constants(
         precision=plain,
-        communication=Communication(kernel="all-to-all", dedup=dedup),
-        kernel=load_kernel("all-to-all"),
+        communication=Communication(kernel=kernel, dedup=dedup, overlap=hides),
+        kernel=load_kernel(kernel).model_copy(update={"limits": KernelLimits(), "on": {}}),
         collectives=load_kernel("nccl"),
+        small_collectives=load_kernel("vllm-all-reduce"),
         efficiency=efficiency,
         engine_memory=engine_memory(reserve),
         copy_rule="even",
@@ -207,8 +219,9 @@ def keeping_groups(of: SearchSpace) -> SearchSpace:
     return replace(of, limits=replace(of.limits, keep_groups=True))
 
 
-def inputs_of(made: Instance) -> PlanInputs:
-    """What a plan of this instance says about its inputs (no trace files)."""
+def inputs_of(made: Instance, of: SearchSpace, gap: float = 0.01) -> PlanInputs:
+    """What a plan of this instance and space says about its inputs (no trace files)."""
+    redundant: int | Literal["auto"] = "auto" if of.redundant_experts is None else of.redundant_experts
     return PlanInputs(
         name=made.model.name,
         model=made.model,
@@ -218,10 +231,12 @@ def inputs_of(made: Instance) -> PlanInputs:
         cost=made.constants,
         engine=None,
         engine_version=None,
-        rules=FREE,
+        rules=of.limits.rules,
+        keep_groups="node" if of.limits.keep_groups else None,
+        search=SearchRecord(pins=of.pins, redundant_experts=redundant, gap=gap, seed=0),
         traces=(),
         traced_layer_ids=made.traced_layer_ids if made.windows is not None else (),
-        windows="made by a test",
+        windows=windows_of(made),
     )
 
 
@@ -270,7 +285,8 @@ def random_layer(seed: int, dedup: Dedup, *, recorded: bool = False, unequal: bo
         windows = routed(chosen, np.sort(window_T), [0], experts)
     else:
         windows = random_windows(rng, of, 3)
-    using = constants(dedup, overlap=str(rng.choice(["0%", "60%"])))
+    hides: Overlap = rng.choice(["none", "shared", "two_batch"])
+    using = constants(dedup, hides=hides, overlap="60%")
     made = instance(of, on, tokens=int(rng.integers(1, 2000)), windows=windows, using=using)
     etp = 2 if gpus % 2 == 0 and gpus > 2 and rng.random() < 0.3 else 1
     edp = 2 if gpus // etp % 2 == 0 and gpus // etp > 2 and rng.random() < 0.3 else 1

@@ -9,8 +9,9 @@ from typing import Final
 from pydantic import BaseModel
 
 from planner.inputs.deployment import ConfigFile, DeploymentFile
+from planner.inputs.efficiency import Efficiency
 from planner.inputs.engines import EngineFile
-from planner.inputs.gpu import Efficiency, Gpu
+from planner.inputs.gpu import Gpu
 from planner.inputs.kernels import KernelFile
 from planner.inputs.model import Model
 from planner.inputs.topology import NodeFile
@@ -50,7 +51,12 @@ FILES: Final = (
     File("Node profile", "node", NodeFile, "In `profiles/nodes/`."),
     File("Kernel profile", "kernel", KernelFile, "In `profiles/kernels/`."),
     File("Engine profile", "engine", EngineFile, "In `profiles/engines/`."),
-    File("Efficiency", "efficiency", Efficiency, "`profiles/efficiency.yaml`, the default for unmeasured GPUs."),
+    File(
+        "Efficiency",
+        "efficiency",
+        Efficiency,
+        "`profiles/efficiency.yaml`, for what a GPU has no curve of its own.",
+    ),
     File("model.yaml", "model", Model, "A model described by hand, for families that are not read from config.json."),
     File("Shipped config", "config", ConfigFile, "In `profiles/models/`: the keys of a public config.json."),
     File("plan.json", "plan", Plan, "What `ep-plan solve` writes. JSON, one row of numbers per line."),

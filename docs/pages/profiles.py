@@ -27,17 +27,23 @@ explained in [formats.md](formats.md); `ep-plan profiles NAME` prints a profile 
 SECTIONS: Final[dict[Kind, tuple[str, str]]] = {
     "gpus": ("GPUs", "Named by `gpu:` in a topology or a node profile."),
     "nodes": ("Nodes", 'Named by `topology: "4 x hgx-h100"` in a deployment.'),
+    "fabrics": (
+        "Fabrics",
+        "Named by `fabric:` of a link: one direction of all links of a GPU, of a slot of the host, or of a NIC port.",
+    ),
     "kernels": ("Communication kernels", "Named by `communication: {kernel: ...}`; the default comes from the engine."),
     "engines": ("Engines", "Named by `engine:`; without one, `any` is taken."),
 }
 
 EFFICIENCY = """\
-What kernels reach on a GPU whose profile has no `efficiency:` of its own; no shipped GPU profile has one yet. These
-are assumptions, not calibrated on any one machine. See [model.md](model.md), "Compute", for the formula."""
+What kernels reach on a GPU whose profile has no curve of its own for a kind of work or a number format: one curve for
+all GPUs that were measured. See [model.md](model.md), "Compute", for the formula, and [accuracy.md](accuracy.md) for
+how far such curves are off."""
 
 MODELS = """\
 Named by `model:`. Parameters are counted from the shape; *active* is what one token passes (the embedding is a look-up
-and not counted, multi-token-prediction heads are left out)."""
+and not counted, multi-token-prediction heads are left out). *Published* is what the authors say, in 1e9 (total and
+active; they round, and some count the embedding); totals agree within 1 %, without vision towers."""
 
 
 def page() -> str:
@@ -70,7 +76,7 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, str, str, str]]:
     """Every value with its key path, basis and source; no basis for plain settings."""
     if isinstance(value, dict) and "basis" in value:
         figures = value.get("value", {name: figure for name, figure in value.items() if name not in _ABOUT})
-        yield key, _shown(figures), value["basis"], value["source"]
+        yield key, _shown(figures), value["basis"], value["source"] + _errors(value)
     elif isinstance(value, dict):
         for name, inner in value.items():
             if name != "level":
@@ -83,6 +89,14 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, str, str, str]]:
         yield key, _shown(value), "", ""
 
 
+def _errors(value: dict[str, Any]) -> str:
+    """How far a fitted curve is off, median / p90."""
+    names = {"fit": "fit", "held_out": "held out"}
+    return "".join(
+        f"; {words} {value[key]['median']} / {value[key]['p90']}" for key, words in names.items() if key in value
+    )
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_shown(inner)}" for name, inner in value.items())
@@ -93,9 +107,10 @@ def _shown(value: Any) -> str:
 
 def _models() -> Iterator[str]:
     models = [(name, read_model(profiles.path_of("models", name))) for name in profiles.names("models")]
+    sizes = ("model", "parameters", "active", "published", "published in", "source")
     headers = ("model", "layers (MoE)", "hidden", "experts", "top-k", "expert width", "shared width", "weights")
     yield table(headers, (_shape(name, model) for name, model in models))
-    yield table(("model", "parameters", "active", "source"), (_size(name, model) for name, model in models))
+    yield table(sizes, (_size(name, model) for name, model in models))
 
 
 def _shape(name: str, model: Model) -> tuple[str, ...]:
@@ -110,4 +125,6 @@ def _shape(name: str, model: Model) -> tuple[str, ...]:
 
 def _size(name: str, model: Model) -> tuple[str, ...]:
     count = count_parameters(model)
-    return f"`{name}`", format_count(count.total), format_count(count.active), model.source
+    said = read_yaml(profiles.path_of("models", name)).data["published"]
+    figures = f"{said['total_billion']:g}, {said['active_billion']:g}"
+    return f"`{name}`", format_count(count.total), format_count(count.active), figures, said["source"], model.source

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pages.files import title_of
 from pages.markdown import anchor
 from planner.inputs import units
+from planner.inputs.kernels import Fitted
 from planner.inputs.sourced import Sourced
 
 SCALARS: Final = {int: "whole number", float: "number", str: "text", bool: "true or false", Any: "anything"}
@@ -77,9 +78,9 @@ def _dimension(marks: list[Any]) -> str:
 
 
 def value_of_sourced(annotation: Any) -> Any:
-    """X of `Sourced[X]`, else None."""
+    """X of `Sourced[X]` and `Fitted[X]`, else None."""
     generic = getattr(annotation, "__pydantic_generic_metadata__", None)
-    return generic["args"][0] if generic and generic["origin"] is Sourced else None
+    return generic["args"][0] if generic and generic["origin"] in (Sourced, Fitted) else None
 
 
 def _limits(marks: list[Any]) -> str:

@@ -36,9 +36,8 @@ def command(deployment: Path, output: Path, as_json: bool, verbose: bool, quiet:
     import contextlib
     import time
 
-    from planner.cost.prepare import from_deployment
+    from planner.cost.prepare import from_deployment, load
     from planner.files import check_target, refuse_overwriting, write_whole
-    from planner.inputs.deployment import load_deployment
     from planner.plan.plan import plan_text
     from planner.report.plan_report import render_plan
     from planner.report.progress import ProgressWatch
@@ -51,7 +50,7 @@ def command(deployment: Path, output: Path, as_json: bool, verbose: bool, quiet:
     started = time.monotonic()
     check_target(output)
     refuse_overwriting(output, [deployment])
-    loaded = load_deployment(deployment, _overrides(given))
+    loaded = load(deployment, _overrides(given))
     refuse_overwriting(output, loaded.read_paths)
     prepared = from_deployment(loaded)
     if not quiet:

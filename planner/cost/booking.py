@@ -7,6 +7,8 @@ Legend: S windows, E experts, P slots, R EP ranks.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,8 +16,10 @@ from planner.cost.grid import Grid
 from planner.cost.instance import Instance
 from planner.cost.memory import StageMemory, stage_memories
 from planner.cost.step import Cuts, Prediction, SplitCost, breakdown, predict, stage_of_layers
+from planner.cost.term import Term
+from planner.inputs.sourced import BASES
 from planner.plan.placement import Placement, copies_E
-from planner.plan.plan import MemoryRecord, Predicted, TermRecord, WindowRecord
+from planner.plan.plan import BasisRecord, ErrorRecord, MemoryRecord, Predicted, TermRecord, WindowRecord
 from planner.trace.statistics import noise_floor
 
 Ints = NDArray[np.int64]
@@ -78,9 +82,12 @@ def book(cost: SplitCost, cuts: Cuts, placement: Placement, prediction: Predicti
     instance = cost.instance
     known = prediction or predict(cost, cuts, placement)
     imbalance = imbalance_LS(cost, cuts, placement)
+    work, terms = instance.workload, breakdown(cost, cuts, placement, known)
     return Predicted(
         step_s=known.step_s,
-        tokens_per_s=instance.step_tokens / known.step_s,
+        tokens_per_s=instance.step_tokens / work.tokens_per_sequence * work.tokens_gained / known.step_s,
+        time_per_output_token_s=known.step_s / work.tokens_gained if work.phase == "decode" else None,
+        time_to_first_token_s=known.step_s if work.phase == "prefill" else None,
         balancedness=known.balancedness,
         memory_bytes=tuple(memory_G(cost, cuts, placement).tolist()),
         rank_tokens=_rank_tokens(cost, placement),
@@ -94,14 +101,39 @@ def book(cost: SplitCost, cuts: Cuts, placement: Placement, prediction: Predicti
                 speed_of_light_s=term.light_s,
                 basis=term.basis,
                 source=term.source,
+                error=None if term.errors is None else ErrorRecord(median=term.errors.median, p90=term.errors.p90),
             )
-            for term in breakdown(cost, cuts, placement, known)
+            for term in terms
         ),
+        rests_on=tuple(_rests_on(terms)),
         memory=tuple(_memory_lines(cost, cuts, placement)),
         windows=_windows(instance, known, imbalance),
         layer_imbalance=tuple(imbalance.mean(axis=1).tolist()) if instance.windows is not None else (),
         noise_floor=_noise_floor(cost),
     )
+
+
+def _rests_on(terms: Sequence[Term]) -> Iterator[BasisRecord]:
+    """Shares of the step by what their constants rest on, best known first, each with its error band.
+
+    A band is that of the terms whose constants were held against measurements they were not fitted to,
+    weighted by their time. Time that is hidden, or that pipelining adds, is part of no share.
+    """
+    kept = [term for term in terms if term.seconds > 0 and term.light_s > 0]
+    total = sum(term.seconds for term in kept)
+    for basis in BASES:
+        mine = [term for term in kept if term.basis == basis]
+        if not mine:
+            continue
+        known = [(term.seconds, term.errors) for term in mine if term.errors is not None]
+        weight = sum(seconds for seconds, _ in known)
+        error = None
+        if weight:
+            median, p90 = (
+                sum(seconds * getattr(errors, name) for seconds, errors in known) / weight for name in ("median", "p90")
+            )
+            error = ErrorRecord(median=median, p90=p90)
+        yield BasisRecord(basis=basis, share=sum(term.seconds for term in mine) / total, error=error)
 
 
 def _noise_floor(cost: SplitCost) -> float | None:

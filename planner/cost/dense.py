@@ -10,10 +10,11 @@ all-reduce), a dense feed-forward part another; experts bring their own exchange
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Final
 
+from planner.cost.collectives import Blocks
 from planner.cost.grid import Grid
 from planner.cost.instance import Instance
 from planner.cost.kv_cache import (
@@ -22,9 +23,9 @@ from planner.cost.kv_cache import (
     kv_bytes_per_token,
     state_bytes_per_sequence,
 )
-from planner.cost.ports import Passage, Ports, ring
-from planner.cost.roofline import Kernel, all_reduce_factor, kernel
-from planner.inputs.gpu import Efficiency, Roofline
+from planner.cost.roofline import Kernel, kernel
+from planner.cost.term import Term, merged
+from planner.inputs.efficiency import Curve, Work
 from planner.inputs.model import (
     Attention,
     CompressedAttention,
@@ -37,41 +38,14 @@ from planner.inputs.model import (
 )
 from planner.inputs.parameters import attention_parameters, dense_parameters, router_parameters, shared_parameters
 from planner.inputs.precision import CACHE_BITS, WEIGHTS, WeightName
-from planner.inputs.sourced import Basis, Sourced
+from planner.inputs.sourced import Sourced
 
 BF16_BYTES = 2
+SHARED_EXPERTS: Final = "shared experts"
 # A recurrent state decays, takes in the new token and is read out: three multiply-adds per number.
 _STATE_FLOP = 6.0
+_QUERY_TILE = 128
 _STATE_CHUNK = 64  # tokens that one pass of a chunked prefill kernel works on
-
-
-@dataclass(frozen=True)
-class Term:
-    """One part of a step's time, and what it rests on."""
-
-    name: str
-    seconds: float
-    light_s: float
-    """Speed of light: the same work at datasheet rates."""
-    basis: Basis
-    source: str
-
-    def times(self, factor: float) -> Term:
-        """The same part so many times over."""
-        return replace(self, seconds=self.seconds * factor, light_s=self.light_s * factor)
-
-
-def merged(terms: Sequence[Term]) -> tuple[Term, ...]:
-    """Terms of the same name added up, in order of first appearance."""
-    total: dict[str, Term] = {}
-    for term in terms:
-        known = total.get(term.name)
-        if known is None:
-            total[term.name] = term
-        else:
-            seconds, light = known.seconds + term.seconds, known.light_s + term.light_s
-            total[term.name] = replace(known, seconds=seconds, light_s=light)
-    return tuple(total.values())
 
 
 @dataclass(frozen=True)
@@ -116,7 +90,7 @@ class DenseCost:
         terms.append(self._gemm("router", router, 1, tokens=self.tokens / tp, weights="bf16"))
         shared = shared_parameters(run.ffn, hidden, tp)
         if shared:
-            terms.append(self._gemm("shared experts", shared, 2))
+            terms.append(self._gemm(SHARED_EXPERTS, shared, 2))
         return [term for term in terms if term.seconds]
 
     def head_terms(self) -> list[Term]:
@@ -129,23 +103,21 @@ class DenseCost:
 
     # --- parts ------------------------------------------------------------------------------------
 
-    @property
-    def _efficiency(self) -> Efficiency:
-        return self.instance.efficiency_of(self.kind)
-
-    def _kernel(self, roofline: Sourced[Roofline], weights: WeightName) -> Kernel:
-        gpu = self.instance.topology.kinds[self.kind]
-        return kernel(gpu, roofline.value, weights, roofline.basis, roofline.source)
+    def _kernel(self, curve: Curve, weights: WeightName) -> Kernel:
+        return kernel(self.instance.topology.kinds[self.kind], curve, weights)
 
     def _gemm(
         self, name: str, parameters: int, launches: int, tokens: float | None = None, weights: WeightName | None = None
     ) -> Term:
-        constants = self.instance.constants
-        weights = weights or constants.precision.dense
-        bound = self._kernel(self._efficiency.gemm, weights)
-        flop = 2.0 * parameters * (self.tokens if tokens is None else tokens)
+        """So many products, each of which begins or ends at the width of the model."""
+        weights = weights or self.instance.constants.precision.dense
+        tokens = self.tokens if tokens is None else tokens
+        bound = self._kernel(self.instance.curve(self.kind, "gemm", weights), weights)
+        flop = 2.0 * parameters * tokens
         num_bytes = float(parameters * WEIGHTS[weights].bits / 8)
-        seconds = bound.seconds(flop, num_bytes) + (launches - 1) * bound.base_s
+        hidden = self.instance.model.hidden_size
+        moved = tokens * BF16_BYTES * (launches * hidden + parameters / hidden)
+        seconds = bound.seconds(flop, num_bytes, moved) + (launches - 1) * bound.base_s
         return Term(name, seconds, bound.light_s(flop, num_bytes), bound.basis, bound.source)
 
     def _attention(self, attention: Attention) -> list[Term]:
@@ -167,13 +139,11 @@ class DenseCost:
             seen = (seen + 1) / 2  # causal: on average half of the prompt
         flop = 2.0 * self.tokens * heads * seen * _dims_per_pair(attention, work.phase)
         if work.phase == "decode":
-            num_bytes = self.tokens * seen * self._entry_bytes(attention)
-            roofline = self._efficiency.attention_decode
+            num_bytes = self.tokens / work.tokens_per_sequence * seen * self._entry_bytes(attention)
         else:
             cache = kv_bytes_per_token(attention, tp, precision.kv_cache)
             num_bytes = self.tokens * (cache + 2 * BF16_BYTES * heads * _value_dim(attention))
-            roofline = self._efficiency.attention_prefill
-        return self._core_term("attention", roofline, flop, num_bytes)
+        return self._core_term("attention", attention, flop, num_bytes)
 
     def _entry_bytes(self, attention: Attention) -> float:
         """Bytes that decode reads per entry it attends to (an indexer's own keys left out)."""
@@ -194,62 +164,57 @@ class DenseCost:
         rate = attention.compress_rate if isinstance(attention, CompressedAttention) else 1
         entries = kept_tokens(attention, work.context_length) / (rate or 1)
         cache = float(CACHE_BITS[self.instance.constants.precision.kv_cache] / 8)
-        efficiency = self._efficiency
+        num_bytes = self.tokens * indexer.head_dim * cache
         if work.phase == "decode":
-            num_bytes, roofline = self.tokens * entries * indexer.head_dim * cache, efficiency.attention_decode
+            num_bytes *= entries / work.tokens_per_sequence
         else:
             entries /= 2
-            num_bytes, roofline = self.tokens * indexer.head_dim * cache, efficiency.attention_prefill
         flop = 2.0 * self.tokens * indexer.num_heads * entries * indexer.head_dim
-        return [self._core_term("attention indexer", roofline, flop, num_bytes)]
+        return [self._core_term("attention indexer", attention, flop, num_bytes)]
 
     def _state_core(self, attention: StateAttention) -> Term:
         """Update of a recurrent state: in decode read and written once per token, in prefill once per chunk."""
         tp, work = self.grid.split.tp, self.instance.workload
-        efficiency = self._efficiency
         kept = 2.0 * state_bytes_per_sequence(attention, tp)
         flop = _STATE_FLOP * self.tokens * attention.state_elements / tp
         if work.phase == "decode":
-            return self._core_term("recurrent state", efficiency.attention_decode, flop, self.tokens * kept)
+            return self._core_term("recurrent state", attention, flop, self.tokens * kept)
         num_bytes = self.tokens * kept / min(_STATE_CHUNK, work.context_length)
-        return self._core_term("recurrent state", efficiency.attention_prefill, flop, num_bytes)
+        return self._core_term("recurrent state", attention, flop, num_bytes)
 
-    def _core_term(self, name: str, roofline: Sourced[Roofline], flop: float, num_bytes: float) -> Term:
-        bound = self._kernel(roofline, "bf16")
-        seconds = bound.seconds(flop, num_bytes)
-        return Term(name, seconds, bound.light_s(flop, num_bytes), bound.basis, bound.source)
+    def _core_term(self, name: str, attention: Attention, flop: float, num_bytes: float) -> Term:
+        work: Work = "attention_decode" if self.instance.workload.phase == "decode" else "attention_prefill"
+        kind = "mla" if isinstance(attention, LatentAttention) else "gqa"
+        cache = "_fp8" if self.instance.constants.precision.kv_cache == "fp8" else ""
+        bound = self._kernel(self.instance.curve(self.kind, work, kind + cache), "bf16")
+        computed = flop * self._tile_factor
+        return Term(
+            name, bound.seconds(computed, num_bytes, 0.0), bound.light_s(flop, num_bytes), bound.basis, bound.source
+        )
+
+    @property
+    def _tile_factor(self) -> float:
+        """Queries of a prompt that kernels compute over those there are: they work in tiles."""
+        queries = self.instance.workload.context_length
+        if self.instance.workload.phase == "decode":
+            return 1.0
+        return -(-queries // _QUERY_TILE) * _QUERY_TILE / queries
 
     def _norms(self, norms: int) -> Term:
         # A norm with its residual reads and writes the stream about four times.
         hbm = self.instance.topology.kinds[self.kind].hbm_bandwidth
-        efficiency = self._efficiency.gemm
+        reached = self.instance.curve(self.kind, "gemm", "bf16").value.memory
         num_bytes = 4.0 * norms * BF16_BYTES * self.tokens / self.grid.split.tp * self.instance.model.hidden_size
         light = num_bytes / hbm.value
-        seconds = light / efficiency.value.memory
-        return Term("norms and residuals", seconds, light, "assumed", f"{4 * norms} passes over the activations")
+        launch = self.instance.small_kernel(self.kind)
+        seconds = light / reached + norms * launch.value
+        source = f"{4 * norms} passes over the activations; {launch.source}"
+        return Term("norms and residuals", seconds, light, "assumed", source)
 
     def _collective(self, name: str) -> Term:
         """An all-reduce over the tensor-parallel group; nothing for tp = 1."""
-        passage = self._ring
-        if passage is None:
-            return Term(name, 0.0, 0.0, "assumed", "")
-        constants = self.instance.constants
         num_bytes = self.tokens * self.instance.model.hidden_size * BF16_BYTES
-        num_bytes *= all_reduce_factor(self.grid.split.tp)
-        seconds = num_bytes * (1.0 / passage.rate)
-        link = self.instance.topology.links[passage.level]
-        launch = 2 * float(constants.collectives.launch.value + passage.latency_s)
-        source = joined_source(link.bandwidth, constants.collectives.scale_up)
-        return Term(name, launch + seconds, num_bytes / passage.light, constants.collectives.scale_up.basis, source)
-
-    @cached_property
-    def _ring(self) -> Passage | None:
-        """The way of tensor-parallel collectives; None for tp = 1."""
-        split = self.grid.split
-        if split.tp == 1:
-            return None
-        ports = Ports(self.instance.topology, self.instance.constants.collectives, self.grid.gpus)
-        return ports.slowest(*ring(split.tp, split.dp))
+        return Blocks(self.instance, self.grid.gpus, self.grid.split.tp).term("all_reduce", num_bytes).named(name)
 
 
 def _num_heads(attention: Attention) -> int:
@@ -281,6 +246,6 @@ def _value_dim(attention: Attention) -> int:
     return attention.head_dim if isinstance(attention, GroupedAttention | CompressedAttention) else 0
 
 
-def joined_source(first: Sourced[float], second: Sourced[float]) -> str:
+def joined_source(first: Sourced[Any], second: Sourced[Any]) -> str:
     """Both sources, where there are any."""
     return "; ".join(text for text in (first.source, second.source) if text)

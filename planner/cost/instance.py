@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.inputs.constants import Constants
-from planner.inputs.gpu import Efficiency
+from planner.inputs.efficiency import Curve, Efficiency, Work, curve_of
 from planner.inputs.model import Model
+from planner.inputs.sourced import Sourced
 from planner.inputs.topology import Topology
 from planner.inputs.workload import Workload
 from planner.trace.windows import TokenSets, Windows
@@ -58,9 +59,21 @@ class Instance:
         usable = [memory.usable_bytes(gpu.memory.value) for gpu in machine.kinds]
         return np.array(usable, dtype=np.int64)[machine.kind_G]
 
-    def efficiency_of(self, kind: int) -> Efficiency:
-        """What kernels reach on a kind of GPU: its own fit, or the default for unmeasured ones."""
-        return self.topology.kinds[kind].efficiency or self.constants.efficiency
+    def curve(self, kind: int, work: Work, name: str) -> Curve:
+        """What kernels reach on a kind of GPU, for some work in a number format (or kind of attention)."""
+        return curve_of(self._efficiencies(kind), work, name)
+
+    def overlap(self, kind: int) -> Sourced[float]:
+        """Part of what could hide behind other work that does."""
+        return next(known.overlap for known in self._efficiencies(kind) if known.overlap is not None)
+
+    def small_kernel(self, kind: int) -> Sourced[float]:
+        """Constant seconds of a small kernel."""
+        return next(known.small_kernel for known in self._efficiencies(kind) if known.small_kernel is not None)
+
+    def _efficiencies(self, kind: int) -> tuple[Efficiency, ...]:
+        own = self.topology.kinds[kind].efficiency
+        return (self.constants.efficiency,) if own is None else (own, self.constants.efficiency)
 
     @cached_property
     def traced_layer_ids(self) -> tuple[int, ...]:

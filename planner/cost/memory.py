@@ -88,7 +88,7 @@ class StageMemory:
     @property
     def sequences(self) -> int:
         """Sequences of a data-parallel rank in decode; its tokens in prefill."""
-        return -(-self.step_tokens // self.grid.split.dp)
+        return -(-self.step_tokens // (self.grid.split.dp * self.instance.workload.tokens_per_sequence))
 
     # --- what the report needs: lines --------------------------------------------------------------
 

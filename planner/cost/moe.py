@@ -6,22 +6,29 @@ choices is touched with probability 1 - (1-p)**choices, however long the window 
 
 Ranks may differ: those whose GPUs are of the same kinds form a class, which has one kernel.
 
+Tokens reach the experts by an all-to-all, whose bytes follow from the placement, or every rank gets
+all of them (`method: all_gather`, and always with ep = 1): then traffic is the same for all placements.
+
 Legend: S windows, R EP ranks, E experts, P slots, C classes of ranks.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.cost.collectives import Blocks
 from planner.cost.grid import Grid
 from planner.cost.instance import Instance, LayerLoad
-from planner.cost.ports import Ports, ring
-from planner.cost.roofline import Kernel, kernel, slowest_kernel, smooth_max
-from planner.cost.traffic import RANKS, Exchange, exchange_of, visits
+from planner.cost.roofline import Kernel, kernel, slowest_kernel
+from planner.cost.term import NOTHING, Term
+from planner.cost.traffic import RANKS, Exchange, exchange_of, no_exchange, visits
+from planner.inputs.kernels import OneWay
 from planner.inputs.parameters import expert_parameters
 from planner.inputs.precision import ACTIVATION_BITS, WEIGHTS
 from planner.plan.placement import copies_E
@@ -79,12 +86,23 @@ class MoeCost:
     moved_bytes_per_row: float
     exchange: Exchange
     dispatch_bytes: float
+    """Of a copy on its way to an expert."""
     combine_bytes: float
-    launch_s: float
+    """Of a copy on its way back, times what its bytes take longer than those of a dispatch."""
+    combine_light_bytes: float
+    """The bytes alone."""
+    dispatch_fixed: Term
+    """What a dispatch takes whatever the placement: launches and latencies, or the whole all-gather."""
+    combine_fixed: Term
+    """The same of a combine."""
     gather_s_per_row_byte: float
     """All-gather of a rank's rows among the GPUs that share its experts (etp > 1), and back."""
-    gather_launch_s: float
     overlap: float
+    """Part of what can hide that does."""
+    experts_hide: bool
+    """Whether expert time hides traffic, or traffic it (two micro-batches in turn)."""
+    beside_s: float
+    """Further work of the layer that traffic can hide behind."""
 
     # --- experts ---------------------------------------------------------------------------------
 
@@ -106,13 +124,8 @@ class MoeCost:
     def class_s(self, number: int, rows: Floats, touched: Floats, slots: Floats | float) -> Floats:
         """Seconds of ranks of one class."""
         k = self.kernels_C[number]
-        busy = smooth_max(
-            rows * (self.flop_per_row * k.s_per_flop),
-            touched * (self.weight_bytes * k.s_per_byte),
-            k.exponent,
-        )
-        moved = rows * (self.moved_bytes_per_row * k.s_per_moved_byte)
-        return np.asarray(k.base_s + k.per_expert_s * slots + busy + moved)
+        moved = rows * self.moved_bytes_per_row
+        return np.asarray(k.seconds(rows * self.flop_per_row, touched * self.weight_bytes, moved, slots))
 
     def expert_light_s(self, rows_SR: Floats, touched_SR: Floats) -> Floats:
         """Speed of light of the same work."""
@@ -126,8 +139,8 @@ class MoeCost:
 
     @cached_property
     def has_exchange(self) -> bool:
-        """Whether tokens travel between EP ranks at all."""
-        return self.num_ranks > 1
+        """Whether traffic depends on the placement."""
+        return bool(self.exchange.blocks)
 
     def volume_S(self, load: LayerLoad, expert_P: Ints, rows_SR: Floats, *, light: bool = False) -> Floats:
         """Seconds per byte of a copy on the slowest unit of any level [S]."""
@@ -156,13 +169,10 @@ class MoeCost:
         np.add.at(count_ER, (expert_P[filled], filled // slots), 1.0)
         return np.asarray(count_ER / np.maximum(count_ER.sum(axis=1, keepdims=True), 1.0))
 
-    @cached_property
-    def exchange_launch_s(self) -> float:
-        """Constant time of one dispatch (or combine)."""
-        gather = self.gather_launch_s if self.etp > 1 else 0.0
-        if not self.has_exchange:
-            return gather
-        return gather + self.launch_s + self.exchange.latency_s
+    @property
+    def fixed_traffic_s(self) -> float:
+        """Seconds of dispatch and combine that no placement changes."""
+        return self.dispatch_fixed.seconds + self.combine_fixed.seconds
 
     # --- the layer -------------------------------------------------------------------------------
 
@@ -190,46 +200,90 @@ class MoeCost:
 
     def times(self, expert_S: Floats, per_byte_S: Floats) -> LayerTimes:
         """Put expert time and the slowest unit's seconds per byte together."""
-        dispatch_S = self.exchange_launch_s + per_byte_S * self.dispatch_bytes
-        combine_S = self.exchange_launch_s + per_byte_S * self.combine_bytes
+        dispatch_S = self.dispatch_fixed.seconds + per_byte_S * self.dispatch_bytes
+        combine_S = self.combine_fixed.seconds + per_byte_S * self.combine_bytes
         traffic_S = dispatch_S + combine_S
-        hidden_S = self.overlap * np.minimum(expert_S, traffic_S)
+        hiding_S = expert_S + self.beside_s if self.experts_hide else np.full_like(expert_S, self.beside_s)
+        hidden_S = self.overlap * np.minimum(hiding_S, traffic_S)
         return LayerTimes(expert_S, dispatch_S, combine_S, expert_S + traffic_S - hidden_S)
 
 
-def moe_cost(instance: Instance, grid: Grid) -> MoeCost:
-    """Constants of the MoE layers of a stage."""
-    model, constants, topology = instance.model, instance.constants, instance.topology
-    split = grid.split
+_NO_GATHER: Final = (0.0, 0.0)
+
+
+def moe_cost(instance: Instance, grid: Grid, beside_s: float = 0.0) -> MoeCost:
+    """Constants of the MoE layers of a stage.
+
+    Args:
+        instance: model, machine, work and constants.
+        grid: the GPUs of the stage.
+        beside_s: what `MoeCost.beside_s` says.
+    """
+    model, constants, split = instance.model, instance.constants, grid.split
     precision = constants.precision
     hidden, width = model.moe.expert_hidden_size(model.hidden_size), model.moe.intermediate_size // split.etp
     parameters = expert_parameters(model.moe, model.hidden_size, split.etp)
     matrices = 3 if model.moe.gated else 2
     kernels_C, class_R = _kernels(instance, grid)
-    gather = gather_launch = 0.0
-    if split.etp > 1:
-        ports = Ports(topology, constants.collectives, grid.gpus)
-        passage = ports.slowest(*ring(split.etp, split.ep * split.edp))
-        gather = (split.etp - 1) / split.etp / passage.rate
-        gather_launch = constants.collectives.launch.value + passage.latency_s
+    gathers = split.ep == 1 or constants.kernel.method == "all_gather"
+    header = 0 if gathers else constants.kernel.header_bytes
+    dispatch_bytes = float(hidden * ACTIVATION_BITS[precision.dispatch] / 8) + header
+    combine_bytes = float(hidden * ACTIVATION_BITS[precision.combine] / 8) + header
+    tokens = instance.step_tokens / (split.micro_batches * split.edp)
+    if gathers:
+        gather = _NO_GATHER
+        exchange = no_exchange(grid, constants.communication.dedup)
+        dispatch, combine = _gathered(instance, grid, tokens * dispatch_bytes, tokens * combine_bytes)
+    else:
+        gather = Blocks(instance, grid.gpus, split.etp).linear()
+        exchange = exchange_of(grid, constants.communication.dedup, constants.kernel.reach)
+        brought = tokens / (split.ep * split.etp)
+        dispatch = _launches(constants.kernel.dispatch.value, exchange, brought, grid, gather[0])
+        combine = _launches(constants.kernel.combine.value, exchange, brought, grid, gather[0])
     return MoeCost(
         num_ranks=split.ep,
         etp=split.etp,
-        tokens=instance.step_tokens / (split.micro_batches * split.edp),
+        tokens=tokens,
         kernels_C=kernels_C,
         class_R=class_R,
         flop_per_row=2.0 * matrices * hidden * width,
         weight_bytes=float(parameters * WEIGHTS[precision.experts].bits / 8),
         # A row is read and written once (H each); between the matrices `matrices` rows of F pass.
         moved_bytes_per_row=2.0 * (2 * hidden + matrices * width),
-        exchange=exchange_of(grid, constants.communication.dedup, constants.kernel),
-        dispatch_bytes=float(hidden * ACTIVATION_BITS[precision.dispatch] / 8) + constants.kernel.header_bytes,
-        combine_bytes=float(hidden * ACTIVATION_BITS[precision.combine] / 8) + constants.kernel.header_bytes,
-        launch_s=constants.kernel.launch.value,
-        gather_s_per_row_byte=gather,
-        gather_launch_s=gather_launch,
-        overlap=min(instance.efficiency_of(kind).overlap.value for kind in set(grid.kind_G.tolist())),
+        exchange=exchange,
+        dispatch_bytes=dispatch_bytes,
+        combine_bytes=combine_bytes * constants.kernel.combine.value.slower,
+        combine_light_bytes=combine_bytes,
+        dispatch_fixed=dispatch,
+        combine_fixed=combine,
+        gather_s_per_row_byte=gather[1],
+        overlap=min(instance.overlap(kind).value for kind in set(grid.kind_G.tolist())),
+        experts_hide=constants.communication.overlap == "two_batch",
+        beside_s=beside_s,
     )
+
+
+def _launches(way: OneWay, exchange: Exchange, brought: float, grid: Grid, gather_s: float) -> Term:
+    """What an all-to-all takes besides its bytes; `brought` tokens come from each GPU."""
+    ranks = exchange.num_ranks
+    seconds = way.launch + exchange.latency_s + way.per_doubling * math.log2(ranks) + way.per_token * brought
+    outermost = max(level for group in grid.ep_groups for level in group.levels_used)
+    if outermost > grid.topology.scale_up_level:
+        seconds += way.between
+    return Term("", seconds + gather_s, 0.0, "assumed", "")
+
+
+def _gathered(instance: Instance, grid: Grid, dispatched: float, combined: float) -> tuple[Term, Term]:
+    """All tokens of an expert grid to all its GPUs, and the sum of their results back.
+
+    Where a tensor-parallel group has all these GPUs, each already has all tokens after the attention,
+    and needs all results.
+    """
+    split = grid.split
+    blocks = Blocks(instance, grid.gpus, split.ep * split.etp)
+    if split.tp % blocks.size == 0:
+        return NOTHING, blocks.term("all_reduce", combined)
+    return blocks.term("all_gather", dispatched), blocks.term("reduce_scatter", combined)
 
 
 def _kernels(instance: Instance, grid: Grid) -> tuple[tuple[Kernel, ...], Ints]:
@@ -242,12 +296,9 @@ def _kernels(instance: Instance, grid: Grid) -> tuple[tuple[Kernel, ...], Ints]:
     kernels: dict[Kernel, Kernel] = {}  # by figures alone: GPUs that differ in memory only are of one class
     number_of = {}
     for kinds in {tuple(sorted(set(kinds))): None for kinds in kinds_R.tolist()}:
-        bound = []
-        for kind in kinds:
-            roofline = instance.efficiency_of(kind).experts
-            gpu = instance.topology.kinds[kind]
-            bound.append(kernel(gpu, roofline.value, weights, roofline.basis, roofline.source))
-        slowest = slowest_kernel(bound)
+        slowest = slowest_kernel(
+            [kernel(instance.topology.kinds[kind], instance.curve(kind, "experts", weights), weights) for kind in kinds]
+        )
         figures = replace(slowest, source="")
         kernels.setdefault(figures, slowest)
         number_of[kinds] = list(kernels).index(figures)

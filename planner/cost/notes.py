@@ -32,16 +32,11 @@ def notes(instance: Instance, stopped_by: str, gap: float) -> tuple[str, ...]:
                 "and taken to need the mean linear time of those"
             )
         per_window = float(windows.tokens_S.mean())
+        holds = f"a window holds {per_window:,.0f} token{'' if round(per_window) == 1 else 's'}"
         if per_window > 2 * instance.step_tokens:
-            made.append(
-                f"a window holds {per_window:,.0f} tokens, a step {instance.step_tokens:,}: "
-                "single steps vary more than the windows show"
-            )
+            made.append(f"{holds}, a step {instance.step_tokens:,}: single steps vary more than the windows show")
         elif per_window * 2 < instance.step_tokens:
-            made.append(
-                f"a window holds {per_window:,.0f} tokens, a step {instance.step_tokens:,}: "
-                "steps are better balanced than the windows show"
-            )
+            made.append(f"{holds}, a step {instance.step_tokens:,}: steps are better balanced than the windows show")
     if stopped_by in ("time_limit", "interrupt"):
         what = "the time limit" if stopped_by == "time_limit" else "an interrupt"
         made.append(

@@ -23,7 +23,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.inputs.kernels import KernelFile
+from planner.inputs.kernels import Reach
 from planner.inputs.topology import Topology
 
 Floats = NDArray[np.float64]
@@ -62,7 +62,7 @@ class Ports:
     """The links of some GPUs as one kernel reaches them."""
 
     topology: Topology
-    kernel: KernelFile
+    reach: Reach
     gpus: tuple[int, ...]
 
     @cached_property
@@ -83,9 +83,15 @@ class Ports:
         return max(v for v, port in enumerate(ports) if port == ports[level])
 
     def _reached(self, level: int) -> Floats:
-        """Part of the bandwidth that large messages reach [G]: as the topology says, else the kernel."""
+        """Part of the bandwidth that large messages reach [G].
+
+        As measured for the kernel at this level, else as the topology says, else as the kernel does elsewhere.
+        """
+        measured = self.reach.levels.get(self.topology.links[level].level)
+        if measured is not None:
+            return np.full(len(self.gpus), measured)
         inside = level <= self.topology.scale_up_level
-        assumed = (self.kernel.scale_up if inside else self.kernel.scale_out).value
+        assumed = self.reach.scale_up if inside else self.reach.scale_out
         said_G = self.topology.efficiency_VG[level, list(self.gpus)]
         return np.where(np.isnan(said_G), assumed, said_G)
 

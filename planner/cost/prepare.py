@@ -10,15 +10,16 @@ from planner.cost.instance import Instance
 from planner.errors import InputError, Place, Problem, ProblemLog, UsageError
 from planner.files import sha256_of, why_no_file
 from planner.inputs.constants import Constants
-from planner.inputs.deployment import Deployment
+from planner.inputs.deployment import Deployment, Overrides, load_deployment
 from planner.inputs.model import Model
+from planner.inputs.named_files import TRACE_OPTION
 from planner.inputs.topology import resolve
 from planner.inputs.workload import Workload
 from planner.plan.plan import Plan
 from planner.trace.choices import choice_problems
 from planner.trace.consistency import against_model, not_routed, suspicions
 from planner.trace.native import read_trace
-from planner.trace.trace import TokenTrace
+from planner.trace.trace import TokenTrace, Trace
 from planner.trace.windows import Windows, cut
 
 
@@ -31,15 +32,30 @@ class Prepared:
     warnings: tuple[str, ...]
 
 
+def load(path: Path, overrides: Overrides | None = None) -> Deployment:
+    """Read a deployment; if anything is wrong with it, its traces are looked at as well.
+
+    Raises:
+        InputError, UsageError: with the problems of all files.
+    """
+
+    def look(paths: Sequence[Path], model: Model | None) -> list[Problem]:
+        traces, _, problems = _read_traces(paths, model)
+        return problems + _choices(traces)
+
+    return load_deployment(path, overrides, look)
+
+
 def from_deployment(deployment: Deployment) -> Prepared:
     """Read the traces of a deployment and fix all constants."""
-    engine, kinds = deployment.engine, deployment.topology.kinds
+    engine = deployment.engine
     constants = Constants(
         precision=deployment.precision,
         communication=deployment.communication,
         kernel=deployment.kernel,
         collectives=deployment.collectives,
-        efficiency=(kinds[0].efficiency if len(kinds) == 1 else None) or deployment.default_efficiency,
+        small_collectives=deployment.small_collectives,
+        efficiency=deployment.default_efficiency,
         engine_memory=deployment.engine_memory,
         copy_rule=engine.copy_rule,
     )
@@ -56,65 +72,88 @@ def read_windows(
     """Read traces, check them against the model, and cut them into windows."""
     if not paths:
         return None, ()
-    log, traces = ProblemLog(), []
+    traces, warnings, problems = _read_traces(paths, model)
+    if problems:  # nothing will be cut, and only cutting looks at every choice
+        raise InputError(problems + _choices(traces))
+    windows = cut(traces, workload.phase, step_tokens)
+    problems += not_routed(windows, traces)
+    if problems:
+        raise InputError(problems)
+    return windows, tuple(warnings)
+
+
+def _read_traces(paths: Sequence[Path], model: Model | None) -> tuple[list[Trace], list[str], list[Problem]]:
+    """The traces that can be read, warnings, and what is wrong with the others or does not go with the model."""
+    traces: list[Trace] = []
     warnings: list[str] = []
+    problems: list[Problem] = []
     for path in paths:
         try:
             read = read_trace(path)
         except InputError as error:
-            log.extend(error.problems)
+            problems += error.problems
             continue
         traces.append(read.trace)
         warnings += (*read.warnings, *suspicions(read.trace))
-        log.extend(against_model(read.trace, model))
-    if log.problems:  # nothing will be cut, and only cutting looks at every choice
-        for trace in traces:
-            if isinstance(trace, TokenTrace):
-                log.extend(choice_problems(trace))
-    log.raise_if_any()
-    windows = cut(traces, workload.phase, step_tokens)
-    log.extend(not_routed(windows, traces))
-    log.raise_if_any()
-    return windows, tuple(warnings)
+        problems += against_model(read.trace, model) if model else ()
+    return traces, warnings, problems
 
 
-def from_plan(plan: Plan, path: Path, traces: Sequence[Path] | None = None) -> Prepared:
+def _choices(traces: Sequence[Trace]) -> list[Problem]:
+    return [problem for trace in traces if isinstance(trace, TokenTrace) for problem in choice_problems(trace)]
+
+
+def from_plan(plan: Plan, path: Path, traces: Sequence[Path] | None = None, *, others: bool = False) -> Prepared:
     """Rebuild the instance of a plan.
 
     Args:
         plan: the plan.
         path: its file; traces are named relative to it.
-        traces: read these instead of the plan's own (their hash is not compared).
+        traces: where the plan's own traces are now, or the others to judge it on.
+        others: whether they may be others than those it was made from.
 
     Raises:
-        InputError: a trace has changed since the plan was made, or does not fit.
-        UsageError: a trace is not there.
+        InputError: a trace is not there any more, has changed since the plan was made, or does not fit.
+        UsageError: a trace of the command line is not there.
     """
     inputs = plan.inputs
     topology = resolve(inputs.topology, inputs.gpus)
-    own = traces is None
-    paths = [path.parent / record.path for record in inputs.traces] if traces is None else list(traces)
-    hashes = _hashes(plan, paths, own)
+    paths = _own_paths(plan, path) if traces is None else _existing(traces)
+    hashes = tuple(sha256_of(path) for path in paths)
+    if not others:
+        paths, hashes = _as_recorded(plan, paths, hashes)
     step_tokens = inputs.workload.tokens_per_gpu * topology.num_gpus
     windows, warnings = read_windows(paths, inputs.model, inputs.workload, step_tokens)
     return Prepared(Instance(inputs.model, topology, inputs.workload, inputs.cost, windows), hashes, warnings)
 
 
-def _hashes(plan: Plan, paths: Sequence[Path], own: bool) -> tuple[str, ...]:
-    for path in paths:
-        if not path.is_file():
-            option = "" if own else "--trace: "
-            raise UsageError(f"{option}{path}: {why_no_file(path)}", hint="give the trace with --trace" if own else "")
-    hashes = tuple(sha256_of(path) for path in paths)
-    if own:
-        changed = [
-            path
-            for path, found, record in zip(paths, hashes, plan.inputs.traces, strict=True)
-            if found != record.sha256
-        ]
-        if changed:
-            hint = "solve again, or give the trace that the plan was made from with --trace"
-            raise InputError(
-                Problem("not the trace that the plan was made from", Place(str(path)), hint) for path in changed
-            )
-    return hashes
+def _own_paths(plan: Plan, path: Path) -> list[Path]:
+    """Where the plan says that its traces are."""
+    log, paths = ProblemLog(), [path.parent / record.path for record in plan.inputs.traces]
+    for index, own in enumerate(paths):
+        if not own.is_file():
+            where = Place(str(path), key=f"inputs.traces[{index}]")
+            log.add(f"{own}: {why_no_file(own)}", where=where, hint="give the trace with --trace")
+    log.raise_if_any()
+    return paths
+
+
+def _existing(paths: Sequence[Path]) -> list[Path]:
+    missing = [Problem(f"{path}: {why_no_file(path)}", TRACE_OPTION) for path in paths if not path.is_file()]
+    if missing:
+        raise UsageError.of(missing)
+    return list(paths)
+
+
+def _as_recorded(plan: Plan, paths: list[Path], hashes: Sequence[str]) -> tuple[list[Path], tuple[str, ...]]:
+    """The traces in the order in which the plan was made from them; refuses all others."""
+    recorded = [record.sha256 for record in plan.inputs.traces]
+    hint = "solve again, or give the trace that the plan was made from with --trace"
+    wrong = [path for path, found in zip(paths, hashes, strict=True) if found not in recorded]
+    if wrong:
+        raise InputError(Problem("not a trace that the plan was made from", Place(str(path)), hint) for path in wrong)
+    if sorted(hashes) != sorted(recorded):
+        message = f"the plan was made from {len(recorded)} traces, {len(set(hashes))} of them are given"
+        raise InputError(Problem(message, TRACE_OPTION, "give each of them once"))
+    by_hash = dict(zip(hashes, paths, strict=True))
+    return [by_hash[one] for one in recorded], tuple(recorded)

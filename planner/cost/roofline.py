@@ -3,6 +3,8 @@
 time = base + per_expert * experts + smooth_max(FLOP / (compute * peak), bytes / (memory * HBM))
        + moved / (activation * HBM)
 
+The curves are in `profiles/gpus/` and `profiles/efficiency.yaml`; `python -m benchmarks accuracy` fits and judges them.
+
 smooth_max(a, b) = (a**p + b**p)**(1/p) with p = 2 or 4. It is convex and grows with both arguments,
 also where one of them dominates, as measured kernels do; see docs/model.md, "Compute".
 """
@@ -16,7 +18,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.inputs.gpu import Gpu, Roofline
+from planner.inputs.efficiency import Curve, Errors
+from planner.inputs.gpu import Gpu
 from planner.inputs.precision import WeightName, compute_format
 from planner.inputs.sourced import Basis
 
@@ -43,26 +46,35 @@ class Kernel:
     exponent: int
     basis: Basis
     source: str
+    errors: Errors | None
     light_s_per_flop: float
     light_s_per_byte: float
 
-    def seconds(self, flop: float, weight_bytes: float, moved_bytes: float = 0.0) -> float:
-        """Time of so much work; see the module."""
-        busy = smooth_max(flop * self.s_per_flop, weight_bytes * self.s_per_byte, self.exponent)
-        return self.base_s + float(busy) + moved_bytes * self.s_per_moved_byte
+    def seconds(self, flop: Number, num_bytes: Number, moved_bytes: Number, experts: Number | float = 0.0) -> Number:
+        """Time of so much work; see the module.
+
+        Args:
+            flop: multiplications and additions.
+            num_bytes: weights or cache entries read.
+            moved_bytes: activations read and written.
+            experts: expert slots of the rank.
+        """
+        busy = smooth_max(flop * self.s_per_flop, num_bytes * self.s_per_byte, self.exponent)
+        return self.base_s + self.per_expert_s * experts + busy + moved_bytes * self.s_per_moved_byte
 
     def light_s(self, flop: float, num_bytes: float) -> float:
         """The speed of light: the datasheet rates alone, both at once."""
         return max(flop * self.light_s_per_flop, num_bytes * self.light_s_per_byte)
 
 
-def kernel(gpu: Gpu, roofline: Roofline, weights: WeightName, basis: Basis, source: str) -> Kernel:
-    """Bind a roofline to a GPU and the format of its weights."""
+def kernel(gpu: Gpu, curve: Curve, weights: WeightName) -> Kernel:
+    """Bind a curve to a GPU and the format of its weights."""
     name, assumed = compute_format(weights, frozenset(gpu.compute))
+    roofline, basis, source = curve.value, curve.basis, curve.source
     peak = gpu.compute[name].value
     hbm = gpu.hbm_bandwidth.value
     activation = roofline.activation or roofline.memory
-    if assumed:
+    if assumed and basis != "fitted":
         basis, source = "assumed", f"{source}; {weights} computes as {name} on {gpu.name}"
     return Kernel(
         base_s=roofline.base,
@@ -73,6 +85,7 @@ def kernel(gpu: Gpu, roofline: Roofline, weights: WeightName, basis: Basis, sour
         exponent=roofline.exponent,
         basis=basis,
         source=source,
+        errors=curve.held_out or curve.fit,
         light_s_per_flop=1.0 / peak,
         light_s_per_byte=1.0 / hbm,
     )
@@ -94,8 +107,3 @@ def slowest_kernel(kernels: Sequence[Kernel]) -> Kernel:
         light_s_per_flop=max(k.light_s_per_flop for k in kernels),
         light_s_per_byte=max(k.light_s_per_byte for k in kernels),
     )
-
-
-def all_reduce_factor(members: int) -> float:
-    """Bytes that each member sends in a ring all-reduce of one byte (nccl-tests: busbw/algbw)."""
-    return 2.0 * (members - 1) / members

@@ -12,11 +12,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.dense import BF16_BYTES, DenseCost, Term, joined_source
+from planner.cost.dense import BF16_BYTES, SHARED_EXPERTS, DenseCost, joined_source
 from planner.cost.grid import Grid
 from planner.cost.instance import Instance
 from planner.cost.ports import Ports
-from planner.inputs.model import LayerRun
+from planner.cost.term import Term
+from planner.inputs.model import LayerRun, MoeFfn
+from planner.inputs.workload import Overlap
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,16 @@ class StageDense:
         fixed_L: NDArray[np.float64] = seconds[list(self.instance.model.kind_of_layer)]
         return fixed_L
 
+    def beside_experts_s(self, overlap: Overlap) -> float:
+        """Least work of a MoE layer, experts left out, that traffic can hide behind."""
+        if overlap == "none":
+            return 0.0
+        layers = [terms for run, terms in self.run_terms.items() if isinstance(run.ffn, MoeFfn)]
+        return min(
+            sum(term.seconds for term in terms if overlap == "two_batch" or term.name == SHARED_EXPERTS)
+            for terms in layers
+        )
+
     @cached_property
     def head(self) -> tuple[Term, ...]:
         """LM head, on the last stage."""
@@ -70,14 +82,17 @@ def _slowest(terms_of_ranks: Sequence[Sequence[Sequence[Term]]]) -> tuple[Term, 
 
 def send_terms(instance: Instance, grid: Grid, following: Grid) -> tuple[Term, ...]:
     """Activations of one micro-batch to the next stage, rank i to rank i, each GPU its part."""
-    constants, split = instance.constants, grid.split
-    ports = Ports(instance.topology, constants.collectives, (*grid.gpus, *following.gpus))
+    split = grid.split
+    collectives = instance.constants.collectives
+    assert collectives.collective is not None, "engines name kernels that have collectives"
+    ports = Ports(instance.topology, collectives.collective_reach, (*grid.gpus, *following.gpus))
     sender_M = np.arange(len(grid.gpus), dtype=np.int64)
     passage = ports.slowest(sender_M, sender_M + len(grid.gpus))
     tokens = instance.step_tokens / (split.micro_batches * split.dp)
     num_bytes = tokens / split.tp * instance.model.hidden_size * BF16_BYTES
-    launch = float(constants.collectives.launch.value + passage.latency_s)
-    source = joined_source(instance.topology.links[passage.level].bandwidth, constants.collectives.launch)
+    figures = collectives.collective
+    launch = float(figures.value.launch + passage.latency_s)
+    source = joined_source(instance.topology.links[passage.level].bandwidth, figures)
     seconds = launch + num_bytes * (1.0 / passage.rate)
     light = num_bytes / passage.light
-    return (Term("pipeline send", seconds, light, constants.collectives.launch.basis, source),)
+    return (Term("pipeline send", seconds, light, figures.basis, source),)

@@ -13,16 +13,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.dense import Term, merged
 from planner.cost.grid import Grid, stages_of
 from planner.cost.instance import Instance
 from planner.cost.moe import LayerTimes, MoeCost, moe_cost
 from planner.cost.stage_dense import StageDense, send_terms
+from planner.cost.term import Term, merged
 from planner.inputs.model import LayerRun
+from planner.inputs.sourced import BASES
 from planner.inputs.workload import Phase
 from planner.plan.placement import Placement, linear, slots_of_ranks
 from planner.plan.split import Split
@@ -131,7 +133,9 @@ def split_cost(
     stages = []
     for number, (grid, following) in enumerate(zip_longest(grids, grids[1:])):
         if grid.pattern not in alike:
-            alike[grid.pattern] = (moe_cost(instance, grid), StageDense(instance, grid))
+            dense = StageDense(instance, grid)
+            beside_s = dense.beside_experts_s(instance.constants.communication.overlap)
+            alike[grid.pattern] = (moe_cost(instance, grid, beside_s), dense)
         moe, dense = alike[grid.pattern]
         send: tuple[Term, ...] = ()
         if following is not None:
@@ -231,8 +235,8 @@ def untraced_S(cost: SplitCost, stage: StageCost) -> Floats:
 def breakdown(cost: SplitCost, cuts: Cuts, placement: Placement, prediction: Prediction) -> tuple[Term, ...]:
     """The step's time as terms that add up to it.
 
-    Terms are summed over stages for one pass of one micro-batch; what pipelining adds stands in a
-    term of its own.
+    With one stage, terms are those of all micro-batches; with several, of one micro-batch summed over
+    stages, and what pipelining adds stands in a term of its own.
     """
     terms: list[Term] = []
     instance = cost.instance
@@ -241,12 +245,11 @@ def breakdown(cost: SplitCost, cuts: Cuts, placement: Placement, prediction: Pre
             terms += stage.run_terms[instance.model.layer_list[layer]]
         terms += _moe_terms(cost, stage, layers, placement, prediction)
         terms += stage.extra_terms(last=number == len(cuts) - 1)
-    found = merged(terms)
+    if cost.split.pp == 1:
+        return tuple(term.times(cost.split.micro_batches) for term in merged(terms))
     pipeline = prediction.step_s - float(prediction.tau_K.sum())
-    if cost.split.pp > 1 or cost.split.micro_batches > 1:
-        source = f"{cost.split.micro_batches} micro-batches through {cost.split.pp} stages"
-        found = (*found, Term("pipeline: further micro-batches", pipeline, 0.0, "assumed", source))
-    return found
+    source = f"{cost.split.micro_batches} micro-batches through {cost.split.pp} stages"
+    return (*merged(terms), Term("pipeline: further micro-batches", pipeline, 0.0, "assumed", source))
 
 
 def _moe_terms(
@@ -265,18 +268,29 @@ def _moe_terms(
         combine += weight * float(times.combine_S.mean())
         total += weight * float(times.total_S.mean())
     light = _moe_light(cost, stage, traced, placement)
-    constants = cost.instance.constants
-    kernel = stage.moe.kernels_C[0]
-    hidden = constants.efficiency.overlap
-    travel = constants.kernel.scale_out if cost.instance.topology.num_nodes > 1 else constants.kernel.scale_up
+    moe, kernel = stage.moe, stage.moe.kernels_C[0]
+    hidden = cost.instance.overlap(int(stage.grid.kind_G[0]))
     terms = [
-        Term("experts", expert, light[0] + untraced * light[3], kernel.basis, kernel.source),
-        Term("dispatch", dispatch, light[1] + untraced * light[4], travel.basis, travel.source),
-        Term("combine", combine, light[2] + untraced * light[5], travel.basis, travel.source),
+        Term("experts", expert, light[0] + untraced * light[3], kernel.basis, kernel.source, kernel.errors),
+        _way("dispatch", dispatch, light[1] + untraced * light[4], cost, moe.dispatch_fixed),
+        _way("combine", combine, light[2] + untraced * light[5], cost, moe.combine_fixed),
     ]
-    if stage.moe.overlap:
-        terms.append(Term("hidden by overlap", total - expert - dispatch - combine, 0.0, hidden.basis, hidden.source))
+    if cost.instance.constants.communication.overlap != "none":
+        saved = total - expert - dispatch - combine
+        terms.append(Term("hidden by overlap", saved, 0.0, hidden.basis, hidden.source))
     return [term for term in terms if term.seconds]
+
+
+def _way(name: Literal["dispatch", "combine"], seconds: float, light: float, cost: SplitCost, fixed: Term) -> Term:
+    """A dispatch or combine of a stage, and what its constants rest on."""
+    if fixed.source:
+        return Term(name, seconds, light, fixed.basis, fixed.source, fixed.errors)
+    kernel, several = cost.instance.constants.kernel, cost.instance.topology.num_nodes > 1
+    way = kernel.dispatch if name == "dispatch" else kernel.combine
+    travel = kernel.scale_out if several else kernel.scale_up
+    basis = max(way.basis, travel.basis, key=BASES.index)
+    source = "; ".join(dict.fromkeys(text for text in (way.source, travel.source) if text))
+    return Term(name, seconds, light, basis, source, way.held_out or way.fit)
 
 
 def _moe_light(
@@ -302,11 +316,12 @@ def _moe_light(
     if len(every) < len(instance.model.moe_layer_ids):
         all_expert, all_volume = light_of(every, [cost.linear_P(stage)] * len(every))
         mean_expert, mean_volume = all_expert / len(every), all_volume / len(every)
+    fixed = moe.dispatch_fixed.light_s, moe.combine_fixed.light_s
     return (
         expert,
-        volume * moe.dispatch_bytes,
-        volume * moe.combine_bytes,
+        volume * moe.dispatch_bytes + len(traced) * fixed[0],
+        volume * moe.combine_light_bytes + len(traced) * fixed[1],
         mean_expert,
-        mean_volume * moe.dispatch_bytes,
-        mean_volume * moe.combine_bytes,
+        mean_volume * moe.dispatch_bytes + fixed[0],
+        mean_volume * moe.combine_light_bytes + fixed[1],
     )

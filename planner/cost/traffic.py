@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from planner.cost.grid import EpGroup, Grid
 from planner.cost.instance import LayerLoad
 from planner.cost.ports import Bottleneck, Ports
-from planner.inputs.kernels import KernelFile
+from planner.inputs.kernels import Reach
 from planner.inputs.workload import Dedup
 
 Floats = NDArray[np.float64]
@@ -113,9 +113,24 @@ class Exchange:
         return np.concatenate(columns, axis=1)
 
 
-def exchange_of(grid: Grid, dedup: Dedup, kernel: KernelFile) -> Exchange:
+def no_exchange(grid: Grid, dedup: Dedup) -> Exchange:
+    """No all-to-all: nothing that depends on the placement travels."""
+    return Exchange(
+        dedup=dedup,
+        num_ranks=grid.split.ep,
+        node_R=_node_R(grid),
+        partitions=(),
+        blocks=(),
+        row_s_R=np.zeros(grid.split.ep),
+        latency_s=0.0,
+        alike=True,
+        interchangeable=_even(grid),
+    )
+
+
+def exchange_of(grid: Grid, dedup: Dedup, reach: Reach) -> Exchange:
     """The all-to-alls of a stage, bound to its links."""
-    ports = Ports(grid.topology, kernel, grid.gpus)
+    ports = Ports(grid.topology, reach, grid.gpus)
     partitions: dict[bytes, Ints] = {}
     blocks: list[Block] = []
     shared = [neck for neck in ports.bottlenecks if not neck.is_own]
@@ -131,7 +146,7 @@ def exchange_of(grid: Grid, dedup: Dedup, kernel: KernelFile) -> Exchange:
     return Exchange(
         dedup=dedup,
         num_ranks=grid.split.ep,
-        node_R=grid.every_group[0].unit_VR[grid.topology.file.node_level],
+        node_R=_node_R(grid),
         partitions=tuple(partitions.values()),
         blocks=tuple(blocks),
         row_s_R=_row_s_R(grid, ports),
@@ -284,6 +299,11 @@ def _latency_s(grid: Grid, ports: Ports) -> float:
         slow = [pair.latency_s for pair in ports.slow_pairs if inside >= set(pair.ends)]
         slowest = max([slowest, *slow])
     return slowest
+
+
+def _node_R(grid: Grid) -> Ints:
+    nodes: Ints = grid.every_group[0].unit_VR[grid.topology.file.node_level]
+    return nodes
 
 
 def _alike(grid: Grid, ports: Ports) -> bool:

@@ -25,6 +25,7 @@ TOP_K: Final = (
 SHARED: Final = ("n_shared_experts", "moe_num_shared_experts", "num_shared_experts", "num_shared_expert")
 
 _LIMIT: Final = 10**9
+_OF_THE_WHOLE: Final = ("tie_word_embeddings",)  # the LM head belongs to the outer model
 
 
 class ConfigReader:
@@ -32,7 +33,10 @@ class ConfigReader:
 
     def __init__(self, data: dict[str, Any], file: str, log: ProblemLog, prefix: str = "") -> None:
         inner = data.get("text_config")
-        self.values: dict[str, Any] = {**data, **inner} if isinstance(inner, dict) else data
+        self.values = data
+        if isinstance(inner, dict):
+            outer = {name: data[name] for name in _OF_THE_WHOLE if data.get(name) is not None}
+            self.values = {**data, **inner, **outer}
         self.file = file
         self.log = log
         self.prefix = prefix

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from planner.inputs.documents import Frozen
+from planner.inputs.efficiency import Efficiency
 from planner.inputs.engines import CopyRule, EngineMemory
-from planner.inputs.gpu import Efficiency
 from planner.inputs.kernels import KernelFile
 from planner.inputs.precision import Precision
 from planner.inputs.workload import Communication
@@ -21,8 +21,10 @@ class Constants(Frozen):
     """The communication kernel."""
     collectives: KernelFile
     """The kernel of tensor-parallel collectives and pipeline sends."""
+    small_collectives: KernelFile | None = None
+    """What the engine runs instead for small tensors inside a scale-up domain, where that is faster."""
     efficiency: Efficiency
-    """What kernels reach on the GPU: its own fit, or the default for unmeasured ones."""
+    """What kernels reach where a GPU of the topology has no curve of its own."""
     engine_memory: EngineMemory
     """Memory of a GPU that the model cannot use."""
     copy_rule: CopyRule

@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from planner.errors import InputError, Place, ProblemLog, UsageError
+from planner.errors import InputError, Place, Problem, ProblemLog, UsageError
 from planner.inputs import documents, profiles
 from planner.inputs.checkpoint import INDEX_NAME, checkpoint_files, read_config, weight_warnings
 from planner.inputs.documents import Frozen
+from planner.inputs.efficiency import Efficiency, load_default_efficiency
 from planner.inputs.engines import EngineFile, EngineMemory, Share, load_engine
-from planner.inputs.gpu import Efficiency
 from planner.inputs.huggingface import model_from_config
-from planner.inputs.kernels import KernelFile, as_used
+from planner.inputs.kernels import KernelFile, as_used, on_machine
 from planner.inputs.model import Model
 from planner.inputs.named_files import (
     MODEL_OPTION,
     OPTIONS,
-    TOPOLOGY_OPTION,
-    TRACE_OPTION,
     Named,
     existing_file,
+    named_in,
     topology_of,
     trace_paths,
 )
 from planner.inputs.precision import ActivationName, Precision, WeightName
-from planner.inputs.strict_yaml import Key, read_yaml
+from planner.inputs.strict_yaml import read_yaml
 from planner.inputs.topology import Topology
 from planner.inputs.units import Duration, Percentage
-from planner.inputs.workload import Communication, Dedup, Workload
+from planner.inputs.workload import Communication, Dedup, Overlap, Workload
 
 LIMIT_DEGREE: Final = 1 << 16
 LIMIT_COPIES: Final = 1 << 16
+_KERNEL: Final = ("communication", "kernel")
 Degree = Annotated[int, Field(ge=1, le=LIMIT_DEGREE)]
 
 
@@ -62,6 +63,9 @@ class CommunicationSection(Frozen):
     """A kernel profile; default: the engine's for this phase, without engine all-to-all."""
     dedup: Dedup | None = None
     """Which copies of a token are sent: one per expert, GPU or node; default: the kernel's for this phase."""
+    overlap: Overlap | None = None
+    """What traffic hides behind: none, the shared experts, or (two_batch) the other of two micro-batches;
+    default: the engine's for this phase."""
 
 
 class SplitPins(Frozen):
@@ -140,13 +144,6 @@ class DeploymentFile(Frozen):
     checks: ChecksSection = ChecksSection()
     """Thresholds for `ep-plan check`."""
 
-    @field_validator("traces")
-    @classmethod
-    def _no_trace_twice(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(value)) < len(value):
-            raise ValueError("a trace stands twice: its windows would count double")
-        return value
-
 
 @dataclass(frozen=True)
 class Overrides:
@@ -163,6 +160,10 @@ class Overrides:
     seed: int | None = None
 
 
+LookAtTraces = Callable[[Sequence[Path], Model | None], Sequence[Problem]]
+"""Finds what is wrong with traces, and with the model, if it could be read, what does not go with it."""
+
+
 @dataclass(frozen=True)
 class Deployment:
     """Everything that solving needs, looked up and checked, traces not yet read."""
@@ -177,6 +178,7 @@ class Deployment:
     communication: Communication
     kernel: KernelFile
     collectives: KernelFile
+    small_collectives: KernelFile | None
     default_efficiency: Efficiency
     engine_memory: EngineMemory
     workload: Workload
@@ -186,37 +188,40 @@ class Deployment:
     warnings: tuple[str, ...] = ()
 
 
-def load_deployment(path: Path, overrides: Overrides | None = None) -> Deployment:
+def load_deployment(
+    path: Path, overrides: Overrides | None = None, look_at_traces: LookAtTraces | None = None
+) -> Deployment:
     """Read a deployment and all files it names, traces excepted.
+
+    Args:
+        path: the deployment file.
+        overrides: what the command line says instead.
+        look_at_traces: called if anything is wrong; its problems are told with the others.
 
     Raises:
         InputError: with the problems of all files.
         UsageError: the deployment does not exist, or an option is wrong; also with all problems.
     """
     given = overrides or Overrides()
-    file, document = documents.load(path, DeploymentFile, "deployment")
-    file = _overridden(file, given)
+    document = read_yaml(path, keep_duplicates=True)
+    documents.check_kind(document, DeploymentFile, "deployment")
     log = ProblemLog()
-
-    def named(text: str, key: Key, option: Place, from_option: bool) -> Named:
-        return Named(text, Path(), option) if from_option else Named(text, path.parent, document.place(key))
-
-    model_named = named(file.model, ("model",), MODEL_OPTION, given.model is not None)
-    topology_named = named(file.topology, ("topology",), TOPOLOGY_OPTION, given.topology is not None)
-    traces_named = [
-        named(text, ("traces", index), TRACE_OPTION, bool(given.traces)) for index, text in enumerate(file.traces)
-    ]
-    found = _tried(log, lambda: _model(model_named))
-    topology_found = _tried(log, lambda: topology_of(topology_named, given.gpus))
-    engine = _tried(log, lambda: load_engine(file.engine, document.place(("engine",))))
-    kernel_name = file.communication.kernel or (engine.kernel[file.workload.phase] if engine else "all-to-all")
-    where = document.place(("communication", "kernel"))
-    kernel = _tried(log, lambda: load_kernel(kernel_name, where))
+    file = _tried(log, lambda: _overridden(documents.validate(document, DeploymentFile, "deployment"), given))
+    options = (given.model, given.topology, given.traces)
+    model_named, topology_named, traces_named = named_in(document, path.parent, *options)
+    found = _tried(log, lambda: model_named and _model(model_named))
+    topology_found = _tried(log, lambda: topology_named and topology_of(topology_named, given.gpus))
+    engine = _tried(log, lambda: file and load_engine(file.engine, document.place(("engine",))))
+    machine = topology_found[0] if topology_found else None
+    kernel_name = _kernel_name(file, engine, machine) if file else ""
+    kernel = _tried(log, lambda: file and load_kernel(kernel_name, document.place(_KERNEL)))
     traces = trace_paths(traces_named, log)
+    if log.problems and look_at_traces is not None:
+        log.extend(look_at_traces(traces, found[0] if found else None))
     if any(problem.where in OPTIONS for problem in log.problems):
         raise UsageError.of(log.problems)
     log.raise_if_any()
-    assert None not in (found, topology_found, engine, kernel), "a missing part was noted as a problem"
+    assert None not in (file, found, topology_found, engine, kernel), "a missing part was noted as a problem"
     model, warnings, model_paths = found
     topology, topology_paths = topology_found
     return Deployment(
@@ -230,9 +235,11 @@ def load_deployment(path: Path, overrides: Overrides | None = None) -> Deploymen
         communication=Communication(
             kernel=kernel_name,
             dedup=file.communication.dedup or getattr(kernel.dedup, file.workload.phase),
+            overlap=file.communication.overlap or engine.overlap.get(file.workload.phase, "none"),
         ),
-        kernel=as_used(kernel, engine.buffers.get(kernel_name)),
-        collectives=load_kernel(engine.collectives),
+        kernel=as_used(_on(topology, kernel, kernel_name), engine.buffers.get(kernel_name)),
+        collectives=_on(topology, load_kernel(engine.collectives), engine.collectives),
+        small_collectives=_small_collectives(engine, topology),
         default_efficiency=load_default_efficiency(),
         engine_memory=_engine_memory(engine, file.memory_share),
         workload=file.workload,
@@ -240,6 +247,25 @@ def load_deployment(path: Path, overrides: Overrides | None = None) -> Deploymen
         read_paths=(path, *model_paths, *topology_paths, *traces),
         warnings=warnings,
     )
+
+
+def _kernel_name(file: DeploymentFile, engine: EngineFile | None, topology: Topology | None) -> str:
+    """The kernel that is asked for, else the one that the engine runs unless told otherwise."""
+    if file.communication.kernel is not None:
+        return file.communication.kernel
+    if engine is None:
+        return "all-to-all"
+    one_node = topology is not None and topology.num_nodes == 1
+    return engine.one_node_kernel if one_node and engine.one_node_kernel else engine.kernel[file.workload.phase]
+
+
+def _on(topology: Topology, kernel: KernelFile, name: str) -> KernelFile:
+    return on_machine(kernel, name, [gpu.name for gpu in topology.kinds], topology.file.calibration)
+
+
+def _small_collectives(engine: EngineFile, topology: Topology) -> KernelFile | None:
+    name = engine.small_collectives
+    return None if name is None else _on(topology, load_kernel(name), name)
 
 
 def _tried(log: ProblemLog, read: Any) -> Any:
@@ -290,8 +316,6 @@ class PublishedSize(Frozen):
     other_billion: Annotated[float, Field(ge=0)] = 0.0
     """Part of the total that is not in the language model: a vision tower."""
     source: str
-    differs: str = ""
-    """Why the count is more than 1 % away from the total, where it is."""
 
 
 class ConfigFile(Frozen):
@@ -326,7 +350,7 @@ def read_model(path: Path) -> Model:
     if path.suffix not in (".yaml", ".yml"):
         config = path.with_name("config.json") if path.name == INDEX_NAME else path
         return model_from_config(read_config(config), str(config))
-    document = read_yaml(path)
+    document = read_yaml(path, keep_duplicates=True)
     if isinstance(document.data, dict) and document.data.get("schema") == "ep-plan/config/1":
         shipped = documents.validate(document, ConfigFile, "config")
         model = model_from_config(shipped.config, str(path))
@@ -361,13 +385,6 @@ def load_kernel(name: str, where: Place | None = None) -> KernelFile:
     """Read a communication kernel profile."""
     kernel, _ = documents.load(profiles.path_of("kernels", name, where), KernelFile, "kernel")
     return kernel
-
-
-def load_default_efficiency() -> Efficiency:
-    """What kernels reach on a GPU that nobody measured: assumed."""
-    path = profiles.folder() / "efficiency.yaml"
-    efficiency, _ = documents.load(path, Efficiency, "efficiency")
-    return efficiency
 
 
 def parse_split(text: str) -> dict[str, int]:

@@ -62,7 +62,7 @@ def load(path: Path, record: type[Record], kind: str) -> tuple[Record, Document]
         InputError: with all problems of the file, each with line and column.
         UsageError: the file cannot be opened.
     """
-    document = read_yaml(path)
+    document = read_yaml(path, keep_duplicates=True)
     return validate(document, record, kind), document
 
 
@@ -72,35 +72,42 @@ def validated(record: type[Record], values: Any) -> Record:
 
 
 def validate(document: Document, record: type[Record], kind: str) -> Record:
-    """Check the schema line and every value of a document already read."""
-    data = document.data
-    if not isinstance(data, dict):
-        message = f"a {kind} file is a mapping of keys to values"
-        raise InputError(Problem(message, Place(document.file, 1, 1), f"begin with: schema: ep-plan/{kind}/1"))
-    problems = _schema_problems(document, kind)
-    values = {key: value for key, value in data.items() if key != "schema"}
+    """Check the schema line, the keys and every value of a document already read."""
+    check_kind(document, record, kind)
+    problems = list(document.duplicates)
+    if document.data.get("schema") is None:
+        problems.append(_no_schema(document, kind))
+    values = {key: value for key, value in document.data.items() if key != "schema"}
     try:
         made = validated(record, values)
     except ValidationError as error:
         problems += problems_of(error, document, record)
-        raise InputError(problems) from None
+        raise InputError(sorted(problems, key=lambda problem: _order(problem.where))) from None
     if problems:
         raise InputError(problems)
     return made
 
 
-def _schema_problems(document: Document, kind: str) -> list[Problem]:
-    wanted = f"ep-plan/{kind}/1"
-    schema = document.data.get("schema")
-    if schema == wanted:
-        return []
-    hint = f"expected: schema: {wanted}"
-    if schema is None:
-        return [Problem("the schema line is missing", Place(document.file, 1, 1, "schema"), hint)]
+def check_kind(document: Document, record: type[BaseModel], kind: str) -> None:
+    """Refuse a document of another kind or version, about whose keys nothing useful could be said."""
+    data, wanted = document.data, f"ep-plan/{kind}/1"
+    if not isinstance(data, dict):
+        message = f"a {kind} file is a mapping of keys to values"
+        raise InputError(Problem(message, Place(document.file, 1, 1), f"begin with: schema: {wanted}"))
+    schema = data.get("schema")
+    if schema is None and data.keys().isdisjoint(record.model_fields):
+        raise InputError(_no_schema(document, kind))
+    if schema is None or schema == wanted:
+        return
     where = document.place(("schema",))
     if isinstance(schema, str) and schema.startswith(f"ep-plan/{kind}/"):
-        return [Problem(f"{schema}: this version of ep-plan reads {wanted}", where, "upgrade ep-plan")]
-    return [Problem(f"{schema!r} is not a {kind} file", where, hint)]
+        raise InputError(Problem(f"{schema}: this version of ep-plan reads {wanted}", where, "upgrade ep-plan"))
+    raise InputError(Problem(f"{schema!r} is not a {kind} file", where, f"expected: schema: {wanted}"))
+
+
+def _no_schema(document: Document, kind: str) -> Problem:
+    hint = f"expected: schema: ep-plan/{kind}/1"
+    return Problem("the schema line is missing", Place(document.file, 1, 1, "schema"), hint)
 
 
 def problems_of(error: ValidationError, document: Document, record: type[BaseModel]) -> list[Problem]:
@@ -230,7 +237,7 @@ def parse_json(text: str, file: str, *, infinity: bool = False) -> Any:
         if len(made) < len(items):
             names = [name for name, _ in items]
             twice = next(name for name in names if names.count(name) > 1)
-            raise InputError(Problem(f"key {twice!r} stands twice in one object", Place(file)))
+            raise InputError(_duplicates(text, file) or Problem(f"key {twice!r} stands twice", Place(file)))
         return made
 
     def constant(name: str) -> Any:
@@ -252,6 +259,14 @@ def parse_json(text: str, file: str, *, infinity: bool = False) -> Any:
         raise InputError(Problem("nested too deeply for a JSON file", Place(file))) from None
     except ValueError as error:  # integers of thousands of digits
         raise InputError(Problem(f"not valid JSON: {error}", Place(file))) from None
+
+
+def _duplicates(text: str, file: str) -> tuple[Problem, ...]:
+    """All keys of a JSON text that stand twice, with their places, if the YAML reader can tell them."""
+    try:
+        return parse_yaml(text, file, keep_duplicates=True).duplicates
+    except InputError:  # larger or deeper than a YAML file may be
+        return ()
 
 
 def document_of_json(path: Path, data: Any) -> Document:

@@ -19,7 +19,7 @@ from planner.inputs.documents import Frozen
 from planner.inputs.kernels import EngineBuffer
 from planner.inputs.sourced import Basis, Sourced
 from planner.inputs.units import Percentage, SizeOrZero
-from planner.inputs.workload import Phase
+from planner.inputs.workload import Overlap, Phase
 
 CopyRule = Literal["even"]
 ExpertGrid = Literal["all_or_none", "one_remainder", "no_copies", "two_grids", "free"]
@@ -98,8 +98,14 @@ class EngineFile(Frozen):
     """How the copies of an expert share its tokens."""
     kernel: dict[Phase, str]
     """Communication kernel by phase."""
+    one_node_kernel: str | None = None
+    """What it runs instead on a single node unless told otherwise; null: the same."""
+    overlap: dict[Phase, Overlap] = Field(default_factory=dict)
+    """What traffic hides behind, by phase; a phase left out: nothing."""
     collectives: str = "nccl"
     """Kernel of tensor-parallel collectives and pipeline sends."""
+    small_collectives: str | None = None
+    """Kernel of collectives of small tensors inside a scale-up domain; null: the same as of large ones."""
     buffers: dict[str, EngineBuffer] = Field(default_factory=dict)
     """Sizes that it asks of a kernel's buffer, by kernel."""
     memory: EngineMemory

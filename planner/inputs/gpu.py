@@ -2,57 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 from pydantic import Field, field_validator
 
 from planner.errors import Place
 from planner.inputs import documents, profiles
 from planner.inputs.documents import Frozen
+from planner.inputs.efficiency import Efficiency
 from planner.inputs.fabrics import known_fabric
 from planner.inputs.precision import COMPUTE_ORDER
 from planner.inputs.sourced import Sourced
-from planner.inputs.units import ComputeRate, Duration, Percentage, Rate, Size
+from planner.inputs.units import ComputeRate, Rate, Size
 
 INLINE_GPU: Final = f"""memory, hbm_bandwidth and compute (dense rates of any of {", ".join(COMPUTE_ORDER)}), inline:
 gpu: {{memory: 80 GiB, hbm_bandwidth: 3.35 TB/s, compute: {{bf16: 989 TFLOP/s, fp8: 1979 TFLOP/s}}}}"""
-
-
-class Roofline(Frozen):
-    """How a kernel family falls short of the speed of light; see docs/model.md, "Compute".
-
-    time = base + per_expert * experts + (a**exponent + b**exponent)**(1/exponent) + moved,
-    a = FLOP / (compute * peak), b = weight bytes / (memory * HBM), moved = rows in and out /
-    (activation * HBM).
-    """
-
-    base: Duration
-    """Constant time of one launch."""
-    per_expert: Duration = 0.0
-    """Further time per expert slot."""
-    compute: Percentage
-    """Part of the peak compute rate reached."""
-    memory: Percentage
-    """Part of the HBM bandwidth reached when reading weights."""
-    activation: Percentage | None = None
-    """Part of the HBM bandwidth reached when moving rows; default: as memory."""
-    exponent: Literal[2, 4] = 4
-    """Sharpness of the smooth maximum."""
-
-
-class Efficiency(Frozen):
-    """What kernels reach on a GPU, by kind of work."""
-
-    experts: Sourced[Roofline]
-    """Grouped GEMM over the experts of a rank."""
-    gemm: Sourced[Roofline]
-    """Dense GEMM: projections, router, dense and shared parts, LM head."""
-    attention_prefill: Sourced[Roofline]
-    """Attention over the prompt."""
-    attention_decode: Sourced[Roofline]
-    """Attention over the KV cache, one token per sequence."""
-    overlap: Sourced[Percentage]
-    """Part of the shorter of expert time and traffic time that hides behind the longer."""
 
 
 class Gpu(Frozen):
@@ -67,7 +31,7 @@ class Gpu(Frozen):
     compute: Annotated[dict[str, Sourced[ComputeRate]], Field(min_length=1)]
     """Dense compute rates by format, e.g. {bf16: 989 TFLOP/s, fp8: 1979 TFLOP/s}."""
     efficiency: Efficiency | None = None
-    """What kernels reach; default: profiles/efficiency.yaml."""
+    """What kernels reach; what is left out comes from profiles/efficiency.yaml."""
     scale_up: str | None = None
     """Fabric that joins such GPUs directly, e.g. nvlink-4; none: they meet over the host."""
     bridge: str | None = None

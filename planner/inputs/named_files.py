@@ -10,6 +10,7 @@ from typing import Final
 
 from planner.errors import InputError, Place, Problem, ProblemLog
 from planner.files import why_no_file
+from planner.inputs.strict_yaml import Document
 from planner.inputs.topology import Topology, load_topology, topology_of_nodes
 
 MODEL_OPTION: Final = Place("--model")
@@ -18,7 +19,7 @@ TRACE_OPTION: Final = Place("--trace")
 OPTIONS: Final = (MODEL_OPTION, TOPOLOGY_OPTION, TRACE_OPTION)
 """Places of values that the command line gives instead of the file: what is wrong there is wrong usage."""
 
-_NODES: Final = re.compile(r"\s*(\d{1,6})\s*[x×*]\s*([A-Za-z0-9._-]+)\s*")
+_NODES: Final = re.compile(r"\s*(\d{1,40})\s*[x×*]\s*([A-Za-z0-9._-]+)\s*")
 _SUFFIXES: Final = (".json", ".yaml", ".yml")
 
 
@@ -41,6 +42,36 @@ class Named:
     def is_profile(self) -> bool:
         """Whether this can only be the name of a profile."""
         return "/" not in self.text and not self.text.endswith(_SUFFIXES) and not self.path.exists()
+
+
+def named_in(
+    document: Document, folder: Path, model: str | None, topology: str | None, traces: Sequence[str]
+) -> tuple[Named | None, Named | None, list[Named]]:
+    """Model, topology and traces of a deployment, as far as they are named: other things in it may be wrong.
+
+    Args:
+        document: the deployment, a mapping.
+        folder: where it lies.
+        model: what the command line says instead, if anything; so, too, the next two.
+        topology: the same.
+        traces: the same.
+    """
+
+    def one(key: str, instead: str | None, option: Place) -> Named | None:
+        if instead is not None:
+            return Named(instead, Path(), option)
+        text = document.data.get(key)
+        return Named(text, folder, document.place((key,))) if isinstance(text, str) and text else None
+
+    listed = document.data.get("traces")
+    found = [
+        Named(text, folder, document.place(("traces", index)))
+        for index, text in enumerate(listed if isinstance(listed, list) else [])
+        if isinstance(text, str)
+    ]
+    if traces:
+        found = [Named(text, Path(), TRACE_OPTION) for text in traces]
+    return one("model", model, MODEL_OPTION), one("topology", topology, TOPOLOGY_OPTION), found
 
 
 def existing_file(named: Named) -> Path:

@@ -48,7 +48,8 @@ def weight_formats(config: ConfigReader) -> tuple[WeightName, WeightName]:
         return plain, plain
     section = config.inside("quantization_config")
     experts, dense = _quantised(section, plain)
-    if config.values.get("expert_dtype") == "fp4":  # DeepSeek-V4: fp4 with a shared exponent per 32
+    if "fp4" in (config.values.get("expert_dtype"), section.values.get("expert_dtype")):
+        # DeepSeek-V4: fp4 with a shared exponent per 32
         experts = experts if experts == "nvfp4" else "mxfp4"
     return experts, plain if _attention_is_plain(section) else dense
 

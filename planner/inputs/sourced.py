@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, model_validator
 
 from planner.inputs.documents import Frozen
 
 # measured: on the very machine, or for a shipped profile on such a machine; fitted: to published
-# measurements of such a machine; datasheet: the vendor's figure; given: written by the user;
-# assumed: nobody measured it here.
-Basis = Literal["measured", "fitted", "datasheet", "given", "assumed"]
+# measurements of such a machine; transferred: fitted to another machine or format; datasheet: the
+# vendor's figure; given: written by the user; assumed: nobody measured it here.
+Basis = Literal["measured", "fitted", "transferred", "datasheet", "given", "assumed"]
+BASES: Final[tuple[Basis, ...]] = get_args(Basis)
+"""From what is known best to what is known least."""
 
 Value = TypeVar("Value")
 

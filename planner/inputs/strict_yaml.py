@@ -41,6 +41,8 @@ class Document:
     data: Any
     positions: dict[Key, tuple[int, int]]
     key_positions: dict[Key, tuple[int, int]]
+    duplicates: tuple[Problem, ...] = ()
+    """Keys that stand twice, for a reader that tells them with all else that is wrong."""
 
     def place(self, key: Key, *, of_key: bool = False) -> Place:
         """The place of a value (or of the key itself); of the nearest parent if it is absent."""
@@ -60,13 +62,20 @@ def key_text(key: Key) -> str:
     return text
 
 
-def read_yaml(path: Path) -> Document:
+def read_yaml(path: Path, *, keep_duplicates: bool = False) -> Document:
     """Read one YAML (or JSON) document; raises `InputError` with a place, or `UsageError`."""
-    return parse_yaml(read_text(path, limit_bytes=LIMIT_BYTES), str(path))
+    text = read_text(path, limit_bytes=LIMIT_BYTES)
+    return parse_yaml(text, str(path), keep_duplicates=keep_duplicates)
 
 
-def parse_yaml(text: str, file: str) -> Document:
-    """Parse the text of one document; `file` is what error messages call it."""
+def parse_yaml(text: str, file: str, *, keep_duplicates: bool = False) -> Document:
+    """Parse the text of one document.
+
+    Args:
+        text: the document.
+        file: what error messages call it.
+        keep_duplicates: leave it to the caller to refuse `Document.duplicates`.
+    """
     builder = _Builder(file)
     try:
         for event in yaml.parse(text, Loader=_LOADER):
@@ -83,9 +92,9 @@ def parse_yaml(text: str, file: str) -> Document:
         raise InputError(Problem(f"not valid YAML: {what}", where)) from None
     except RecursionError:
         raise InputError(Problem(f"nested deeper than {LIMIT_DEPTH} levels", Place(file))) from None
-    if builder.problems:
-        raise InputError(builder.problems)
-    return Document(file, builder.root, builder.positions, builder.key_positions)
+    if builder.duplicates and not keep_duplicates:
+        raise InputError(builder.duplicates)
+    return Document(file, builder.root, builder.positions, builder.key_positions, tuple(builder.duplicates))
 
 
 @dataclass
@@ -105,7 +114,7 @@ class _Builder:
         self.root: Any = None
         self.positions: dict[Key, tuple[int, int]] = {}
         self.key_positions: dict[Key, tuple[int, int]] = {}
-        self.problems: list[Problem] = []
+        self.duplicates: list[Problem] = []
         self._open: list[_Open] = []
         self._documents = 0
         self._nodes = 0
@@ -151,7 +160,7 @@ class _Builder:
         if name in parent.container:
             first = self.key_positions[key][0]
             message = f"duplicate key (first on line {first})"
-            self.problems.append(Problem(message, self._place(event, key)))
+            self.duplicates.append(Problem(message, self._place(event, key)))
         parent.pending_key = name
         self.key_positions[key] = _position(event)
 
@@ -199,7 +208,7 @@ class _Builder:
         return Place(self.file, *_position(event), key_text(key))
 
     def _fatal(self, event: yaml.Event, message: str, hint: str = "") -> InputError:
-        return InputError([*self.problems, Problem(message, self._place(event), hint)])
+        return InputError([*self.duplicates, Problem(message, self._place(event), hint)])
 
 
 def _position(event: yaml.Event) -> tuple[int, int]:

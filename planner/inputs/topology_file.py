@@ -10,9 +10,11 @@ from pydantic import Field, model_validator
 
 from planner.inputs.documents import Sparse
 from planner.inputs.gpu import Gpu
+from planner.inputs.kernels import Calibration
 from planner.inputs.links import Gone, GroupLink, Link, PairLink
 
 LIMIT_GPUS: Final = 1 << 16
+LIMIT_LINKS: Final = 8
 _INSTEAD: Final = "give gpu, nodes and gpus_per_node, or groups: [{gpu: h200-sxm, nodes: 1, gpus_per_node: 8}, ...]"
 
 
@@ -29,7 +31,7 @@ class NodeGroup(Sparse):
     """GPUs of each node."""
     gpus: Annotated[tuple[str | Gpu, ...], Field(min_length=1, max_length=1024)] | None = None
     """Instead of gpu and gpus_per_node, where a node holds different GPUs: one for each, in order."""
-    links: Annotated[tuple[GroupLink, ...], Field(max_length=8)] = ()
+    links: Annotated[tuple[GroupLink, ...], Field(max_length=LIMIT_LINKS)] = ()
     """Levels at which these nodes differ from `links` of the topology."""
 
     @model_validator(mode="after")
@@ -57,7 +59,7 @@ class TopologyFile(Sparse):
     """A topology.yaml."""
 
     optional_keys: ClassVar[frozenset[str]] = frozenset(
-        {"gpu", "nodes", "gpus_per_node", "groups", "out_of_service", "overrides"}
+        {"gpu", "nodes", "gpus_per_node", "groups", "out_of_service", "overrides", "calibration"}
     )
 
     gpu: str | Gpu | None = None
@@ -68,12 +70,14 @@ class TopologyFile(Sparse):
     """GPUs of each node."""
     groups: Annotated[tuple[NodeGroup, ...], Field(max_length=1024)] = ()
     """Instead of gpu, nodes and gpus_per_node: groups of nodes with different GPUs, or counts of them."""
-    links: Annotated[tuple[Link, ...], Field(min_length=1, max_length=8)]
+    links: Annotated[tuple[Link, ...], Field(min_length=1, max_length=LIMIT_LINKS)]
     """Link levels, innermost first."""
     out_of_service: Annotated[tuple[Gone, ...], Field(max_length=LIMIT_GPUS)] = ()
     """GPUs that are there but must not be used. Plans number the others."""
     overrides: Annotated[tuple[PairLink, ...], Field(max_length=4096)] = ()
     """Pairs of GPUs or nodes whose link is slower than its level; the last one said of a pair holds."""
+    calibration: Annotated[tuple[Calibration, ...], Field(max_length=64)] = ()
+    """Figures of communication kernels that were measured on this machine; they replace the shipped ones."""
 
     # --- the same in other words ------------------------------------------------------------------
 
@@ -154,6 +158,10 @@ class TopologyFile(Sparse):
             unknown = [link.level for link in group.links if link.level not in names]
             if unknown:
                 raise ValueError(f"groups[{number}].links: no level {unknown[0]!r}\nlevels: {', '.join(names)}")
+        for number, one in enumerate(self.calibration):
+            strange = [name for name in one.levels if name not in names]
+            if strange:
+                raise ValueError(f"calibration[{number}].levels: no level {strange[0]!r}\nlevels: {', '.join(names)}")
         nodes, spans = self.num_nodes, self.spans()
         outside = self.links[self.node_level :]
         if nodes > 1 and len(outside) == 1 and outside[0].nodes is None:

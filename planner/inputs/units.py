@@ -179,3 +179,8 @@ def format_count(value: float) -> str:
             scaled = value / (1e3 if suffix == " k" else factor)
             return f"{scaled:.3g}{suffix}" if scaled < 1000 else f"{scaled:.0f}{suffix}"
     return f"{value:,.0f}"
+
+
+def format_number_of(number: int, noun: str) -> str:
+    """A number of things: "1 token", "1,024 tokens"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -7,11 +7,13 @@ hash. The same inputs, options and version give the same bytes: no time, no date
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from planner import __version__
 from planner.errors import InputError, Place, Problem
 from planner.inputs import documents
 from planner.inputs.constants import Constants
@@ -72,19 +74,41 @@ class PlacementRecord(Frozen):
     """For each MoE layer, the expert in each slot."""
 
 
+class ErrorRecord(Frozen):
+    """Absolute relative errors on measurements that took no part in the fit."""
+
+    median: Number
+    """Half of them are smaller."""
+    p90: Number
+    """Nine in ten are smaller."""
+
+
+class BasisRecord(Frozen):
+    """How much of a step rests on constants of one kind."""
+
+    basis: Basis
+    """What they rest on."""
+    share: Number
+    """Part of the time of all kernels and messages."""
+    error: ErrorRecord | None
+    """Error of such kernels by themselves; null: nobody knows."""
+
+
 class TermRecord(Frozen):
     """One part of the step's time."""
 
     name: str
     """What takes the time."""
     seconds: float
-    """Summed over stages, for one micro-batch."""
+    """With one stage, of all micro-batches; with several, of one micro-batch summed over stages."""
     speed_of_light_s: float
     """The same work at datasheet rates."""
     basis: Basis
     """What the constants rest on."""
     source: str
     """Where they come from."""
+    error: ErrorRecord | None = None
+    """How far the constants are off by themselves; null: nobody knows."""
 
 
 class MemoryRecord(Frozen):
@@ -117,7 +141,11 @@ class Predicted(Frozen):
     step_s: Number
     """Time for all of the step's tokens to advance once; the objective."""
     tokens_per_s: Number
-    """Tokens of a step over its time."""
+    """Tokens of a step over its time; in decode output tokens, drafts that are refused left out."""
+    time_per_output_token_s: Number | None
+    """Decode: time between two tokens of a sequence, without queueing."""
+    time_to_first_token_s: Number | None
+    """Prefill: time until all prompts of a step are through, without queueing."""
     balancedness: float | None
     """Sum of means over sum of maxima of the ranks' rows; null without a trace."""
     memory_bytes: tuple[Whole, ...]
@@ -132,6 +160,8 @@ class Predicted(Frozen):
     """Time of each stage for one micro-batch."""
     terms: tuple[TermRecord, ...]
     """Parts that add up to the step time."""
+    rests_on: tuple[BasisRecord, ...]
+    """Shares of the step by what the constants rest on, best known first."""
     memory: tuple[tuple[MemoryRecord, ...], ...]
     """For each stage, the lines of its fullest GPU."""
     windows: tuple[WindowRecord, ...]
@@ -247,6 +277,19 @@ class TraceRecord(Frozen):
     """Of the file."""
 
 
+class SearchRecord(Frozen):
+    """What was looked for, and when to stop."""
+
+    pins: dict[str, Positive]
+    """Degrees that were given; the others were chosen."""
+    redundant_experts: Whole | Literal["auto"]
+    """As given; auto: the number with the least step time."""
+    gap: Number
+    """Stop when (objective - bound) / objective is at most this."""
+    seed: Whole
+    """Seed of the integer program."""
+
+
 class PlanInputs(Frozen):
     """Everything resolved, so that a plan can be checked, exported and validated alone."""
 
@@ -270,6 +313,8 @@ class PlanInputs(Frozen):
     """What the engine can run."""
     keep_groups: Literal["node"] | None = None
     """Whether routing groups stay on a node."""
+    search: SearchRecord
+    """What was looked for."""
     traces: tuple[TraceRecord, ...]
     """Recorded routing."""
     traced_layer_ids: tuple[Whole, ...]
@@ -357,14 +402,21 @@ def _is_leaf(value: dict[str, Any] | list[Any], compact: str) -> bool:
 
 def read_plan(path: Path) -> Plan:
     """Read a plan.json; raises `InputError` with all problems and their places."""
-    data = documents.read_json(path)
+    hint = f"expected a file written by ep-plan solve (schema: {_SCHEMA})"
+    try:
+        data = documents.read_json(path)
+    except InputError as error:
+        raise InputError(replace(problem, hint=problem.hint or hint) for problem in error.problems) from None
     if not isinstance(data, dict) or data.get("schema") != _SCHEMA:
         found = data.get("schema") if isinstance(data, dict) else None
-        hint = f"expected a file written by ep-plan solve (schema: {_SCHEMA})"
         raise InputError(Problem(f"not a plan: schema is {found!r}", Place(str(path)), hint))
     values = {key: value for key, value in data.items() if key != "schema"}
     try:
         return documents.validated(Plan, values)
     except ValidationError as error:
         document = documents.document_of_json(path, data)
-        raise InputError(documents.problems_of(error, document, Plan)) from None
+        problems = documents.problems_of(error, document, Plan)
+        if (version := data.get("version")) != __version__:
+            told = f"written by ep-plan {version}, and this is {__version__}"
+            problems.append(Problem(told, document.place(("version",)), "solve again, or use that version"))
+        raise InputError(problems) from None

@@ -16,6 +16,15 @@ _CHARACTERS_PER_TOKEN: Final = 64
 
 
 @dataclass(frozen=True)
+class Text:
+    """A file that was read."""
+
+    path: Path
+    domain: str
+    content: str
+
+
+@dataclass(frozen=True)
 class Passage:
     """One sequence of a recording."""
 
@@ -31,11 +40,31 @@ class Passages:
     warnings: tuple[str, ...]
 
 
-def read_passages(paths: Sequence[Path], tokenizer: Any, *, length: int, tokens_per_file: int, mixed: bool) -> Passages:
-    """Tokenise files and cut them into sequences.
+def read_texts(paths: Sequence[Path]) -> list[Text]:
+    """Read files, before a large model is loaded for them; the name of each without its ending becomes a domain.
+
+    Raises:
+        InputError: a file is empty or not text; all such files at once.
+        UsageError: a file is not there.
+    """
+    log, texts = ProblemLog(), []
+    for path, domain in zip(paths, _domains(paths), strict=True):
+        try:
+            texts.append(Text(path, domain, read_text(path, limit_bytes=_LIMIT_BYTES)))
+        except InputError as error:
+            log.extend(error.problems)
+            continue
+        if not texts[-1].content.strip():
+            log.add("holds no text", where=Place(str(path)), hint="a domain needs some text")
+    log.raise_if_any()
+    return texts
+
+
+def passages_of(texts: Sequence[Text], tokenizer: Any, *, length: int, tokens_per_file: int, mixed: bool) -> Passages:
+    """Tokenise texts and cut them into sequences.
 
     Args:
-        paths: text files; the name of each without its ending becomes a domain.
+        texts: one for each domain.
         tokenizer: of Hugging Face transformers.
         length: tokens of a sequence, a beginning-of-text token included; the last of a file may be shorter.
         tokens_per_file: at most so many tokens are taken from the beginning of each file.
@@ -43,22 +72,17 @@ def read_passages(paths: Sequence[Path], tokenizer: Any, *, length: int, tokens_
             otherwise one file comes after the other.
 
     Raises:
-        InputError: a file is empty or not text; all such files at once.
-        UsageError: a file is not there.
+        InputError: the tokenizer makes nothing of a text; all such files at once.
     """
     log, ordered, warnings = ProblemLog(), [], []
-    for path, domain in zip(paths, _domains(paths), strict=True):
-        try:
-            text = read_text(path, limit_bytes=_LIMIT_BYTES)
-        except InputError as error:
-            log.extend(error.problems)
-            continue
-        cut = text[: tokens_per_file * _CHARACTERS_PER_TOKEN]
+    for text in texts:
+        path, domain = text.path, text.domain
+        cut = text.content[: tokens_per_file * _CHARACTERS_PER_TOKEN]
         tokens = tokenizer(cut, add_special_tokens=False, verbose=False)["input_ids"]
         if not tokens:
-            log.add("holds no text", where=Place(str(path)), hint="a domain needs some text")
+            log.add("the tokenizer makes no token of it", where=Place(str(path)), hint="a domain needs some text")
             continue
-        if len(tokens) > tokens_per_file or len(cut) < len(text):
+        if len(tokens) > tokens_per_file or len(cut) < len(text.content):
             warnings.append(f"{path}: only the first {tokens_per_file:,} tokens are recorded (--tokens-per-file)")
         pieces = list(_pieces(tokens[:tokens_per_file], _opening(tokenizer), length))
         ordered += [((place + 0.5) / len(pieces), Passage(domain, piece)) for place, piece in enumerate(pieces)]

@@ -30,7 +30,7 @@ def render_comparison(comparisons: Sequence[Comparison], console: Console, *, ve
         console.print()
     console.print(
         "[dim]max/mean: PAR of vllm-ascend; balancedness: vLLM, sum of means / sum of maxima; utilisation: SGLang, "
-        "mean of mean/max;\nimbalance-ratio: TensorRT-LLM, mean of max/mean - 1; "
+        "mean of mean/max; imbalance-ratio: TensorRT-LLM, mean of max/mean - 1; "
         "twice: rank-layer pairs that hold an expert twice[/dim]"
     )
 

@@ -19,7 +19,7 @@ from planner.inputs.units import format_bytes, format_count, format_percent, for
 from planner.plan.plan import BaselineRecord, CandidateRecord, Plan, SplitRecord
 from planner.report.machine_text import fullest_gpus, machine_of, machine_text
 from planner.report.rules_report import render_rejected, render_rules
-from planner.report.style import bar, heat, plain_table
+from planner.report.style import as_wide_as_fits, bar, heat, plain_table
 
 _IMBALANCE_STEPS = (1.02, 1.05, 1.1, 1.2, 1.35, 1.6, 2.0)
 _RANK_STEPS = (0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2)
@@ -79,6 +79,8 @@ def _verdict(plan: Plan, console: Console) -> None:
     per_gpu = format_count(predicted.tokens_per_s / plan.inputs.gpus)
     table.add_row(Text("plan", "bold"), Text(split_text(plan.split), "bold green"))
     table.add_row("", f"{step} per step, {format_count(predicted.tokens_per_s)} tokens/s, {per_gpu} per GPU")
+    if plan.inputs.workload.draft_tokens and predicted.time_per_output_token_s is not None:
+        table.add_row("", f"{format_seconds(predicted.time_per_output_token_s)} per output token, drafts accepted")
     copies = f" + {placement.redundant_experts} copies" if placement.redundant_experts else ""
     slots = slots_of(plan)
     if all((slots_R == slots_R[0]).all() for slots_R in slots):
@@ -101,9 +103,9 @@ def _verdict(plan: Plan, console: Console) -> None:
 
 def _proof(plan: Plan) -> str:
     solver = plan.solver
-    looked = len(plan.candidates)
+    looked = _all(plan)
     if solver.status == "optimal":
-        return f"optimal: no plan over {_all(looked)} is faster in this cost model"
+        return f"optimal: no plan over {looked} is faster in this cost model"
     why = {
         "gap": "gap reached",
         "effort": "effort spent",
@@ -112,11 +114,15 @@ def _proof(plan: Plan) -> str:
         "proof": "proved",
     }[solver.stopped_by]
     gap, bound = format_percent(solver.gap, 2), format_seconds(solver.bound_s)
-    return f"within {gap} of the best possible: bound {bound} over {_all(looked)} ({why})"
+    return f"within {gap} of the best possible: bound {bound} over {looked} ({why})"
 
 
-def _all(candidates: int) -> str:
-    return f"all {candidates} candidates" if candidates > 1 else "the one candidate"
+def _all(plan: Plan) -> str:
+    """What was looked at: all splits, or those with the degrees that were given."""
+    count = len(plan.candidates)
+    pins = ", ".join(f"{name}={value}" for name, value in plan.inputs.search.pins.items())
+    looked = f"all {count} candidates" if count > 1 else "the one candidate"
+    return looked + (f" with {pins}" if pins else "")
 
 
 def _balance(plan: Plan) -> list[tuple[str, str]]:
@@ -126,6 +132,8 @@ def _balance(plan: Plan) -> list[tuple[str, str]]:
     parts = [f"{name} {record.imbalance:.3f}" for name, record in _shown_baselines(plan)]
     floor = plan.predicted.noise_floor
     rows = [("max/mean", f"plan {mine:.3f}; {', '.join(parts)}" + (f" (chance alone: {floor:.3f})" if floor else ""))]
+    if "eplb" not in plan.baselines:
+        rows.append(("", "no EPLB beside it: that needs equal slots on all ranks, and equal nodes"))
     if plan.held_out is not None:
         held = plan.held_out.imbalance
         others = ", ".join(f"{name} {held[name]:.3f}" for name, _ in _shown_baselines(plan) if name in held)
@@ -203,7 +211,7 @@ def _room(plan: Plan) -> str:
     if chosen.spare_kv_tokens is not None:
         parts.append(f"room for {chosen.spare_kv_tokens:,} more KV tokens per data-parallel rank")
     most, longest = chosen.most_sequences, chosen.longest_context
-    now = work.tokens_per_gpu * plan.inputs.gpus
+    now = work.tokens_per_gpu * plan.inputs.gpus // work.tokens_per_sequence
     if work.phase == "prefill":
         return "; ".join([*parts, f"at most {most:,} tokens per step" if most is not None else "any number of tokens"])
     sequences = f"at most {most:,} sequences" if most is not None else "any number of sequences"
@@ -227,20 +235,37 @@ def _time(plan: Plan, console: Console) -> None:
     step = plan.baselines["linear"].step_s
     gain = f"; the linear layout would take {format_seconds(step)}" if step > total * 1.0005 else ""
     console.print(f"step {format_seconds(total)}{extra}{gain}")
+    console.print(_rests_on(plan), style="dim")
+
+
+def _rests_on(plan: Plan) -> str:
+    """What the prediction rests on, and how far such constants are off by themselves."""
+    parts = []
+    for one in plan.predicted.rests_on:
+        error = one.error
+        band = (
+            f" (off by {format_percent(error.median, 0)}, 1 in 10 by {format_percent(error.p90, 0)})" if error else ""
+        )
+        parts.append(f"{format_percent(one.share, 0)} {one.basis}{band}")
+    return "rests on: " + ", ".join(parts) + "; no queueing"
 
 
 def _splits(plan: Plan, console: Console, verbose: bool) -> None:
     alive = [c for c in plan.candidates if c.outcome != "rejected"]
     rejected = [c for c in plan.candidates if c.outcome == "rejected"]
     alive.sort(key=lambda c: (c.step_s if c.step_s is not None else c.bound_s or 0.0, c.bound_s or 0.0))
-    most = "sequences" if plan.inputs.workload.phase == "decode" else "tokens"
-    columns = ("splits", "step", "at best", "memory left", "spare KV", most, "context")
-    table = plain_table(*columns, right=range(1, len(columns)))
-    chosen = [c for c in alive if c.outcome == "chosen"]
-    for candidate in [*chosen, *(c for c in alive if c.outcome != "chosen")][: len(alive) if verbose else _BEST_SHOWN]:
-        table.add_row(*_split_row(candidate), style="green" if candidate.outcome == "chosen" else None)
+    most = ("sequences", "context") if plan.inputs.workload.phase == "decode" else ("tokens",)
+    columns = ("splits", "step", "at best", "memory left", "spare KV", *most)
+    chosen_first = sorted(alive, key=lambda c: c.outcome != "chosen")
+    shown = chosen_first if verbose else chosen_first[:_BEST_SHOWN]
+    table = as_wide_as_fits(console, columns, [_split_row(c)[: len(columns)] for c in shown], least=4)
     console.print(table)
-    console.print("spare KV: more tokens for a data-parallel rank; then the most that fit", style="dim")
+    told = ["spare KV: more tokens for a data-parallel rank", "then the most that fit"]
+    left_out = columns[len(table.columns) :]
+    told = told[: max(0, len(table.columns) - 4)] + (
+        [f"no room for: {', '.join(left_out)} (--json)"] if left_out else []
+    )
+    console.print("; ".join(told), style="dim")
     hidden = 0 if verbose else max(0, len(alive) - _BEST_SHOWN)
     if hidden:
         console.print(f"and {hidden} more that fit (-v)", style="dim")

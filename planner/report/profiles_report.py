@@ -16,6 +16,7 @@ from planner.inputs.precision import COMPUTE_ORDER
 from planner.inputs.strict_yaml import read_yaml
 from planner.inputs.topology import load_node
 from planner.inputs.units import format_bytes, format_compute, format_rate, format_seconds
+from planner.report.model_figures import model_figures, render_figures, render_models
 from planner.report.style import plain_table
 
 _KINDS: Final[tuple[profiles.Kind, ...]] = ("gpus", "nodes", "fabrics", "models", "engines", "kernels")
@@ -25,12 +26,13 @@ _SHOWN_RATES: Final = ("bf16", "fp8", "fp4")
 def profile_listing() -> dict[str, dict[str, dict[str, Any]]]:
     """Kind -> name -> key figures (bytes, bytes/s per direction, FLOP/s dense, seconds).
 
-    Models, engines and kernels have no key figures: their entries are empty.
+    Engines and kernels have no key figures: their entries are empty. Models: see `model_figures`.
     """
     listing: dict[str, dict[str, dict[str, Any]]] = {kind: {n: {} for n in profiles.names(kind)} for kind in _KINDS}
     listing["gpus"] = {name: _gpu_figures(name) for name in listing["gpus"]}
     listing["nodes"] = {name: _node_figures(name) for name in listing["nodes"]}
     listing["fabrics"] = {name: _fabric_figures(name) for name in listing["fabrics"]}
+    listing["models"] = {name: model_figures(name) for name in listing["models"]}
     return listing
 
 
@@ -88,7 +90,11 @@ def render_listing(console: Console, *, verbose: bool = False) -> None:
         table.add_row(name, fabric["joins"], format_rate(fabric["bytes_per_s"]), format_seconds(fabric["latency_s"]))
     console.print()
     console.print(table)
-    plain: tuple[profiles.Kind, ...] = ("models", "engines", "kernels")
+    console.print()
+    render_models(console)
+    if verbose:
+        _sources("models", console)
+    plain: tuple[profiles.Kind, ...] = ("engines", "kernels")
     for kind in plain:
         if verbose:
             _sources(kind, console)
@@ -132,8 +138,9 @@ def _spelled_out(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def profile_data(name: str) -> dict[str, Any]:
-    """The profile as data, as it is written; links with the figures of their fabrics."""
-    return _found(name)[0][1]
+    """The profile as data, as it is written; links with the figures of their fabrics, models with their counts."""
+    kind, data = _found(name)[0]
+    return {**data, "counted": model_figures(name)} if kind == "models" else data
 
 
 def render_profile(name: str, console: Console, *, verbose: bool = False) -> None:
@@ -148,6 +155,8 @@ def render_profile(name: str, console: Console, *, verbose: bool = False) -> Non
         for key, value, basis, source in _rows(data):
             table.add_row(Text(key), Text(value), basis, Text(source))
         console.print(table)
+        if kind == "models":
+            render_figures(name, console)
 
 
 def _rows(data: Any, key: str = "") -> Iterator[tuple[str, str, str, str]]:

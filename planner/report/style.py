@@ -7,23 +7,44 @@ a height or a number, so nothing is said by colour alone.
 from __future__ import annotations
 
 import os
+import sys
 from bisect import bisect_right
 from collections.abc import Sequence
+from io import TextIOBase
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+_UNLIMITED = 10_000
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _RAMP = ("#4477aa", "#66a0c8", "#99c4d8", "#d8c9a0", "#e6a85c", "#d9762b", "#b84a12")
+
+
+class _Trimmed(TextIOBase):
+    """A stream without the spaces with which tables fill their last column."""
+
+    def __init__(self, stream: str) -> None:
+        self._name = stream
+
+    def write(self, text: str) -> int:
+        lines = text.split("\n")
+        getattr(sys, self._name).write("\n".join([*(line.rstrip(" ") for line in lines[:-1]), lines[-1]]))
+        return len(text)
+
+    def flush(self) -> None:
+        getattr(sys, self._name).flush()
 
 
 def console(*, stderr: bool = False, quiet: bool = False) -> Console:
     """A console that keeps lines whole; where the output is no terminal, COLUMNS or else 100 columns wide."""
     made = Console(stderr=stderr, highlight=False, soft_wrap=False, quiet=quiet)
-    if not made.is_terminal and not os.environ.get("COLUMNS", "").isdecimal():
-        made = Console(stderr=stderr, highlight=False, width=100, quiet=quiet)
-    return made
+    if made.is_terminal:
+        return made
+    width = None if os.environ.get("COLUMNS", "").isdecimal() else 100
+    stream = _Trimmed("stderr" if stderr else "stdout")
+    return Console(file=stream, highlight=False, width=width, quiet=quiet)  # type: ignore[arg-type]  # writes text
 
 
 def plain_table(*columns: str, right: Sequence[int] = ()) -> Table:
@@ -31,6 +52,24 @@ def plain_table(*columns: str, right: Sequence[int] = ()) -> Table:
     table = Table(box=None, pad_edge=False, show_header=any(columns), header_style="dim", padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index in right else "left", no_wrap=index in right)
+    return table
+
+
+def as_wide_as_fits(made: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], least: int) -> Table:
+    """A table of figures, its last columns left out where the console has no room for them.
+
+    Args:
+        made: where it will be printed.
+        columns: headings; all but the first are right-aligned.
+        rows: cells, as many as headings; the first row stands out.
+        least: so many columns stay in any case.
+    """
+    for count in range(len(columns), least - 1, -1):
+        table = plain_table(*columns[:count], right=range(1, count))
+        for number, row in enumerate(rows):
+            table.add_row(*row[:count], style=None if number else "green")
+        if Measurement.get(made, made.options.update(width=_UNLIMITED), table).maximum <= made.width:
+            break
     return table
 
 

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from planner.inputs.units import format_number_of
 from planner.report.style import heat, plain_table, shortened
 from planner.review.describe import Description
 from planner.review.verdict import saved_text
@@ -34,7 +35,8 @@ def render_trace(found: Description, console: Console, *, verbose: bool = False)
         table.add_row(name, text)
     console.print(table)
     console.print()
-    console.print(_layer_table(found, verbose))
+    for part in _layer_table(found, verbose):
+        console.print(part)
     if found.domains is not None:
         console.print()
         console.print(_domain_table(found, verbose))
@@ -46,10 +48,10 @@ def render_trace(found: Description, console: Console, *, verbose: bool = False)
 
 def _lines(found: Description) -> Iterator[tuple[str, str]]:
     layers = found.windows.layer_ids_L
-    size = f"{len(layers)} MoE layers ({layers[0]}..{layers[-1]}), {found.num_experts} experts, top-{found.top_k}"
-    sequences = f" in {found.sequences:,} sequences" if found.sequences else ""
+    size = f"{format_number_of(len(layers), 'MoE layer')} ({layers[0]}..{layers[-1]}), {found.num_experts} experts"
+    sequences = f" in {format_number_of(found.sequences, 'sequence')}" if found.sequences else ""
     yield "trace", escape(", ".join(str(path) for path in found.paths))
-    yield "holds", f"{found.tokens:,} tokens{sequences}; {size}"
+    yield "holds", f"{format_number_of(found.tokens, 'token')}{sequences}; {size}, top-{found.top_k}"
     yield "windows", escape(found.windows.how)
     yield from _skew_lines(found)
     if found.drift is not None:
@@ -73,7 +75,12 @@ def _drift_lines(drift: Drift) -> Iterator[tuple[str, str]]:
     yield "drift", f"correlation of windows {lags} apart"
     moved = f"{drift.halves_distance:.1%} of the choices move (even and odd windows: {drift.chance_distance:.1%})"
     yield "", f"first and last half: correlation {drift.halves_correlation:.2f}, {moved}"
-    yield "", f"{drift.hot_kept:.0%} of the {drift.hot_experts} hottest experts stay hot in the next window"
+    hot = (
+        "times the hottest expert stays so"
+        if drift.hot_experts == 1
+        else f"{drift.hot_experts} hottest experts stay hot"
+    )
+    yield "", f"{drift.hot_kept:.0%} of the {hot} in the next window"
 
 
 def _affinity_lines(found: Description) -> Iterator[tuple[str, str]]:
@@ -96,14 +103,14 @@ def _mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
 
 
-def _layer_table(found: Description, verbose: bool) -> Table:
+def _layer_table(found: Description, verbose: bool) -> tuple[Text, Table]:
     moved = found.drift.halves_distance_L if found.drift else ()
     order = sorted(range(len(found.layers)), key=lambda row: -found.layer_imbalance[row])
     shown = sorted(order[: len(order) if verbose else _LAYERS])
-    title = "layer" if len(shown) == len(order) else f"worst {len(shown)} of {len(order)} layers"
-    table = plain_table(
-        title, "ranks max/mean", "experts max/mean", "Gini", "moved", "never", "hottest (share)", right=range(1, 6)
-    )
+    title = "layers" if len(shown) == len(order) else f"worst {len(shown)} of {len(order)} layers"
+    head = Text(f"{title}: max/mean of ranks and experts, choices moved, experts never chosen and hottest", "dim")
+    table = plain_table("layer", "ranks", "experts", "Gini", "moved", "never", "hottest (share)", right=range(1, 6))
+    table.columns[6].no_wrap = True
     for row in shown:
         layer = found.layers[row]
         table.add_row(
@@ -115,7 +122,7 @@ def _layer_table(found: Description, verbose: bool) -> Table:
             str(layer.never_chosen),
             f"{', '.join(map(str, layer.hottest))} ({layer.hottest_share:.1%})",
         )
-    return table
+    return head, table
 
 
 def _domain_table(found: Description, verbose: bool) -> Group:
@@ -159,7 +166,7 @@ def _verdict(found: Description) -> Table:
     copies = found.group.slots - found.num_experts
     engine = found.engine_verdict.fresh
     layers, all_layers = len(found.judged_layers), len(found.windows.layer_ids_L)
-    which = "" if layers == all_layers else f", on {layers} of {all_layers} layers"
+    which = "" if layers == all_layers else f" and {layers} of {all_layers} layers"
     table = plain_table("", "")
     table.columns[0].no_wrap = True
     table.add_row(Text("balancing", "bold"), Text(word, f"bold {colour}"))
@@ -169,7 +176,9 @@ def _verdict(found: Description) -> Table:
     if engine is not None:
         often = f"{saved_text(engine)} than linear, on {len(engine.judged)} unseen windows"
         table.add_row(Text("EPLB", "bold"), Text(f"run again and again: {often}"))
-    judged = f"judged for {found.group.ranks} ranks with {copies} redundant experts{which}"
+    mean = round(_mean(found.judged_tokens))
+    size = f"{format_number_of(len(found.judged_tokens), 'window')} of about {format_number_of(mean, 'token')}"
+    judged = f"judged for {found.group.ranks} ranks with {copies} redundant experts, on {size}{which}"
     table.add_row("", Text(f"{judged}; net benefit unknown: no step was timed", "dim"))
     return table
 
@@ -204,6 +213,7 @@ def trace_json(found: Description) -> dict[str, Any]:
         "next_layer": [asdict(layer) for layer in found.successors],
         "nodes": [asdict(nodes) for nodes in found.nodes],
         "judged_layers": list(found.judged_layers),
+        "judged_window_tokens": list(found.judged_tokens),
         "verdict": asdict(found.verdict),
         "engine_verdict": asdict(found.engine_verdict),
     }

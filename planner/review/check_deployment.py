@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.prepare import from_deployment
-from planner.inputs.deployment import ChecksSection, load_deployment
+from planner.cost.prepare import from_deployment, load
+from planner.inputs.deployment import ChecksSection
 from planner.inputs.units import format_percent
 from planner.plan.plan import Plan
 from planner.solve.request import solve_deployment
@@ -23,7 +23,7 @@ def check_deployment(path: Path) -> tuple[str, ...]:
     Raises:
         PlannerError: an input is invalid.
     """
-    loaded = load_deployment(path)
+    loaded = load(path)
     prepared = from_deployment(loaded)
     checks = loaded.file.checks
     if checks == ChecksSection():

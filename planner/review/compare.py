@@ -23,7 +23,7 @@ from planner.baselines import duplicates, placements, weights_of
 from planner.check import cuts_of, placement_of, slots_of, split_of, structure
 from planner.cost.prepare import from_plan
 from planner.cost.step import Cuts, SplitCost, predict, split_cost, stage_of_layers
-from planner.errors import BadAnswerError, PlannerError, UsageError
+from planner.errors import BadAnswerError, InputError, Place, PlannerError, Problem
 from planner.plan.placement import Placement
 from planner.plan.plan import Plan
 
@@ -67,7 +67,7 @@ def compare(plan: Plan, path: Path, traces: Sequence[Path]) -> Comparison:
         path: its file.
         traces: the traces to judge on; cut into windows as the plan's workload says.
     """
-    judged = from_plan(plan, path, traces).instance
+    judged = from_plan(plan, path, traces, others=True).instance
     broken = structure(plan, judged)
     if broken:
         raise BadAnswerError(f"{path}: {broken[0]}", hint=f"see: ep-plan check {path}")
@@ -77,10 +77,8 @@ def compare(plan: Plan, path: Path, traces: Sequence[Path]) -> Comparison:
     cuts, own = cuts_of(plan), placement_of(plan)
     assert judged.windows is not None
     if judged.traced_layer_ids != plan.inputs.traced_layer_ids and plan.inputs.traces:
-        raise UsageError(
-            f"{traces[0]}: covers other layers than the trace that {path} was made from",
-            hint="compare on a trace of the same layers",
-        )
+        message = f"covers other layers than the trace that {path} was made from"
+        raise InputError(Problem(message, Place(str(traces[0])), "compare on a trace of the same layers"))
     weight_LE, source = _planning_weights(plan, path)
     if weight_LE is None:
         weight_LE = weights_of(judged.windows)

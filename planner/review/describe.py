@@ -6,7 +6,7 @@ Legend: S windows, L layers, E experts, R ranks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -22,15 +22,17 @@ from planner.solve.workers import Workers
 from planner.trace import affinity
 from planner.trace.affinity import CoActivation, NextLayer
 from planner.trace.aggregate import co_activation_counts
+from planner.trace.consistency import describe_suspicions
 from planner.trace.domains import DomainLoads, domain_loads, domains_of
 from planner.trace.drift import Drift, drift_of, shares
 from planner.trace.native import read_trace
 from planner.trace.statistics import LayerStatistics, layer_statistics, noise_floor
 from planner.trace.trace import TokenTrace, Trace
-from planner.trace.windows import Windows, cut, of_layers
+from planner.trace.windows import Windows, cut, of_layers, of_steps
 
 Floats = NDArray[np.float64]
 _JUDGED_LAYERS: Final = 12
+_NODES: Final = (2, 4)
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Description:
     nodes: tuple[Nodes, ...]
     judged_layers: tuple[int, ...]
     """On which the verdicts rest: all, or an even sample of many."""
+    judged_tokens: tuple[int, ...]
+    """Of each window on which they rest: about a step's, but where steps or counts are recorded as such."""
     verdict: Verdict
     """With the placement that `ep-plan solve` would make."""
     engine_verdict: Verdict
@@ -96,7 +100,7 @@ def describe(
         step_tokens: tokens that one step routes.
         ranks: expert-parallel ranks for imbalance and verdict; default 8.
         redundant: redundant experts for the verdict; default one on each rank.
-        node_counts: for each, the distinct nodes per token are counted.
+        node_counts: for each, the distinct nodes per token are counted; default 2 and 4.
 
     Raises:
         InputError: a file is no good trace, or traces disagree.
@@ -111,7 +115,8 @@ def describe(
     share_LE = shares(windows.counts_SLE.sum(axis=0))
     per_window = float(windows.tokens_S.mean())
     sets = windows.sets
-    judged = _judged(windows)
+    judged = _judged(windows, traces, step_tokens)
+    nodes = node_counts or [count for count in _NODES if count <= experts]
     with Workers() as workers:
         own = verdict(judged, top_k, group, search_place(group, workers))
     return Description(
@@ -132,16 +137,31 @@ def describe(
         domains=_domains(traces),
         pairs=tuple(_pairs(traces, windows.counts_SLE.sum(axis=0))),
         successors=tuple(affinity.next_layer(sets, experts)) if sets else (),
-        nodes=tuple(_nodes(windows, experts, top_k, count) for count in node_counts) if sets else (),
+        nodes=tuple(_nodes(windows, experts, top_k, count) for count in nodes) if sets else (),
         judged_layers=tuple(judged.layer_ids_L.tolist()),
-        verdict=own,
+        judged_tokens=tuple(judged.tokens_S.tolist()),
+        verdict=own if judged.num_windows == windows.num_windows else _joined(own, windows, step_tokens),
         engine_verdict=verdict(judged, top_k, group, eplb_place(group)),
-        warnings=tuple(warning for one in read for warning in one.warnings),
+        warnings=(*(warning for one in read for warning in one.warnings), *describe_suspicions(windows, traces)),
     )
 
 
-def _judged(windows: Windows) -> Windows:
-    """The layers for the verdict: evenly spread where there are many, so that it is ready in seconds."""
+def _joined(own: Verdict, windows: Windows, step_tokens: int) -> Verdict:
+    """The verdict on a trace of few steps, with a word on what that means."""
+    if own.answer != "insufficient_evidence":
+        return own
+    tokens = int(windows.tokens_S.sum())
+    told = f"{tokens:,} tokens are {tokens / step_tokens:.1f} steps of {step_tokens:,}: record more (--step-tokens)"
+    return replace(own, reasons=(*own.reasons, told))
+
+
+def _judged(windows: Windows, traces: Sequence[Trace], step_tokens: int) -> Windows:
+    """What the verdict looks at: windows of at least a step, unless steps or counts are recorded as such.
+
+    Of many layers an even sample is taken, so that it is ready in seconds.
+    """
+    if all(isinstance(trace, TokenTrace) and "step_id" not in trace.columns for trace in traces):
+        windows = of_steps(windows, step_tokens)
     layers = len(windows.layer_ids_L)
     count = min(layers, _JUDGED_LAYERS)
     return of_layers(windows, [row * layers // count for row in range(count)])

@@ -34,7 +34,7 @@ class Ranks:
 
 
 def ranks_for(num_experts: int, ranks: int | None, redundant: int | None) -> Ranks:
-    """The group to judge for: default 8 ranks (fewer experts: as many as they are), one redundant expert on each.
+    """The group to judge for: default 8 ranks (fewer experts: as many as they are), one redundant expert each.
 
     Raises:
         UsageError: more ranks than experts, or slots that the ranks cannot share equally.
@@ -42,7 +42,7 @@ def ranks_for(num_experts: int, ranks: int | None, redundant: int | None) -> Ran
     count = min(8, num_experts) if ranks is None else ranks
     if count > num_experts:
         raise UsageError(f"{count} ranks for {num_experts} experts", hint="at most one rank per expert")
-    spare = count + -num_experts % count if redundant is None else redundant
+    spare = _spare(num_experts, count) if redundant is None else redundant
     slots = num_experts + spare
     if slots % count:
         hint = f"redundant experts: {-num_experts % count}, or that plus a multiple of {count}"
@@ -50,6 +50,12 @@ def ranks_for(num_experts: int, ranks: int | None, redundant: int | None) -> Ran
     if slots // count > num_experts:
         raise UsageError(f"{slots // count} slots per rank, but there are {num_experts} experts")
     return Ranks(count, slots)
+
+
+def _spare(num_experts: int, ranks: int) -> int:
+    """The least that divides, and one more on each rank, unless it holds all experts already."""
+    fill = -num_experts % ranks
+    return fill + ranks if (num_experts + fill) // ranks < num_experts else fill
 
 
 def eplb_place(group: Ranks) -> Place:

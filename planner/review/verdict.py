@@ -21,6 +21,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.inputs.units import format_number_of
 from planner.review.placing import Place, Ranks, linear_place
 from planner.trace.statistics import noise_floor
 from planner.trace.windows import Windows, subset
@@ -134,7 +135,7 @@ def verdict(windows: Windows, top_k: int, group: Ranks, place: Place, criteria: 
     first, last = range(count // 2), range(count // 2, count)
     if not first or len(last) < criteria.judged_windows:
         reason = (
-            f"{count} window{'s' if count > 1 else ''}: a placement must be tried on at least "
+            f"{format_number_of(count, 'window')}: a placement must be tried on at least "
             f"{criteria.judged_windows} windows that it was not made from"
         )
         return Verdict("insufficient_evidence", (reason,), "unknown", "not tried", None, None)

@@ -1,7 +1,8 @@
 """Which splits are legal: every rule of a split with its verdict, so that all broken ones are told at once.
 
 `shapes` holds what the model asks for, `engine` what an engine can run, `kernel` what a communication
-library can run, `groups` whether routing groups can stay on nodes. Memory is the solver's business.
+library can run, `groups` whether routing groups can stay on nodes; `memory` is kept apart, because it
+takes more work. `grid` says which splits there are, `ruled` holds all of them against all of this.
 """
 
 from __future__ import annotations

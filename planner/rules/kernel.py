@@ -35,8 +35,18 @@ def verdicts(
         yield Verdict(f"{name} experts", f"{slots}", f"mod ep {split.ep}", rest == 0, detail, limits.source)
     yield from _sizes(instance, name, limits)
     yield from _tokens(instance, split, slots, instance.step_tokens)
+    if limits.one_domain:
+        yield _domains(grids, split, name, limits.source)
     if limits.node_ranks is not None:
         yield _nodes(grids, split, name, limits.node_ranks, limits.source)
+
+
+def _domains(grids: Sequence[Grid], split: Split, name: str, source: str) -> Verdict:
+    """Some libraries reach only GPUs of one scale-up domain."""
+    level = grids[0].topology.scale_up_level
+    most = max(len(np.unique(group.unit_VR[level])) for grid in grids for group in grid.ep_groups)
+    detail = f"the {split.ep} ranks lie in {most} scale-up domain{'s' if most > 1 else ''}"
+    return Verdict(f"{name} domain", f"{most}", "1 scale-up domain", most == 1, detail, source)
 
 
 def _whole_stage(split: Split, name: str, rules: EngineRules) -> Iterator[Verdict]:

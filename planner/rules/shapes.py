@@ -108,9 +108,14 @@ def work(instance: Instance, split: Split) -> Iterator[Verdict]:
         detail = f"pp {split.pp}" + (" is more than" if split.pp > layers else " of") + f" the {layers} layers"
         yield Verdict("stages", f"{split.pp}", f"at most {layers}", split.pp <= layers, detail)
     tokens = instance.step_tokens / (split.micro_batches * split.dp)
-    detail = f"{tokens:.2g} tokens per data-parallel rank and micro-batch"
-    yield Verdict("batch", f"{tokens:.4g}", "at least 1", tokens >= 1, detail)
-    if split.pp > 1:
+    value = f"{tokens:,.0f}" if tokens >= 100 else f"{tokens:.3g}"
+    detail = f"{value} tokens per data-parallel rank and micro-batch"
+    yield Verdict("batch", value, "at least 1", tokens >= 1, detail)
+    if instance.constants.communication.overlap == "two_batch":
+        count, least = split.micro_batches, 2 * split.pp
+        detail = f"{count}" + (" are fewer than" if count < least else " for") + f" the {least} that take turns"
+        yield Verdict("micro-batches", f"{count}", f"at least {least}, overlap: two_batch", count >= least, detail)
+    elif split.pp > 1:
         count = split.micro_batches
         detail = f"{count}" + (" are fewer than" if count < split.pp else " for") + f" pp {split.pp}"
         yield Verdict("micro-batches", f"{count}", f"at least pp {split.pp}", count >= split.pp, detail)

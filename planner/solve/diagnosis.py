@@ -6,29 +6,25 @@ nearest to fitting first. Each repair offered was tried: with it some split brea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from fractions import Fraction
 from typing import Any
 
 from planner.cost.instance import Instance
 from planner.errors import InfeasibleError, Problem
 from planner.inputs.deployment import load_kernel
+from planner.inputs.gpu import Gpu
 from planner.inputs.kernels import KernelLimits
 from planner.inputs.precision import WEIGHTS, Precision
+from planner.inputs.sourced import Sourced
 from planner.inputs.topology import resolve
 from planner.inputs.units import format_bytes
 from planner.inputs.workload import Workload
 from planner.rules import Verdict
-from planner.solve.candidates import (
-    Candidate,
-    SearchSpace,
-    all_splits,
-    feasible_split,
-    fullest_gpu,
-    fullest_ranks,
-    memory_limits,
-)
-from planner.solve.cuts import cuts_of_least_memory, least_memory_excess
+from planner.rules.grid import SearchSpace, all_splits
+from planner.solve.candidates import Candidate, feasible_split
 
 _SHOWN = 8
 _MOST_NODES = 16
@@ -44,7 +40,7 @@ def infeasible(instance: Instance, space: SearchSpace, candidates: list[Candidat
     rows = _rows(nearest)
     error = InfeasibleError(f"no split of {gpus} GPU{plural} fits ({len(rows)} tried)")
     lines = [*_table(rows), *_arithmetic(instance, nearest[0])]
-    lines += [f"try: {repair}" for repair in repairs(instance, space)]
+    lines += [f"try: {repair}" for repair in repairs(instance, space, candidates)]
     error.problems = (Problem(str(error.problems[0].message), None, "\n".join(lines)),)
     error.data = {"candidates": [_as_data(candidate) for candidate in nearest]}
     return error
@@ -76,19 +72,19 @@ def _no_split(instance: Instance, space: SearchSpace) -> InfeasibleError:
 
 def _distance(candidate: Candidate) -> tuple[int, int, tuple[int, ...]]:
     """Fewest rules broken first, then least memory over."""
-    return len(candidate.reasons), max(0, -candidate.free_bytes), candidate.order
+    return len(candidate.reasons), 0 if candidate.held is None else max(0, -candidate.free_bytes), candidate.order
 
 
-def _rows(nearest: list[Candidate]) -> dict[str, list[Verdict]]:
+def _rows(nearest: list[Candidate]) -> dict[str, tuple[Verdict, ...]]:
     """What every split breaks at its best: numbers of micro-batches and of copies are not told apart."""
-    rows: dict[str, list[Verdict]] = {}
+    rows: dict[str, tuple[Verdict, ...]] = {}
     for candidate in nearest:
         s = candidate.split
         rows.setdefault(f"tp={s.tp} dp={s.dp} ep={s.ep} etp={s.etp} pp={s.pp}", candidate.reasons)
     return rows
 
 
-def _table(broken: dict[str, list[Verdict]]) -> Iterator[str]:
+def _table(broken: dict[str, tuple[Verdict, ...]]) -> Iterator[str]:
     """A row for each rule that a split breaks: value, what it must fit, verdict."""
     rows = [("split", "rule", "value", "must be", "verdict")]
     for name, reasons in list(broken.items())[:_SHOWN]:
@@ -103,17 +99,15 @@ def _table(broken: dict[str, list[Verdict]]) -> Iterator[str]:
 
 def _arithmetic(instance: Instance, candidate: Candidate) -> Iterator[str]:
     """The memory lines of the fullest GPU of the split that comes nearest."""
-    if candidate.cost is None or not any("memory" in reason.rule for reason in candidate.reasons):
+    held = candidate.held
+    if held is None or not any("memory" in reason.rule for reason in candidate.reasons):
         return
-    limits = memory_limits(instance, candidate)
-    cuts = cuts_of_least_memory(limits)
-    _, fullest, kind = least_memory_excess(limits)
-    layers, memory, stage = cuts[fullest], candidate.memories[fullest], candidate.cost.stages[fullest]
-    ranks = fullest_ranks(stage, memory)
-    capacity, slots = ranks[min(kind, len(ranks) - 1)]
+    _, fullest, capacity = held.excess
+    layers, memory = held.cuts[fullest], held.memories[fullest]
+    slots = dict(held.fullest_ranks(fullest))[capacity]
     filled = slots * len(set(instance.model.moe_layer_ids).intersection(layers))
-    where = f", stage {fullest} (layers {layers.start} to {layers.stop - 1})" if len(cuts) > 1 else ""
-    yield f"memory of GPU {fullest_gpu(stage, memory, capacity)}{where}, the fullest, with {candidate.split}:"
+    where = f", stage {fullest} (layers {layers.start} to {layers.stop - 1})" if len(held.cuts) > 1 else ""
+    yield f"memory of GPU {held.fullest_gpu(fullest, capacity)}{where}, the fullest, with {candidate.split}:"
     for line in sorted(memory.lines(layers, filled), key=lambda line: -line.num_bytes):
         yield f"  {line.name:<44} {format_bytes(line.num_bytes):>10}  {line.basis}"
     yield f"  {'needs':<44} {format_bytes(memory.total(layers, filled)):>10}, has {format_bytes(capacity)}"
@@ -122,7 +116,7 @@ def _arithmetic(instance: Instance, candidate: Candidate) -> Iterator[str]:
 # --- repairs ----------------------------------------------------------------------------------------
 
 
-def repairs(instance: Instance, space: SearchSpace) -> Iterator[str]:
+def repairs(instance: Instance, space: SearchSpace, candidates: list[Candidate]) -> Iterator[str]:
     """Changes of one thing each with which some split breaks no rule; every one was tried."""
     if space.pins and feasible_split(instance, replace(space, pins={})):
         pins = ", ".join(f"{name}={value}" for name, value in space.pins.items())
@@ -132,6 +126,9 @@ def repairs(instance: Instance, space: SearchSpace) -> Iterator[str]:
     nodes = _fewest(lambda count: _with_nodes(instance, count), instance, space)
     if nodes is not None:
         yield f"{nodes} nodes ({_with_nodes(instance, nodes).topology.num_gpus} GPUs)"
+    gib = _least_memory_gib(instance, space, candidates)
+    if gib is not None:
+        yield f"GPUs of {gib} GiB"
     yield from _formats(instance, space)
     yield from _engine_settings(instance, space)
     for name, text in (("context_length", "context_length {:,}"), ("tokens_per_gpu", "tokens_per_gpu {:,}")):
@@ -157,6 +154,20 @@ def _fewest(change: Callable[[int], Instance], instance: Instance, space: Search
         if feasible_split(changed, space):
             return nodes
     return None
+
+
+def _least_memory_gib(instance: Instance, space: SearchSpace, candidates: list[Candidate]) -> int | None:
+    """The least memory in whole GiB of every GPU with which a split fits that breaks no other rule."""
+    file, kinds = instance.topology.file, instance.topology.kinds
+    over = [-c.free_bytes for c in candidates if c.held and all("memory" in reason.rule for reason in c.reasons)]
+    if len(kinds) > 1 or not isinstance(file.gpu, Gpu) or not over:
+        return None
+    share = Fraction(str(instance.constants.engine_memory.share.value))
+    gib = math.ceil((kinds[0].memory.value + min(over) / share) / (1 << 30))
+    memory = Sourced[int](value=gib << 30)
+    larger = file.model_copy(update={"gpu": file.gpu.model_copy(update={"memory": memory})})
+    changed = replace(instance, topology=resolve(larger, instance.topology.num_gpus))
+    return gib if feasible_split(changed, space) else None
 
 
 def _formats(instance: Instance, space: SearchSpace) -> Iterator[str]:

@@ -184,7 +184,7 @@ class _Program:
         units, gather = self._units() * per_byte, moe.gather_s_per_row_byte * per_byte
         self.quantum = self._quantum(costs, rows_SEk, units, gather)
         expert_floor_S, byte_floor_S = self.floor
-        sent_floor_S = byte_floor_S * per_byte + 2 * moe.exchange_launch_s
+        sent_floor_S = byte_floor_S * per_byte + moe.fixed_traffic_s
         totals = []
         for s in range(p.num_windows):
             busy = self._variable(f"busy[{s}]", expert_floor_S[s])
@@ -203,7 +203,7 @@ class _Program:
             for rank in range(p.num_ranks if gather else 0):
                 self.model.add(gathered >= self._row(self.x[:, rank], gather * rows_SEk[s]))
             sent = self._variable(f"sent[{s}]", sent_floor_S[s])
-            self.model.add(sent >= moved + gathered + self._down(2 * moe.exchange_launch_s))
+            self.model.add(sent >= moved + gathered + self._down(moe.fixed_traffic_s))
             totals.append(self._overlapped(busy, sent, s))
         self.model.minimize(sum(totals))
 
@@ -212,7 +212,7 @@ class _Program:
         rows = float(rows_SEk.sum(axis=(1, 2)).max())
         largest = [float(cost.sum(axis=(2, 3)).max()) for cost in costs]
         largest += [rows * float(weight_R.sum()) for weight_R in units]
-        return max(*largest, rows * gather, self.upper) / _ROW_LIMIT
+        return max(*largest, rows * gather, self.upper, self.problem.moe.beside_s) / _ROW_LIMIT
 
     def _row(self, variables: NDArray[np.object_], seconds: Floats) -> cp_model.LinearExprT:
         """Sum of variables times seconds, rounded down to the quantum."""
@@ -220,20 +220,25 @@ class _Program:
         return cp_model.LinearExpr.weighted_sum(variables.reshape(-1).tolist(), down.reshape(-1).tolist())
 
     def _variable(self, name: str, least_s: float = 0.0) -> cp_model.IntVar:
-        """Seconds in quanta, up to what the incumbent needs over all windows."""
-        top = math.ceil(self.upper * self.problem.num_windows / self.quantum) + 1
+        """Seconds in quanta, up to what the incumbent needs over all windows, and what else traffic hides behind."""
+        longest = self.upper * self.problem.num_windows + self.problem.moe.beside_s
+        top = math.ceil(longest / self.quantum) + 1
         return self.model.new_int_var(min(self._down(least_s), top), top, name)
 
     def _overlapped(self, busy: cp_model.IntVar, sent: cp_model.IntVar, s: int) -> cp_model.LinearExprT:
-        """Total >= longer + (1 - overlap) * shorter, as two lines."""
-        hidden = self.problem.moe.overlap
-        if hidden == 0.0:
+        """Total >= busy + sent - overlap * min(what hides, sent), as two lines."""
+        moe = self.problem.moe
+        hidden, beside = moe.overlap, math.ceil(moe.beside_s / self.quantum)
+        if hidden == 0.0 or not (moe.experts_hide or beside):
             return busy + sent
         total = self._variable(f"total[{s}]")
         seen = 1 - Fraction(hidden).limit_denominator(1000)  # a percentage: exact
         whole, part = seen.denominator, seen.numerator
         self.model.add(whole * total >= whole * busy + part * sent)
-        self.model.add(whole * total >= part * busy + whole * sent)
+        if moe.experts_hide:
+            self.model.add(whole * total >= part * busy + whole * sent - (whole - part) * beside)
+        else:
+            self.model.add(whole * total >= whole * busy + whole * sent - (whole - part) * beside)
         return total
 
     def _down(self, seconds: float) -> int:

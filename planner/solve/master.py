@@ -23,8 +23,9 @@ from planner.cost.instance import Instance, LayerLoad
 from planner.cost.step import Prediction, StageCost, predict, stage_of_layers
 from planner.errors import NoPlanFoundError
 from planner.plan.placement import Placement, widened
-from planner.solve.candidates import Bounder, Candidate, SearchSpace, all_candidates, count_candidates
-from planner.solve.cuts import best_cuts
+from planner.rules.cuts import best_cuts
+from planner.rules.grid import SearchSpace
+from planner.solve.candidates import Bounder, Candidate, all_candidates, count_candidates
 from planner.solve.place import LayerJob, LayerResult, linear_start
 from planner.solve.problem import CLOSED, LayerProblem
 from planner.solve.watch import GaveUpError, NoWatch, Watch
@@ -226,7 +227,6 @@ class Master:
     def _linear(self, work: _Work) -> None:
         """A first plan at once: the engines' own layout."""
         cost = work.candidate.cost
-        assert cost is not None
         layouts = {stage.kind: self._start(stage) for stage in cost.stages}
         self._offer(work.candidate, {(key, row): layouts[key] for key in layouts for row in self._row.values()})
 
@@ -239,7 +239,6 @@ class Master:
     def _keys(self, work: _Work) -> list[Key]:
         """Which layers must be placed on which kind of stage."""
         cost = work.candidate.cost
-        assert cost is not None
         keys: dict[Key, None] = {}
         kinds = {stage.kind for stage in cost.stages}
         for stage, layers in zip(cost.stages, work.candidate.cuts, strict=True):
@@ -260,7 +259,6 @@ class Master:
     def _place(self, work: _Work, keys: Sequence[Key], exact_effort: float) -> None:
         """Place layers that are not placed yet (or again, with the integer program)."""
         cost = work.candidate.cost
-        assert cost is not None
         stage_of = {stage.kind: stage for stage in cost.stages}
         open_keys = [key for key in keys if exact_effort > 0 or key not in work.results]
         if exact_effort > 0:
@@ -303,14 +301,12 @@ class Master:
         placed = list(work.results)
         ratio = sum(work.results[k].seconds for k in placed) / sum(float(bounds[k[0]][k[1]]) for k in placed)
         cost = work.candidate.cost
-        assert cost is not None
         found = self.bounder.step_bound(work.candidate, [bounds[stage.kind] * ratio for stage in cost.stages])
         return found[0] if found else float("inf")
 
     def _settle(self, work: _Work) -> None:
         """All layers are placed: offer the plan, and put what was proved into the bound."""
         candidate, cost = work.candidate, work.candidate.cost
-        assert cost is not None
         self._offer(candidate, {key: result.expert_P for key, result in work.results.items()})
         for (kind, row), result in work.results.items():
             candidate.layer_bound[kind][row] = max(candidate.layer_bound[kind][row], result.bound)
@@ -330,7 +326,6 @@ class Master:
     def _offer(self, candidate: Candidate, expert_P: dict[Key, Ints]) -> None:
         """Price a full placement by the truth; keep it if it is the best."""
         cost = candidate.cost
-        assert cost is not None
         cuts = self._recut(candidate, expert_P)
         placement = self._placement(candidate, cuts, expert_P)
         prediction = predict(cost, cuts, placement)
@@ -342,7 +337,6 @@ class Master:
 
     def _recut(self, candidate: Candidate, expert_P: dict[Key, Ints]) -> tuple[range, ...]:
         cost = candidate.cost
-        assert cost is not None
         kinds = {stage.kind for stage in cost.stages}
         if cost.split.pp == 1 or len(kinds) > 1:
             return candidate.cuts
@@ -356,7 +350,6 @@ class Master:
 
     def _placement(self, candidate: Candidate, cuts: tuple[range, ...], expert_P: dict[Key, Ints]) -> Placement:
         cost = candidate.cost
-        assert cost is not None
         layer_ids = self.instance.model.moe_layer_ids
         stage_of = stage_of_layers(cost, cuts)
         rows = []

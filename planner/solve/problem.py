@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from planner.cost.instance import LayerLoad
 from planner.cost.moe import LayerTimes, MoeCost, rows_of, touched_of
 from planner.cost.roofline import Kernel
+from planner.cost.term import NOTHING
 from planner.cost.traffic import Exchange
 
 Floats = NDArray[np.float64]
@@ -164,7 +165,7 @@ def plain_load_problem(
         alike=True,
         interchangeable=bool((sizes == sizes[0]).all()),
     )
-    unit = Kernel(0.0, 0.0, 1.0, 0.0, 0.0, 4, "given", "one second per row", 1.0, 0.0)
+    unit = Kernel(0.0, 0.0, 1.0, 0.0, 0.0, 4, "given", "one second per row", None, 1.0, 0.0)
     moe = MoeCost(
         num_ranks=len(slots_R),
         etp=1,
@@ -177,10 +178,13 @@ def plain_load_problem(
         exchange=free,
         dispatch_bytes=0.0,
         combine_bytes=0.0,
-        launch_s=0.0,
+        combine_light_bytes=0.0,
+        dispatch_fixed=NOTHING,
+        combine_fixed=NOTHING,
         gather_s_per_row_byte=0.0,
-        gather_launch_s=0.0,
         overlap=0.0,
+        experts_hide=False,
+        beside_s=0.0,
     )
     total_S = load_SE.sum(axis=1)
     return LayerProblem(moe, LayerLoad(load_SE / total_S[:, None], total_S, None), slots_R, group_E)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from planner.check import windows_of
 from planner.cost.prepare import Prepared
 from planner.inputs.deployment import Deployment
-from planner.plan.plan import PlanInputs, TraceRecord
+from planner.plan.plan import PlanInputs, SearchRecord, TraceRecord
 from planner.rules import Limits
-from planner.solve.candidates import SearchSpace
+from planner.rules.grid import SearchSpace
 from planner.solve.master import Options
 from planner.solve.solver import Solved, solve
 from planner.solve.watch import Watch
@@ -53,7 +54,7 @@ def plan_inputs(deployment: Deployment, prepared: Prepared, output: Path) -> Pla
         TraceRecord(path=Path(os.path.relpath(path.resolve(), folder)).as_posix(), sha256=digest)
         for path, digest in zip(deployment.trace_paths, prepared.hashes, strict=True)
     )
-    windows = instance.windows
+    section = deployment.file.solve
     return PlanInputs(
         name=instance.model.name,
         model=instance.model,
@@ -64,8 +65,14 @@ def plan_inputs(deployment: Deployment, prepared: Prepared, output: Path) -> Pla
         engine=deployment.engine_name,
         engine_version=deployment.engine.version if deployment.engine_name else None,
         rules=deployment.engine.rules,
-        keep_groups=deployment.file.solve.keep_groups,
+        keep_groups=section.keep_groups,
+        search=SearchRecord(
+            pins=section.split.pinned(),
+            redundant_experts=section.redundant_experts,
+            gap=section.gap,
+            seed=section.seed,
+        ),
         traces=traces,
-        traced_layer_ids=instance.traced_layer_ids if windows is not None else (),
-        windows=windows.how if windows is not None else "no trace: uniform routing",
+        traced_layer_ids=instance.traced_layer_ids if instance.windows is not None else (),
+        windows=windows_of(instance),
     )

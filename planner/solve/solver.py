@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner import __version__
-from planner.baselines import placements, score, weights_of
+from planner.baselines import score
 from planner.check import check
 from planner.cost.booking import book
 from planner.cost.instance import Instance
 from planner.cost.notes import notes
-from planner.cost.step import SplitCost, split_cost
+from planner.held_out import held_out
 from planner.plan.plan import (
     CandidateRecord,
     HeldOutRecord,
@@ -29,19 +29,16 @@ from planner.plan.plan import (
 )
 from planner.plan.split import Split
 from planner.rules import Limits, Verdict, verdicts
-from planner.solve.candidates import Candidate, SearchSpace
-from planner.solve.headroom import Headroom, headroom
+from planner.rules.grid import SearchSpace
+from planner.rules.headroom import Headroom, headroom
+from planner.solve.candidates import Candidate
 from planner.solve.master import Best, Master, Options, Solution
 from planner.solve.place import LayerJob
-from planner.solve.problem import CLOSED, LayerProblem
+from planner.solve.problem import CLOSED
 from planner.solve.watch import GaveUpError, Watch
 from planner.solve.workers import TimeIsUpError, Workers
-from planner.trace.windows import subset
 
 Ints = NDArray[np.int64]
-
-_HELD_OUT_LAYERS = 12
-_TIME_ORDERED_WINDOWS = 16
 
 
 @dataclass(frozen=True)
@@ -79,23 +76,23 @@ def solve(
     if solution.stopped_by not in ("time_limit", "interrupt"):
         try:
             with watch.stoppable():
-                held_out = _held_out(instance, solution.best, master, workers, watch)
+                held_out = _held_out(solution.best, master, workers, watch)
         except TimeIsUpError:
             solution.stopped_by = "time_limit"
         except GaveUpError:
             raise
         except KeyboardInterrupt:
             solution.stopped_by = "interrupt"
-    rooms = _rooms(instance, solution, solution.best, watch)
+    rooms = _rooms(solution, solution.best, watch)
     plan = _booked(instance, solution, solution.best, held_out, inputs, Told(space.limits, rooms))
     findings = check(plan, instance)
     assert not findings, "the plan fails its own check:\n" + "\n".join(map(str, findings))
     return Solved(plan, solution)
 
 
-def _rooms(instance: Instance, solution: Solution, best: Best, watch: Watch) -> dict[int, Headroom]:
+def _rooms(solution: Solution, best: Best, watch: Watch) -> dict[int, Headroom]:
     """What the splits that fit could hold besides; where the search was stopped only the chosen one's."""
-    rooms = {id(best.candidate): headroom(instance, best.candidate)}
+    rooms = {id(best.candidate): headroom(best.candidate)}
     if solution.stopped_by in ("time_limit", "interrupt"):
         return rooms
     others = [one for one in solution.candidates if one.is_feasible and one is not best.candidate]
@@ -103,7 +100,7 @@ def _rooms(instance: Instance, solution: Solution, best: Best, watch: Watch) -> 
         with watch.stoppable():
             watch.begin("finding what else fits", len(others))
             for candidate in others:
-                rooms[id(candidate)] = headroom(instance, candidate)
+                rooms[id(candidate)] = headroom(candidate)
                 watch.advance()
     except GaveUpError:
         raise
@@ -121,7 +118,6 @@ def _booked(
     told: Told,
 ) -> Plan:
     cost = best.candidate.cost
-    assert cost is not None
     objective = best.prediction.step_s
     gap = max(0.0, (objective - solution.bound_s) / objective)
     placement = best.placement
@@ -176,16 +172,16 @@ def _candidate_record(instance: Instance, candidate: Candidate, best: Best, told
             redundant_experts=candidate.redundant_experts,
             layout=candidate.layout,
             outcome="rejected",
-            free_bytes=None if not candidate.memories else candidate.free_bytes,
+            free_bytes=None if candidate.held is None else candidate.free_bytes,
             reasons=tuple(str(reason) for reason in candidate.reasons),
-            rules=rule_records(candidate.reasons),
+            rules=_rule_records(candidate.reasons),
         )
     outcome: Literal["chosen", "priced", "bounded"] = "bounded" if candidate.step_s is None else "priced"
     rules: tuple[RuleRecord, ...] = ()
     chosen = candidate is best.candidate
     if chosen:
         outcome = "chosen"
-        rules = rule_records(verdicts(instance, candidate.split, candidate.redundant_experts, told.limits))
+        rules = _rule_records(verdicts(instance, candidate.split, candidate.redundant_experts, told.limits))
     room = told.rooms.get(id(candidate), Headroom(None, None, None))
     return CandidateRecord(
         split=split,
@@ -202,65 +198,31 @@ def _candidate_record(instance: Instance, candidate: Candidate, best: Best, told
     )
 
 
-def rule_records(rules: Iterable[Verdict]) -> tuple[RuleRecord, ...]:
-    """Verdicts as data."""
+def _rule_records(rules: Iterable[Verdict]) -> tuple[RuleRecord, ...]:
     return tuple(RuleRecord(**asdict(rule)) for rule in rules)
 
 
 # --- held-out windows -------------------------------------------------------------------------------
 
 
-def _held_out(instance: Instance, best: Best, master: Master, workers: Workers, watch: Watch) -> HeldOutRecord | None:
+def _held_out(best: Best, master: Master, workers: Workers, watch: Watch) -> HeldOutRecord | None:
     """Place some layers on one half of the windows and judge on the other."""
-    windows = instance.windows
-    if windows is None or windows.num_windows < 2 or best.candidate.split.ep == 1:
+    halves = held_out(best.candidate.cost)
+    if halves is None:
         return None
-    count = windows.num_windows
-    if count >= _TIME_ORDERED_WINDOWS:
-        seen, unseen = list(range(count // 2)), list(range(count // 2, count))
-        how = f"placed on the first {len(seen)} windows, judged on the last {len(unseen)}"
-    else:
-        seen, unseen = list(range(0, count, 2)), list(range(1, count, 2))
-        how = f"placed on every other window ({len(seen)}), judged on the rest ({len(unseen)})"
-    split, redundant = best.candidate.split, best.candidate.redundant_experts
-    assert best.candidate.cost is not None
-    stages = best.candidate.cost.stages
-    shares = [stage.grid.gpus for stage in stages], [stage.slots_R for stage in stages]
-    planning = split_cost(replace(instance, windows=subset(windows, seen)), split, redundant, *shares)
-    judging = split_cost(replace(instance, windows=subset(windows, unseen)), split, redundant, *shares)
-    rows = len(instance.traced_layer_ids)
-    step = max(1, rows // _HELD_OUT_LAYERS)
-    chosen = list(range(step // 2, rows, step))[:_HELD_OUT_LAYERS]
-    watch.begin("judging on held-out windows", len(chosen))
+    watch.begin("judging on held-out windows", len(halves.rows))
+    stage, loads = halves.planning.stages[0], halves.planning.instance.loads
+    jobs = [
+        LayerJob(master.problem(stage, loads[row]), 0.0, master.options.seed, master.options.gap) for row in halves.rows
+    ]
     placed: dict[int, Ints] = {}
-    jobs = [LayerJob(_problem(planning, row, master), 0.0, master.options.seed, master.options.gap) for row in chosen]
     for index, result in workers.place(jobs):
-        placed[chosen[index]] = result.expert_P
+        placed[halves.rows[index]] = result.expert_P
         watch.advance()
-    assert planning.instance.windows is not None
-    stage_of = dict.fromkeys(range(instance.model.num_layers), planning.stages[0])
-    rivals = placements(planning, stage_of, weights_of(planning.instance.windows))
-    row_of = {layer: row for row, layer in enumerate(best.placement.layer_ids)}
-    imbalance: dict[str, float] = {}
-    layer_s: dict[str, float] = {}
-    layouts = {"plan": placed}
-    for name, rival in rivals.items():
-        layouts[name] = {row: rival.expert_LP[row_of[instance.traced_layer_ids[row]]] for row in chosen}
-    for name, layout in layouts.items():
-        imbalance[name], layer_s[name] = _judge(judging, layout, chosen)
-    return HeldOutRecord(how=how, layers=len(chosen), imbalance=imbalance, layer_s=layer_s)
-
-
-def _problem(cost: SplitCost, row: int, master: Master) -> LayerProblem:
-    return master.problem(cost.stages[0], cost.instance.loads[row])
-
-
-def _judge(cost: SplitCost, layout: dict[int, Ints], rows: Sequence[int]) -> tuple[float, float]:
-    moe = cost.stages[0].moe
-    imbalance, seconds = [], []
-    for row in rows:
-        load = cost.instance.loads[row]
-        rows_SR = moe.rank_load(load, layout[row])[0]
-        imbalance.append(float((rows_SR.max(axis=1) / rows_SR.mean(axis=1)).mean()))
-        seconds.append(float(moe.layer(load, layout[row]).total_S.mean()))
-    return float(np.mean(imbalance)), float(np.mean(seconds))
+    judged = {name: halves.judge(layout) for name, layout in {"plan": placed, **halves.rivals()}.items()}
+    return HeldOutRecord(
+        how=halves.how,
+        layers=len(halves.rows),
+        imbalance={name: imbalance for name, (imbalance, _) in judged.items()},
+        layer_s={name: seconds for name, (_, seconds) in judged.items()},
+    )

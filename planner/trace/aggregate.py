@@ -1,7 +1,7 @@
 """Counts over traces of any length: blocks are counted one by one, ranges of tokens in parallel.
 
-`counts_of` and `pairs_of` are pure functions of one block. What they give is added up in any order, so
-they also run inside Ray Data, Spark, Dask or DuckDB (docs/traces.md, "A terabyte of routing").
+`counts_of` and `pairs_of` are pure functions of one block. What they give is added up in any order, here or by a
+cluster's engine (`shards.py`).
 
 Legend: T tokens, L traced layers, K choices, S parts of the tokens (windows, domains), E experts.
 """

@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.inputs.units import format_number_of
 from planner.inputs.workload import Phase
 from planner.trace.trace import Ints, TokenTrace
 
@@ -30,14 +31,15 @@ def window_of_token(
     """The window of each token [T], and one sentence that says how it was found."""
     if "step_id" in trace.columns:
         window_T, steps = _recorded_steps(trace)
-        return window_T, f"{steps} engine steps as recorded"
+        return window_T, f"{format_number_of(steps, 'engine step')} as recorded"
     wanted = min(max(round(trace.num_tokens / step_tokens), MIN_WINDOWS), most, trace.num_tokens)
     if "seq_id" not in trace.columns:
         window_T, kind = _of_file_order(trace.num_tokens, wanted), "tokens in file order"
     else:
         window_T, kind = _of_sequences(trace, phase, step_tokens, wanted)
     windows = int(window_T.max()) + 1
-    return window_T, f"{windows} windows of about {trace.num_tokens / windows:,.0f} tokens, cut from {kind}"
+    size = format_number_of(round(trace.num_tokens / windows), "token")
+    return window_T, f"{format_number_of(windows, 'window')} of about {size}, cut from {kind}"
 
 
 def _small(count: int) -> type[np.unsignedinteger[Any]] | type[np.signedinteger[Any]]:
@@ -71,7 +73,7 @@ def _of_sequences(trace: TokenTrace, phase: Phase, step_tokens: int, wanted: int
         atoms = ((start, order_Q[np.searchsorted(ids_Q, seq_T)]) for start, seq_T in trace.column("seq_id"))
         return _spread(atoms, lambda atom_T: window_Q[atom_T], wanted, tokens), "whole sequences in file order"
     begins_Q, slots = _admitted(lengths_Q, step_tokens)
-    kind = f"a running batch of {slots} sequences"
+    kind = f"a running batch of {format_number_of(slots, 'sequence')}"
     if _positions_rise(trace, ids_Q):
         steps, batch = _steps(trace, ids_Q, order_Q, begins_Q), _batch_sizes(begins_Q, lengths_Q)
         return _spread(steps, lambda step_T: _window_at(batch.middle(step_T), wanted, tokens), wanted, tokens), kind

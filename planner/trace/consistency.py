@@ -6,10 +6,22 @@ from collections.abc import Sequence
 
 from planner.errors import Place, Problem
 from planner.inputs.model import Model
+from planner.trace.alike import Alike
 from planner.trace.count_faults import counted_often, dense_layers, token_sums
-from planner.trace.faults import sort_out
+from planner.trace.faults import Fault, sort_out
 from planner.trace.trace import CountTrace, Trace
 from planner.trace.windows import Windows
+
+
+def describe_suspicions(windows: Windows, traces: Sequence[Trace]) -> tuple[str, ...]:
+    """Everything that looks like a trap of recording, where figures are told without a model to hold them against."""
+    where = Place(str(traces[0].path), key="expert_ids")
+    faults = _dense(windows, traces)
+    if windows.sets is not None:
+        alike = Alike(traces[0].num_experts)
+        alike.look(windows.sets.experts_NLK)
+        faults += alike.faults(where)
+    return (*(text for trace in traces for text in suspicions(trace)), *map(_told, faults))
 
 
 def suspicions(trace: Trace) -> tuple[str, ...]:
@@ -19,15 +31,22 @@ def suspicions(trace: Trace) -> tuple[str, ...]:
     where, counts_SLE = Place(str(trace.path), key="counts"), trace.counts_SLE
     faults = counted_often(counts_SLE, where)
     faults += token_sums(counts_SLE, trace.layer_ids_L, trace.top_k, trace.names_S, where)
-    return tuple(f"{fault.where}: {fault.message} [{fault.name}]: {fault.cure}" for fault in faults)
+    return tuple(map(_told, faults))
+
+
+def _told(fault: Fault) -> str:
+    return f"{fault.where}: {fault.message} [{fault.name}]: {fault.cure}"
 
 
 def not_routed(windows: Windows, traces: Sequence[Trace]) -> list[Problem]:
     """Layers in which every token chose expert 0 only: dense ones, or never written."""
+    return sort_out(_dense(windows, traces), ())[0]
+
+
+def _dense(windows: Windows, traces: Sequence[Trace]) -> list[Fault]:
     key = "counts" if isinstance(traces[0], CountTrace) else "expert_ids"
     where = Place(str(traces[0].path), key=key)
-    faults = dense_layers(windows.counts_SLE, windows.layer_ids_L, traces[0].top_k, where)
-    return sort_out(faults, ())[0]
+    return dense_layers(windows.counts_SLE, windows.layer_ids_L, traces[0].top_k, where)
 
 
 def against_model(trace: Trace, model: Model) -> list[Problem]:
@@ -55,7 +74,8 @@ def _layers(strange: list[int], trace: Trace, model: Model) -> Problem:
     where = Place(str(trace.path), key="layer_ids")
     shown = ", ".join(str(layer) for layer in strange[:6]) + (", ..." if len(strange) > 6 else "")
     first, last = model.moe_layer_ids[0], model.moe_layer_ids[-1]
-    message = f"layers {shown} are not MoE layers of {model.name} (MoE: {first}..{last})"
+    these = f"layers {shown} are not MoE layers" if len(strange) > 1 else f"layer {shown} is not a MoE layer"
+    message = f"{these} of {model.name} (MoE: {first}..{last})"
     if len(trace.layer_ids_L) == len(model.moe_layer_ids):
         hint = "numbered by MoE layer? `ep-plan trace import --rows moe --model` gives them hidden-layer indices"
     elif len(trace.layer_ids_L) == model.num_layers:

@@ -23,9 +23,10 @@ FAULTS: Final[dict[str, str]] = {
     "layer-index": "rows are numbered by MoE layer where hidden layers are meant, or the other way round",
     "zero-layer": "an MoE layer was never recorded",
     "token-sum": "the choices of a layer are not top_k for each of the same tokens",
+    "dummy-tokens": "many tokens chose the same experts in every layer: padding or dummy requests that were routed",
     "mixed-phases": "prefill and decode are pooled, though they route differently and are planned apart",
 }
-NEVER: Final = frozenset({"physical-ids", "zero-layer", "dense-layer"})
+NEVER: Final = frozenset({"physical-ids", "dense-layer"})
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,8 @@ def _read_counts(file: NpzFile, log: ProblemLog) -> Trace | None:
     windows, layers, experts = counts.shape
     if num_experts not in (0, experts):
         log.add(f"{experts} columns, but num_experts is {num_experts}", where=where)
+    if top_k > experts:
+        log.add(f"top-{top_k} of {experts} experts", where=Place(str(file.path), key="topk"))
     names = _names(file, windows, log)
     layer_ids = _layer_ids(file, layers, log)
     if good:

@@ -75,6 +75,8 @@ class NpzFile:
                         self._read_header(archive, info)
         except FileNotFoundError:
             raise UsageError(f"{path}: no such file") from None
+        except PermissionError as error:
+            raise UsageError(f"{path}: {error.strerror}") from None
         except _BROKEN as error:
             hint = "expected a file written by numpy.savez"
             raise InputError(Problem(f"not a readable .npz ({error})", Place(str(path)), hint)) from None

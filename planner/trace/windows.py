@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import InputError, Place, Problem, ProblemLog
+from planner.inputs.units import format_number_of
 from planner.inputs.workload import Phase
 from planner.trace.aggregate import count_by
 from planner.trace.batches import MAX_WINDOWS, MIN_WINDOWS, window_of_token
@@ -117,7 +118,7 @@ def _same_shape(traces: Sequence[Trace]) -> None:
 def _of_counts(trace: CountTrace) -> Windows:
     tokens_S = np.maximum(trace.counts_SLE[:, 0].sum(axis=1) // trace.top_k, 1)
     choices_SL = np.full(trace.counts_SLE.shape[:2], float(trace.top_k))
-    how = f"{len(tokens_S)} windows as counted"
+    how = f"{format_number_of(len(tokens_S), 'window')} as counted"
     return Windows(trace.counts_SLE, tokens_S, choices_SL, trace.layer_ids_L, trace.names_S, how)
 
 
@@ -222,6 +223,28 @@ def subset(windows: Windows, keep: Sequence[int]) -> Windows:
         windows.how,
         sets,
     )
+
+
+def of_steps(windows: Windows, step_tokens: int) -> Windows:
+    """Neighbouring windows joined until each holds a step's tokens; as they stand where most hold half of them.
+
+    In shorter windows chance alone makes ranks unequal, which a step of that size would not see.
+    """
+    count = max(1, int(windows.tokens_S.sum()) // step_tokens)
+    if 2 * np.median(windows.tokens_S) >= step_tokens:
+        return windows
+    middle_S = np.cumsum(windows.tokens_S) - windows.tokens_S / 2
+    group_S = (middle_S * count / windows.tokens_S.sum()).astype(np.int64)
+    starts = np.flatnonzero(np.diff(group_S, prepend=-1))
+    tokens_S = np.add.reduceat(windows.tokens_S, starts)
+    counts_SLE = np.add.reduceat(windows.counts_SLE, starts)
+    sets = windows.sets
+    if sets is not None:
+        number_S = np.searchsorted(starts, np.arange(windows.num_windows), side="right") - 1
+        sets = TokenSets(number_S[sets.window_N].astype(np.int32), sets.experts_NLK)
+    choices_SL = np.add.reduceat(windows.choices_SL * windows.tokens_S[:, None], starts) / tokens_S[:, None]
+    names = tuple(windows.names_S[start] for start in starts.tolist())
+    return replace(windows, counts_SLE=counts_SLE, tokens_S=tokens_S, choices_SL=choices_SL, names_S=names, sets=sets)
 
 
 def of_layers(windows: Windows, rows: Sequence[int]) -> Windows:

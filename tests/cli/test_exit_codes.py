@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.cli.running import deployment_file, example, files_in, run, solved
@@ -307,17 +309,65 @@ def test_env_names_versions(tmp_path: Path) -> None:
     assert {line.split()[0]: line[14:].strip() for line in result.out.splitlines()} == data
 
 
-def test_a_changed_trace_is_3_and_a_missing_one_2(tmp_path: Path) -> None:
+def test_a_changed_trace_and_a_missing_one_are_3(tmp_path: Path) -> None:
     plan = solved(example("tiny-moe", tmp_path), "--gap", "90%")
     trace = plan.parent / "trace.npz"
     kept = trace.read_bytes()
     trace.write_bytes(kept + b"\0")
-    result = run("check", plan, "--json", cwd=tmp_path)
-    assert result.code == 3
-    assert "trace.npz" in result.out
+    for options in ([], ["--trace", str(trace)]):
+        result = run("check", plan, *options, "--json", cwd=tmp_path)
+        assert result.code == 3
+        assert "trace.npz: not a trace that the plan was made from" in result.out
     (tmp_path / "kept.npz").write_bytes(kept)
     assert run("check", plan, "--trace", "kept.npz", cwd=tmp_path).code == 0
+    shutil.copy(tmp_path / "kept.npz", tmp_path / "same.npz")
+    result = run("check", plan, "--trace", "kept.npz", "--trace", "same.npz", cwd=tmp_path)
+    assert result.code == 3
+    assert "give each of them once" in result.out
     trace.unlink()
-    result = run("check", plan, cwd=tmp_path)
-    assert result.code == 2
-    assert "--trace" in result.out + result.err
+    result = run("check", plan, "--json", cwd=tmp_path)
+    assert result.code == 3
+    assert "inputs.traces[0]" in result.out
+    assert "give the trace with --trace" in result.out
+    assert run("check", plan, "--trace", "nowhere.npz", cwd=tmp_path).code == 2
+
+
+def test_traces_may_be_given_in_any_order(tmp_path: Path) -> None:
+    deployment = example("tiny-moe", tmp_path)
+    with np.load(deployment.parent / "trace.npz") as trace:
+        arrays = {name: trace[name] for name in ("expert_ids", "num_experts")}
+    for name, rows in {"a": slice(0, 8000), "b": slice(8000, None)}.items():
+        np.savez(tmp_path / f"{name}.npz", **{**arrays, "expert_ids": arrays["expert_ids"][rows]})
+    plan = solved(deployment, "--gap", "90%", "--trace", tmp_path / "a.npz", "--trace", tmp_path / "b.npz")
+    result = run("check", plan, "--trace", "b.npz", "--trace", "a.npz", cwd=tmp_path)
+    assert result.code == 0, result.out
+
+
+def test_a_trace_of_other_layers_is_3(tiny_plan: Path, tmp_path: Path) -> None:
+    with np.load(tiny_plan.parent / "trace.npz") as trace:
+        few = trace["expert_ids"][:, :2]
+    np.savez(tmp_path / "few.npz", expert_ids=few, layer_ids=[1, 3], num_experts=64)
+    result = run("compare", tiny_plan, "--trace", "few.npz", "--json", cwd=tmp_path)
+    assert result.code == 3
+    (problem,) = result.problems()
+    assert problem["file"] == "few.npz"
+    assert "covers other layers" in problem["message"]
+
+
+def test_a_file_of_another_kind_is_told_as_what_it_is(tiny_plan: Path, tmp_path: Path) -> None:
+    deployment = example("tiny-moe", tmp_path)
+    told = {
+        ("solve", tiny_plan): "'ep-plan/plan/1' is not a deployment file",
+        ("solve", deployment.with_name("topology.yaml")): "'ep-plan/topology/1' is not a deployment file",
+        ("solve", deployment.with_name("config.json")): "the schema line is missing",
+        ("solve", deployment.with_name("trace.npz")): "a zip archive",
+        ("show", deployment): "not valid JSON",
+        ("show", deployment.with_name("trace.npz")): "a zip archive",
+    }
+    for (command, path), message in told.items():
+        options = ["-o", "new.json"] if command == "solve" else []
+        result = run(command, path, *options, "--json", cwd=tmp_path)
+        assert result.code == 3
+        (problem,) = result.problems()
+        assert message in problem["message"]
+        assert problem["hint"]

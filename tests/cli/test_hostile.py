@@ -84,6 +84,17 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "topology: no unit": (changed(TOPOLOGY, "3 us", "3"), "unit"),
     "topology: unknown GPU": (changed(TOPOLOGY, "a100-sxm-80", "a100-sxm-81"), "a100-sxm-80"),
     "topology: no GPUs": (changed(TOPOLOGY, "gpus_per_node: 4", "gpus_per_node: 0"), "gpus_per_node"),
+    "topology: a billion nodes": (changed(TOPOLOGY, "\nnodes: 1\n", "\nnodes: 1000000000\n"), "less than or equal to"),
+    "topology: negative bandwidth": (changed(TOPOLOGY, "300 GB/s", "-300 GB/s"), "greater than 0"),
+    "topology: NaN": (changed(TOPOLOGY, "300 GB/s", "nan GB/s"), "not a number with a unit"),
+    "topology: beyond physics": (changed(TOPOLOGY, "300 GB/s", "1e400 GB/s"), "beyond anything physical"),
+    "topology: UTF-16": (replaced(TOPOLOGY, "schema: ep-plan/topology/1".encode("utf-16")), "UTF-8"),
+    "topology: huge": (replaced(TOPOLOGY, b"#" * (9 << 20)), "larger than 8 MiB"),
+    "topology: a long list": (replaced(TOPOLOGY, b"links: [" + b"1," * 60_000 + b"1]"), "more than 50,000 values"),
+    "deployment: a billion shipped nodes": (
+        changed(DEPLOYMENT, "topology: topology.yaml", "topology: 1000000000 x hgx-h100"),
+        "1000000000 nodes are not allowed",
+    ),
 }
 
 

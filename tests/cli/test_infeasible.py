@@ -78,6 +78,25 @@ def test_the_repair_holds(refused: Result, folder: Path, tmp_path: Path) -> None
     assert repaired.code == 0, repaired.err
 
 
+NODE = (
+    "schema: ep-plan/topology/1\ngpu: {{memory: {} GiB, hbm_bandwidth: 3.35 TB/s, compute: {{bf16: 989 TFLOP/s}}}}\n"
+    "nodes: 1\ngpus_per_node: 8\nlinks: [{{level: node, bandwidth: 450 GB/s, latency: 3 us}}]\n"
+)
+
+
+def test_larger_gpus_are_a_repair_where_no_link_to_a_second_node_is_known(tmp_path: Path) -> None:
+    deployment_file(tmp_path, DEEPSEEK.replace("1 x hgx-h100", "node.yaml"))
+    (tmp_path / "node.yaml").write_text(NODE.format(80))
+    refused = run("solve", "deployment.yaml", cwd=tmp_path)
+    assert refused.code == 4
+    found = re.search(r"try: GPUs of (\d+) GiB", refused.err)
+    assert found, refused.err
+    assert "nodes" not in refused.err
+    for gib, code in ((int(found[1]), 0), (int(found[1]) - 1, 4)):
+        (tmp_path / "node.yaml").write_text(NODE.format(gib))
+        assert run("solve", "deployment.yaml", "--split", "pp=4", "-q", cwd=tmp_path).code == code
+
+
 def test_as_many_rows_as_are_said_to_be_tried(tmp_path: Path) -> None:
     deployment_file(tmp_path, DEEPSEEK)
     (problem,) = run("solve", "deployment.yaml", "--json", cwd=tmp_path).problems()

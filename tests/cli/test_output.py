@@ -48,6 +48,7 @@ def test_a_pipe_gets_plain_text(piped: list[Result]) -> None:
         assert (result.code, result.err) == (0, "")
         assert "\x1b" not in result.out
         assert max(map(len, result.out.splitlines())) <= 120 or "every rule" in result.out
+        assert not re.search(r" $", result.out, re.MULTILINE)
 
 
 def test_every_placement_has_its_row(piped: list[Result]) -> None:
@@ -82,8 +83,29 @@ def test_a_narrow_terminal_is_kept_to(commands: list[list[str]], tmp_path: Path)
         if arguments[0] == "show":
             assert re.search(r"^dispatch +[\d.]+ ms ", shown, re.MULTILINE)
             assert re.search(r"^proof ", shown, re.MULTILINE)
+            assert re.search(r"^\* tp=1 dp=8 ep=8 \+8 +[\d.]+ ms ", shown, re.MULTILINE)
+            assert "no room for: spare KV, tokens (--json)" in shown
         else:
             assert re.search(r"^eplb_hierarchical ", shown, re.MULTILINE)
+
+
+def test_columns_are_left_out_one_by_one(tiny_plan: Path, tmp_path: Path) -> None:
+    headings = {}
+    for width in ("60", "66", "80"):
+        lines = run("show", tiny_plan, cwd=tmp_path, env={"COLUMNS": width}).out.splitlines()
+        (headings[width],) = [line.split("  ") for line in lines if line.startswith("splits")]
+    kept = {width: [word.strip() for word in words if word.strip()] for width, words in headings.items()}
+    assert kept["60"] == ["splits", "step", "at best", "memory left"]
+    assert kept["66"] == [*kept["60"], "spare KV"]
+    assert kept["80"] == [*kept["66"], "tokens"]
+
+
+def test_missing_baselines_are_explained(tmp_path: Path) -> None:
+    """71 slots are not shared out equally by 8 ranks, which is all that EPLB can do."""
+    options = ["--redundant-experts", "7", "--gap", "90%"]
+    result = run("solve", example("tiny-moe", tmp_path), *options, cwd=tmp_path)
+    assert "no EPLB beside it" in result.words
+    assert "no EPLB beside it" not in run("show", tmp_path / "plan.json", "--json", cwd=tmp_path).out
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])

@@ -49,7 +49,7 @@ def layer_left_out(plan: Plan) -> None:
 
 
 def other_split(plan: Plan) -> None:
-    plan["split"]["tp"] = 2
+    plan["split"]["tp"] *= 2
 
 
 def faster(plan: Plan) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.cli.running import example, run
+from tests.cli.running import example, files_in, run
 
 
 def test_from_a_recording_to_a_plan(tmp_path: Path) -> None:
@@ -40,3 +40,23 @@ def test_faults_as_data(tmp_path: Path) -> None:
     assert found == ["double-count]", "token-sum]"]
     assert all("--accept" in problem["hint"] for problem in result.problems())
     assert not (tmp_path / "trace.npz").exists()
+
+
+def test_a_recording_is_never_overwritten(tmp_path: Path) -> None:
+    """The output of each command of the group is another file than what it reads, links looked through."""
+    ids = np.random.default_rng(0).random((64, 2, 8)).argsort(axis=2)[:, :, :2]
+    np.savez(tmp_path / "trace.npz", expert_ids=ids, num_experts=8)
+    (tmp_path / "a.planning.npz").symlink_to("trace.npz")
+    before = (tmp_path / "trace.npz").read_bytes()
+    for arguments in (
+        ("import", "trace.npz"),
+        ("import", "trace.npz", "-o", "a.planning.npz"),
+        ("split", "trace.npz", "-o", "a"),
+        ("split", "a.planning.npz", "-o", "a"),
+        ("synth", "--like", "trace.npz"),
+    ):
+        result = run("trace", *arguments, cwd=tmp_path)
+        assert (result.code, result.out) == (2, ""), result.err
+        assert "is an input of this command" in result.err
+    assert (tmp_path / "trace.npz").read_bytes() == before
+    assert files_in(tmp_path) == {"trace.npz", "a.planning.npz"}

@@ -17,6 +17,20 @@ FIGURES = ("--experts", 32, "--top-k", 4, "--layers", 3, "--tokens", 32_768, "--
 WINDOWS = ("--phase", "prefill", "--step-tokens", 2048)
 
 
+def test_stated_figures_come_back_measured(tmp_path: Path) -> None:
+    """Of one trace with everything in it: what `synth` was told is what `info` tells."""
+    figures = ("--skew", 4, "--domains", 4, "--domain-correlation", 0.5, "--drift", "none", "--lift", 2)
+    done = run("trace", "synth", "--experts", 64, "--top-k", 4, "--layers", 4, *figures, "-o", "s.npz", cwd=tmp_path)
+    assert done.code == 0, done.err
+    told = run("trace", "info", "s.npz", "--phase", "prefill", "--json", cwd=tmp_path).json()
+    assert np.mean(told["domains"]["max_over_mean"]) == pytest.approx(4, rel=0.05)
+    assert told["domains"]["mean_correlation"] == pytest.approx(0.5, abs=0.1)  # of loads, stated for their logarithms
+    assert told["drift"]["lag_correlation"][0]["correlation"] > 0.97
+    lifts = [layer["p99_lift"] for layer in told["co_activation"]]  # partners are 5 % of the pairs
+    assert np.mean(lifts) == pytest.approx(2, rel=0.25)
+    assert told["verdict"]["answer"] == "recommended"
+
+
 def verdict(folder: Path, *synth: object) -> Any:
     done = run("trace", "synth", *FIGURES, *synth, "-o", "known.npz", cwd=folder)
     assert (done.code, done.out, done.err) == (0, "", "")
@@ -47,6 +61,51 @@ def test_one_window_is_insufficient_evidence(tmp_path: Path) -> None:
     assert told.code == 0
     assert "balancing insufficient evidence" in told.words
     assert "must be tried on at least 2 windows" in told.words
+
+
+def test_less_than_two_steps_are_insufficient_evidence(tmp_path: Path) -> None:
+    """Windows shorter than a step are unequal by chance, and copies would seem to help."""
+    ids = np.random.default_rng(0).random((600, 2, 8)).argsort(axis=2)[:, :, :2]
+    np.savez(tmp_path / "short.npz", expert_ids=ids, num_experts=8)
+    told = run("trace", "info", "short.npz", cwd=tmp_path)
+    assert told.code == 0
+    assert "balancing insufficient evidence" in told.words
+    assert "600 tokens are 0.1 steps of 4,096" in told.words
+    told = run("trace", "info", "short.npz", "--step-tokens", 32, "--json", cwd=tmp_path)
+    assert len(told.json()["judged_window_tokens"]) == 19
+
+
+def test_traps_are_told_beside_the_figures(tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).random((6000, 3, 64)).argsort(axis=2)[:, :, :4]
+    ids[::5] = ids[0]
+    ids[:, 1] = 0
+    np.savez(tmp_path / "bad.npz", expert_ids=ids, num_experts=64)
+    told = run("trace", "info", "bad.npz", cwd=tmp_path)
+    assert told.code == 0
+    assert "layers 1: every token chose expert 0 only" in told.err
+    assert "20% of the tokens chose the very same experts in all layers [dummy-tokens]" in told.err
+    counts = np.random.default_rng(0).integers(50, 99, (3, 2, 32)) * 4
+    np.savez(tmp_path / "counts.npz", counts=counts, num_experts=32, topk=1)
+    assert "multiples of 4 [double-count]" in run("trace", "info", "counts.npz", cwd=tmp_path).err
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_the_report_fits_the_terminal(width: int, tmp_path: Path) -> None:
+    told = run("trace", "info", TINY, cwd=tmp_path, env={"COLUMNS": str(width), "NO_COLOR": "1"})
+    lines = [line.rstrip() for line in told.out.splitlines()]
+    assert max(map(len, lines)) <= width
+    assert "\x1b" not in told.out
+    (head,) = [line for line in lines if line.startswith("layer ")]
+    assert head.split() == ["layer", "ranks", "experts", "Gini", "moved", "never", "hottest", "(share)"]
+    hottest = [line for line in lines if line.endswith("%)") and line.count(",") == 4]
+    assert len(hottest) == 8  # none is broken over two lines
+
+
+@pytest.mark.parametrize(("experts", "top_k"), [(1, 1), (2, 1), (3, 3)])
+def test_very_few_experts(experts: int, top_k: int, tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).random((100, 2, experts)).argsort(axis=2)[:, :, :top_k]
+    np.savez(tmp_path / "few.npz", expert_ids=ids, num_experts=experts)
+    assert run("trace", "info", "few.npz", "--json", cwd=tmp_path).json()["num_experts"] == experts
 
 
 def test_the_report_tells_everything(tmp_path: Path) -> None:
@@ -87,7 +146,10 @@ def test_wrong_requests(tmp_path: Path) -> None:
     assert done.code == 2
     assert "--skew cannot be given with --like" in done.err
     assert run("trace", "synth", "--skew", 100, cwd=tmp_path).code == 2
-    assert run("trace", "synth", "--drift", "sideways", cwd=tmp_path).code == 2
+    for wrong in (("--drift", "sideways"), ("--domain-correlation", "nan"), ("--domain-correlation", 1.5)):
+        done = run("trace", "synth", *wrong, cwd=tmp_path)
+        assert done.code == 2
+        assert "a correlation from 0 to 1" in done.err
     assert files_in(tmp_path) == {"text.npz"}
 
 

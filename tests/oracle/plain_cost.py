@@ -12,7 +12,8 @@ from itertools import combinations, product
 from typing import Any
 
 from planner.cost.instance import Instance
-from planner.inputs.gpu import Roofline
+from planner.inputs.efficiency import Roofline
+from planner.inputs.kernels import Collective
 from planner.inputs.links import End
 from planner.inputs.model import DenseFfn, GroupedAttention, MoeFfn
 from planner.plan.split import Split
@@ -32,7 +33,11 @@ class PlainCost:
         self.i, self.s, self.gpus = instance, split, [list(stage) for stage in gpus]
         self.b = instance.workload.tokens_per_gpu * instance.topology.num_gpus
         constants = instance.constants
-        self.eff, self.kernel, self.nccl = constants.efficiency, constants.kernel, constants.collectives
+        self.eff, self.kernel = constants.efficiency, constants.kernel
+        assert constants.collectives.collective is not None
+        self.nccl = constants.collectives.collective.value
+        small = constants.small_collectives
+        self.small = None if small is None or small.collective is None else small.collective.value
         machine = instance.topology
         self.node, self.local = machine.node_G.tolist(), machine.local_G.tolist()
         self.card = [machine.kinds[kind] for kind in machine.kind_G.tolist()]
@@ -59,6 +64,14 @@ class PlainCost:
         b = weight_bytes / (r.memory * min(self.card[g].hbm_bandwidth.value for g in gpus))
         return float(launches * r.base + (a**r.exponent + b**r.exponent) ** (1 / r.exponent))
 
+    def gemm(self, gpu: int, weights: float, n: float, launches: int = 1) -> float:
+        """bf16 products of n tokens, each with the model's width on one side; activations move between them."""
+        r, h = self.eff.gemm["bf16"].value, self.i.model.hidden_size
+        assert r.activation is not None
+        moved = 2 * n * (launches * h + weights / h)
+        hbm = self.card[gpu].hbm_bandwidth.value
+        return float(self.roof(r, gpu, 2 * weights * n, 2 * weights, launches) + moved / (r.activation * hbm))
+
     # --- links: a level inside a node and one between nodes ----------------------------------------
 
     def level(self, one: int, other: int) -> int:
@@ -74,18 +87,20 @@ class PlainCost:
     def port(self, gpu: int, level: int) -> tuple[int, int]:
         return self.node[gpu], self.local[gpu] // self.said(gpu, level, "shared_by")
 
-    def reached(self, level: int, *, collective: bool) -> float:
-        source = self.nccl if collective else self.kernel
-        return float(source.scale_up.value if level == 0 else source.scale_out.value)
+    def reached(self, level: int, by: Collective | None) -> float:
+        """By a collective, or by the kernel of the exchange."""
+        if by is not None:
+            return by.scale_up if level == 0 else by.scale_out or by.scale_up
+        return float(self.kernel.scale_up.value if level == 0 else self.kernel.scale_out.value)
 
-    def port_speed(self, gpu: int, level: int, among: Sequence[int], *, collective: bool) -> float:
+    def port_speed(self, gpu: int, level: int, among: Sequence[int], by: Collective | None) -> float:
         """Of the port, the part that these GPUs have."""
         port, every = self.port(gpu, level), range(self.i.topology.num_gpus)
         here = sum(self.port(g, level) == port for g in among)
         part = here / sum(self.port(g, level) == port for g in every)
-        return float(self.said(gpu, level, "bandwidth").value * self.reached(level, collective=collective) * part)
+        return float(self.said(gpu, level, "bandwidth").value * self.reached(level, by) * part)
 
-    def send_s(self, messages: Sequence[Message], among: Sequence[int], *, collective: bool) -> float:
+    def send_s(self, messages: Sequence[Message], among: Sequence[int], by: Collective | None) -> float:
         """Seconds of the busiest port, uplink or slow pair."""
         load: dict[tuple[object, ...], float] = defaultdict(float)
         speed: dict[tuple[object, ...], float] = {}
@@ -94,10 +109,10 @@ class PlainCost:
             for way, gpu in (("out", sender), ("in", receiver)):
                 key: tuple[object, ...] = ("port", way, level, self.port(gpu, level))
                 load[key] += num_bytes
-                speed[key] = self.port_speed(gpu, level, among, collective=collective)
+                speed[key] = self.port_speed(gpu, level, among, by)
                 if level == 1:
                     inside = {self.port(g, 1): g for g in among if self.node[g] == self.node[gpu]}
-                    ports = [self.port_speed(g, 1, among, collective=collective) for g in inside.values()]
+                    ports = [self.port_speed(g, 1, among, by) for g in inside.values()]
                     key = ("uplink", way, self.node[gpu])
                     load[key] += num_bytes
                     speed[key] = sum(ports) / self.i.topology.links[1].oversubscription
@@ -105,7 +120,7 @@ class PlainCost:
                 key = ("pair", sender, receiver)
                 load[key] += num_bytes
                 bandwidth = self.slow[frozenset((sender, receiver))][0]
-                speed[key] = bandwidth * self.reached(level, collective=collective)
+                speed[key] = bandwidth * self.reached(level, by)
         return max((load[key] / speed[key] for key in load), default=0.0)
 
     def latency(self, pairs: Iterable[tuple[int, int]]) -> float:
@@ -118,12 +133,38 @@ class PlainCost:
                 worst = max(worst, known[1].value)
         return worst
 
-    def ring_s(self, k: int, size: int, num_bytes: float) -> tuple[float, float]:
+    def ring_s(self, k: int, size: int, num_bytes: float, by: Collective) -> tuple[float, float]:
         """Seconds that so many bytes need from each GPU to the next of its block, and the latency."""
         gpus = self.gpus[k]
         blocks = [gpus[j : j + size] for j in range(0, len(gpus), size)]
         hops = [(block[j], block[(j + 1) % size]) for block in blocks for j in range(size)]
-        return self.send_s([(*hop, num_bytes) for hop in hops], gpus, collective=True), self.latency(hops)
+        return self.send_s([(*hop, num_bytes) for hop in hops], gpus, by), self.latency(hops)
+
+    def constant_s(self, k: int, size: int, phases: int, latency: float, by: Collective) -> float:
+        """Of a collective over blocks: launches in the node, log2 of the nodes messages between them."""
+        gpus = self.gpus[k]
+        nodes = [[self.node[g] for g in gpus[j : j + size]] for j in range(0, len(gpus), size)]
+        most = max(of_block.count(node) for of_block in nodes for node in of_block)
+        several = max(len(set(of_block)) for of_block in nodes)
+        constant = by.launch + by.step * phases * (most - 1)
+        if several == 1:
+            return constant + phases * max(0.0, latency - by.at_latency)
+        return constant + phases * math.ceil(math.log2(several)) * latency
+
+    def collective_s(self, k: int, size: int, num_bytes: float, phases: int) -> float:
+        """The faster of the two kernels, the small one only inside a node and for small tensors."""
+        if size == 1:
+            return 0.0
+        gpus, found = self.gpus[k], []
+        blocks = [gpus[j : j + size] for j in range(0, len(gpus), size)]
+        inside = all(len({self.node[g] for g in block}) == 1 for block in blocks)
+        for by in (self.nccl, self.small):
+            if by is None or (by is self.small and not (inside and num_bytes <= (by.most_bytes or math.inf))):
+                continue
+            travel, latency = self.ring_s(k, size, phases * (size - 1) / size * num_bytes, by)
+            constant = self.constant_s(k, size, phases, latency, by)
+            found.append((constant**by.softness + travel**by.softness) ** (1 / by.softness))
+        return float(min(found))
 
     # --- what does not depend on the placement -------------------------------------------------
 
@@ -142,35 +183,36 @@ class PlainCost:
         assert isinstance(att, GroupedAttention)
         kv = max(1, math.ceil(att.num_kv_heads / s.tp))
         weights = h * (att.num_heads // s.tp + 2 * kv) * att.head_dim + att.num_heads // s.tp * att.head_dim * h
-        parts = [self.roof(self.eff.gemm.value, gpu, 2 * weights * n, 2 * weights, 2)]
+        parts = [self.gemm(gpu, weights, n, 2)]
         context = self.i.workload.context_length
         pairs = 2 * att.head_dim * (att.num_heads / s.tp)
         cache = 2 * kv * att.head_dim * 2
         if self.i.workload.phase == "decode":
-            parts.append(self.roof(self.eff.attention_decode.value, gpu, 2 * n * context * pairs, n * context * cache))
+            parts.append(
+                self.roof(self.eff.attention_decode["gqa"].value, gpu, 2 * n * context * pairs, n * context * cache)
+            )
         else:
             moved = n * (cache + 2 * 2 * (att.num_heads / s.tp) * att.head_dim)
-            parts.append(self.roof(self.eff.attention_prefill.value, gpu, 2 * n * (context + 1) / 2 * pairs, moved))
+            tiled = math.ceil(context / 128) * 128 / context  # queries are computed in tiles of 128
+            flop = 2 * n * (context + 1) / 2 * pairs * tiled
+            parts.append(self.roof(self.eff.attention_prefill["gqa"].value, gpu, flop, moved))
         hbm = self.card[gpu].hbm_bandwidth.value
-        parts.append(8 * 2 * n / s.tp * h / hbm / self.eff.gemm.value.memory)
+        assert self.eff.small_kernel is not None
+        parts.append(8 * 2 * n / s.tp * h / hbm / self.eff.gemm["bf16"].value.memory + 2 * self.eff.small_kernel.value)
         parts.append(self.all_reduce(k, n))
         if isinstance(run.ffn, DenseFfn):
             weights = 3 * h * (run.ffn.intermediate_size // s.tp)
-            dense = self.roof(self.eff.gemm.value, gpu, 2 * weights * n, 2 * weights, 2)
+            dense = self.gemm(gpu, weights, n, 2)
             return [*parts, dense, self.all_reduce(k, n)]
         router = run.ffn.num_experts * h
-        parts.append(self.roof(self.eff.gemm.value, gpu, 2 * router * n / s.tp, 2 * router))
+        parts.append(self.gemm(gpu, router, n / s.tp))
         if run.ffn.shared_intermediate_size:
             weights = 3 * h * (run.ffn.shared_intermediate_size // s.tp)
-            parts.append(self.roof(self.eff.gemm.value, gpu, 2 * weights * n, 2 * weights, 2))
+            parts.append(self.gemm(gpu, weights, n, 2))
         return parts
 
     def all_reduce(self, k: int, n: float) -> float:
-        if self.s.tp == 1:
-            return 0.0
-        num_bytes = 2 * (self.s.tp - 1) / self.s.tp * n * self.i.model.hidden_size * 2
-        seconds, latency = self.ring_s(k, self.s.tp, num_bytes)
-        return seconds + 2 * (self.nccl.launch.value + latency)
+        return self.collective_s(k, self.s.tp, n * self.i.model.hidden_size * 2, 2)
 
     def stage_extra(self, k: int) -> float:
         s, h = self.s, self.i.model.hidden_size
@@ -178,17 +220,16 @@ class PlainCost:
         if k == s.pp - 1:
             scored = n if self.i.workload.phase == "decode" else max(1.0, n / self.i.workload.context_length)
             weights = math.ceil(self.i.model.vocab_size / s.tp) * h
-            return max(self.roof(self.eff.gemm.value, g, 2 * weights * scored, 2 * weights) for g in self.gpus[k])
+            return max(self.gemm(g, weights, scored) for g in self.gpus[k])
         pairs = list(zip(self.gpus[k], self.gpus[k + 1], strict=True))
         messages = [(*pair, n / s.tp * h * 2) for pair in pairs]
-        seconds = self.send_s(messages, self.gpus[k] + self.gpus[k + 1], collective=True)
-        return seconds + self.nccl.launch.value + self.latency(pairs)
+        seconds = self.send_s(messages, self.gpus[k] + self.gpus[k + 1], self.nccl)
+        return float(seconds + self.nccl.launch + self.latency(pairs))
 
     # --- the MoE layer ----------------------------------------------------------------------------
 
     def moe_window(self, k: int, row: int, window: int, placement: Placement) -> float:
-        s, h = self.s, self.i.model.hidden_size
-        ffn = self.i.model.moe
+        s, ffn = self.s, self.i.model.moe
         width = ffn.intermediate_size // s.etp
         assert self.i.windows is not None
         counts = self.i.windows.counts_SLE[window, row]
@@ -200,22 +241,50 @@ class PlainCost:
         hit = [sum(1 - (1 - share[e] / copies[e]) ** (choices * tokens) for e in held) for held in placement]
         of_rank = [[group[r] for group in self.groups(k)] for r in range(s.ep)]
         expert = max(self.expert_s(rows[r], hit[r], len(placement[r]), width, of_rank[r]) for r in range(s.ep))
+        eta, mode = self.eff.overlap, self.i.constants.communication.overlap
+        assert eta is not None
+        traffic = self.traffic_s(k, rows, placement, share, choices, tokens)
+        hiding = {"none": 0.0, "shared": self.beside_s(k, mode), "two_batch": expert + self.beside_s(k, mode)}
+        return expert + traffic - eta.value * min(hiding[mode], traffic)
+
+    def traffic_s(
+        self, k: int, rows: list[float], placement: Placement, share: list[float], choices: float, tokens: float
+    ) -> float:
+        """Dispatch and combine: collectives where every rank gets all tokens, else an all-to-all."""
+        s, kernel, token_bytes = self.s, self.kernel, 2 * self.i.model.hidden_size
+        size = s.ep * s.etp
+        if s.ep == 1 or kernel.method == "all_gather":
+            if s.tp % size == 0:
+                return self.collective_s(k, size, tokens * token_bytes, 2)
+            return 2 * self.collective_s(k, size, tokens * token_bytes, 1)
         volume = self.volume(k, rows, placement, share, choices, tokens)
         gather, constant = 0.0, 0.0
         if s.etp > 1:
-            per_byte, latency = self.ring_s(k, s.etp, 1.0)
+            per_byte, latency = self.ring_s(k, s.etp, 1.0, self.nccl)
             gather = max(rows) * (s.etp - 1) / s.etp * per_byte
-            constant += self.nccl.launch.value + latency
-        if s.ep > 1:
-            constant += self.kernel.launch.value
-            constant += self.latency(pair for group in self.groups(k) for pair in combinations(group, 2))
-        num_bytes = 2 * h + self.kernel.header_bytes
-        traffic = 2 * (constant + (volume + gather) * num_bytes)
-        overlap = self.eff.overlap.value
-        return expert + traffic - overlap * min(expert, traffic)
+            constant += self.constant_s(k, s.etp, 1, latency, self.nccl)
+        constant += self.latency(pair for group in self.groups(k) for pair in combinations(group, 2))
+        crosses = any(len({self.node[g] for g in group}) > 1 for group in self.groups(k))
+        seconds = 0.0
+        for way in (kernel.dispatch.value, kernel.combine.value):
+            fixed = way.launch + way.per_doubling * math.log2(s.ep) + way.per_token * tokens / size
+            fixed += way.between if crosses else 0.0
+            seconds += constant + fixed + (volume + gather) * (token_bytes + kernel.header_bytes) * way.slower
+        return seconds
+
+    def beside_s(self, k: int, mode: str) -> float:
+        """What traffic can hide behind besides experts: of the slowest rank, of the layer with the least."""
+        gpus, tp, found = self.gpus[k], self.s.tp, []
+        for layer in self.i.model.moe_layer_ids:
+            each = [[self.layer_parts(k, layer, gpu) for gpu in gpus[j : j + tp]] for j in range(0, len(gpus), tp)]
+            slowest = max(([max(part) for part in zip(*rank, strict=True)] for rank in each), key=sum)
+            ffn = self.i.model.moe
+            shared = slowest[-1] if ffn.shared_intermediate_size else 0.0
+            found.append(sum(slowest) if mode == "two_batch" else shared)
+        return float(min(found))
 
     def expert_s(self, rows: float, hit: float, slots: int, width: int, gpus: Sequence[int]) -> float:
-        r, h = self.eff.experts.value, self.i.model.hidden_size
+        r, h = self.eff.experts["bf16"].value, self.i.model.hidden_size
         assert r.activation is not None
         busy = self.roof_of(r, gpus, 6 * h * width * rows, 2 * 3 * h * width * hit)
         hbm = min(self.card[g].hbm_bandwidth.value for g in gpus)
@@ -263,7 +332,7 @@ class PlainCost:
                 else:
                     amount = visited(inside) / len(group) / len(inside)
                 messages.append((group[home], group[to], amount / self.s.etp))
-        return self.send_s(messages, self.gpus[k], collective=False)
+        return self.send_s(messages, self.gpus[k], None)
 
     # --- the step ----------------------------------------------------------------------------------
 

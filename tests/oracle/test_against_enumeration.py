@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from planner.cost.instance import Instance
-from planner.solve.candidates import SearchSpace, all_splits, laid_out, redundancies
+from planner.inputs.constants import Constants
+from planner.rules.grid import SearchSpace
+from planner.rules.ruled import all_ruled
 from planner.solve.master import Options
 from planner.solve.solver import solve
 from planner.solve.watch import NoWatch
@@ -37,7 +39,7 @@ def small_instance(seed: int) -> tuple[Instance, SearchSpace]:
         nodes, per_node, inner=f"{rng.integers(1, 40)} GB/s", outer=f"{rng.integers(1, 10)} GB/s"
     )
     windows = building.random_windows(rng, made, int(rng.integers(1, 4)), int(rng.integers(5, 400)))
-    using = building.constants(overlap=str(rng.choice(["0%", "50%", "70%"])))
+    using = random_constants(rng)
     phase = "decode" if rng.random() < 0.5 else "prefill"
     tokens = int(rng.integers(1, 3000))
     whole = building.instance(made, machine, phase=phase, tokens=tokens, windows=windows, using=using)  # type: ignore[arg-type]
@@ -60,6 +62,15 @@ def _pins(rng: np.random.Generator, gpus: int, experts: int, layers: int) -> dic
     return {"pp": pp, "ep": pick(2, gpus // pp, experts)}
 
 
+def random_constants(rng: np.random.Generator) -> Constants:
+    """Any way of sending tokens, and of hiding it."""
+    return building.constants(
+        hides=rng.choice(["none", "shared", "two_batch"]),
+        overlap=str(rng.choice(["50%", "70%"])),
+        kernel=str(rng.choice(["all-to-all", "deepep-normal", "allgather-reducescatter"], p=[0.6, 0.25, 0.15])),
+    )
+
+
 def unequal_instance(seed: int) -> tuple[Instance, SearchSpace]:
     """As `small_instance`, on unequal GPUs and links, with fewer layers."""
     rng = np.random.default_rng(1000 + seed)
@@ -73,7 +84,7 @@ def unequal_instance(seed: int) -> tuple[Instance, SearchSpace]:
         width=int(48 * rng.integers(1, 5)),
     )
     windows = building.random_windows(rng, made, int(rng.integers(1, 3)), int(rng.integers(5, 400)))
-    using = building.constants(overlap=str(rng.choice(["0%", "50%"])))
+    using = random_constants(rng)
     phase = "decode" if rng.random() < 0.5 else "prefill"
     tokens = int(rng.integers(1, 3000))
     whole = building.instance(made, machine, phase=phase, tokens=tokens, windows=windows, using=using)  # type: ignore[arg-type]
@@ -82,22 +93,15 @@ def unequal_instance(seed: int) -> tuple[Instance, SearchSpace]:
 
 def compare_with_enumeration(whole: Instance, space: SearchSpace, seed: int) -> None:
     """Solve and enumerate; both must agree, and the solver's bound must hold."""
-    legal = [
-        candidate
-        for split in all_splits(whole, space.pins)
-        for redundant in redundancies(whole, split, space)
-        for candidate in laid_out(whole, split, redundant, space.limits)
-        if candidate.is_feasible
-    ]
+    legal = [candidate for candidate in all_ruled(whole, space) if candidate.is_feasible]
     expected = np.inf
     for candidate in legal:
-        assert candidate.cost is not None
         stages = candidate.cost.stages
         gpus, slots = [s.grid.gpus for s in stages], [s.slots_R.tolist() for s in stages]
         expected = min(expected, best_step(whole, candidate.split, gpus, slots))
     with Workers(cores=1) as workers:
         options = Options(gap=0.0, effort=1e6)
-        solved = solve(whole, space, options, building.inputs_of(whole), workers, NoWatch())
+        solved = solve(whole, space, options, building.inputs_of(whole, space, gap=0.0), workers, NoWatch())
     assert solved.plan is not None
     assert solved.plan.predicted.step_s == pytest.approx(expected, rel=1e-6), seed
     assert solved.plan.solver.status == "optimal", (seed, solved.plan.solver)

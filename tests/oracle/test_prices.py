@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from planner.inputs.workload import Dedup
-from planner.solve.candidates import all_splits, laid_out
+from planner.rules.grid import all_splits
+from planner.rules.ruled import laid_out
 from tests import building
 from tests.oracle.plain_cost import PlainCost
 
@@ -25,7 +26,7 @@ def test_every_stage_and_layer_costs_what_plain_python_says(dedup: Dedup) -> Non
         space = building.space()
         for split in all_splits(whole, {"micro_batches": 4}):
             for candidate in laid_out(whole, split, 0, space.limits):
-                if candidate.cost is None:
+                if candidate.held is None:
                     continue
                 stages = candidate.cost.stages
                 plain = PlainCost(whole, split, [stage.grid.gpus for stage in stages])

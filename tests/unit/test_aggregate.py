@@ -99,7 +99,7 @@ def test_windows_in_blocks_are_those_made_in_memory(
     read = write(tmp_path / "t.npz", ids_of(len(seq)), seq_id=seq.astype(np.int16), pos=pos)
     window, how = window_of_token(read, "decode", step)
     step_of, slots = running_batch(seq, pos, step)
-    assert f"a running batch of {slots} sequences" in how
+    assert f"a running batch of {slots} sequence{'s' if slots > 1 else ''}" in how
     _, atom, tokens = np.unique(step_of, return_inverse=True, return_counts=True)
     wanted = min(max(round(len(seq) / step), 16), 64, len(seq))
     middle = np.cumsum(tokens) - tokens / 2

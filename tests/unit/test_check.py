@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args
@@ -15,6 +17,7 @@ import pytest
 from planner.check import check
 from planner.cost.instance import Instance
 from planner.inputs.documents import validated
+from planner.inputs.topology import resolve
 from planner.inputs.workload import Dedup, Phase
 from planner.plan.plan import Plan, plan_text, read_plan
 from planner.solve.master import Options
@@ -60,7 +63,9 @@ def solved(seed: int) -> tuple[Instance, str]:
     instance, pins = random_instance(seed)
     space = building.space(seed % 3, **pins)
     with Workers(cores=1) as workers:
-        found = solve(instance, space, Options(gap=0.01, effort=0.2), building.inputs_of(instance), workers, NoWatch())
+        found = solve(
+            instance, space, Options(gap=0.01, effort=0.2), building.inputs_of(instance, space), workers, NoWatch()
+        )
     assert found.plan is not None
     return instance, plan_text(found.plan)
 
@@ -206,7 +211,7 @@ MUTATIONS: list[tuple[str, Callable[[Data], None]]] = [
     ("solver.bound_s", edit("solver", "bound_s", to=lambda seconds: seconds * 2)),
     ("solver.gap", edit("solver", "gap", to=lambda gap: gap + 1e-5)),
     ("solver.status", edit("solver", "status", to=lambda status: {"optimal": "feasible"}.get(status, "optimal"))),
-    ("baselines.linear", edit("baselines", to=lambda records: {k: v for k, v in records.items() if k != "linear"})),
+    ("baselines.round_robin", edit("baselines", to=lambda old: {k: v for k, v in old.items() if k != "round_robin"})),
     ("baselines.mine", edit("baselines", to=lambda records: {**records, "mine": records["linear"]})),
     ("candidates", edit("candidates", to=lambda records: [])),
     ("engine copies", edit("inputs", "rules", "redundant_experts", to=False)),
@@ -232,10 +237,7 @@ def test_every_mutation_is_rejected_with_its_rule(rule: str, mutate: Callable[[D
     for seed in (1, 4, 5, 7):  # all with redundant experts
         data = data_of(seed)
         mutate(data)
-        found = broken(data, seed)
-        assert rule in found or found == ["not a plan"], (seed, found)
-        if rule.startswith(("predicted", "solver", "slot", "every", "no expert")):
-            assert found != ["not a plan"], seed
+        assert rule in broken(data, seed), (seed, broken(data, seed))
 
 
 def test_a_better_candidate_than_the_plan_is_found() -> None:
@@ -247,31 +249,112 @@ def test_a_better_candidate_than_the_plan_is_found() -> None:
     index = data["candidates"].index(other)
     assert f"candidates[{index}].step_s" in broken(data, 1)
     other |= {"outcome": "rejected", "step_s": None, "bound_s": None, "reasons": []}
-    assert f"candidates[{index}].reasons" in broken(data, 1)
+    assert f"candidates[{index}].outcome" in broken(data, 1)
 
 
-# --- every booked figure ------------------------------------------------------------------------------
+def test_a_candidate_that_fits_cannot_be_passed_off_as_rejected() -> None:
+    """Its bound would no longer hold back that of the plan: the certificate rests on memory, too."""
+    data = data_of(1)
+    index, other = next((i, one) for i, one in enumerate(data["candidates"]) if one["outcome"] == "bounded")
+    told = "needs 99 GiB, has 80 GiB"
+    rule = {"rule": "memory of GPU 0", "value": "99 GiB", "limit": "at most 80 GiB", "holds": False, "source": ""}
+    room = dict.fromkeys(("bound_s", "spare_kv_tokens", "most_sequences", "longest_context"))
+    other |= {"outcome": "rejected", **room, "free_bytes": -1, "reasons": [f"memory of GPU 0: {told}"]}
+    other["rules"] = [{**rule, "detail": told}]
+    found = broken(data, 1)
+    assert {f"candidates[{index}].{key}" for key in ("outcome", "reasons", "rules", "free_bytes")} <= set(found)
 
 
-def numbers(value: Data, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """Paths of all numbers in a tree."""
-    if isinstance(value, dict):
+def test_a_candidate_cannot_be_left_out() -> None:
+    data = data_of(1)
+    slowest = max(data["candidates"], key=lambda one: one["bound_s"] or 0.0)
+    assert slowest["outcome"] != "chosen"
+    data["candidates"].remove(slowest)
+    assert broken(data, 1) == ["candidates"]
+
+
+def test_fewer_pins_ask_for_more_candidates() -> None:
+    data = data_of(1)
+    del data["inputs"]["search"]["pins"]["ep"]
+    assert "candidates" in broken(data, 1)
+
+
+# --- every value of the file ---------------------------------------------------------------------------
+
+UNCHECKED = {
+    "version": "says who wrote the plan",
+    "solver.effort": "only solving again would tell",
+    "held_out.imbalance.plan": "only solving again would tell",
+    "held_out.layer_s.plan": "only solving again would tell",
+    "candidates.*.bound_s": "a proof of the solver's; the least of them is the plan's bound",
+    "candidates.*.step_s": "of plans that were not kept; must not beat this one",
+}
+"""Values that may be changed without the checker finding it, at some places at least, and why."""
+NOT_BOOKED = ("schema", "inputs")
+
+
+def leaves(value: Data, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Paths of all values in a tree."""
+    if isinstance(value, dict) and value:
         for key, inner in value.items():
-            yield from numbers(inner, (*path, key))
-    elif isinstance(value, list):
+            yield from leaves(inner, (*path, key))
+    elif isinstance(value, list) and value:
         for index, inner in enumerate(value):
-            yield from numbers(inner, (*path, index))
-    elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield from leaves(inner, (*path, index))
+    else:
         yield path
 
 
-@pytest.mark.parametrize("seed", [2, 5])
-def test_no_booked_figure_can_be_changed(seed: int) -> None:
-    data = data_of(seed)
-    booked = [path for path in numbers(data) if path[0] in ("predicted", "baselines")]
-    assert len(booked) > 50
-    for path in booked[::3]:
-        changed = copy.deepcopy(data)
-        edit(*path, to=lambda old: old + 1 if isinstance(old, int) else old * (1 + 1e-6) + 1e-12)(changed)
-        text = str(path[0]) + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path[1:])
-        assert text in broken(changed, seed)
+def other_value(old: Data) -> Data:
+    """Something else of the same kind, as near as can be."""
+    if isinstance(old, bool):
+        return not old
+    if isinstance(old, int):
+        return old + 1
+    if isinstance(old, float):
+        return old * (1 + 1e-6) + 1e-12
+    if isinstance(old, str):
+        return old + " or so"
+    return 1 if old is None else ["all is well"]
+
+
+def kind_of(path: tuple[str | int, ...]) -> str:
+    """A path without its indices."""
+    return ".".join("*" if isinstance(part, int) else part for part in path)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 5])
+def test_no_value_can_be_changed(seed: int) -> None:
+    """Of each kind of value up to three places; what is not found is listed above with the reason."""
+    data, kinds = data_of(seed), defaultdict(list)
+    for path in leaves({part: value for part, value in data.items() if part not in NOT_BOOKED}):
+        kinds[kind_of(path)].append(path)
+    assert len(kinds) > 70
+    unseen = set()
+    for kind, paths in kinds.items():
+        for path in {paths[0], paths[len(paths) // 2], paths[-1]}:
+            changed = copy.deepcopy(data)
+            edit(*path, to=other_value)(changed)
+            if not broken(changed, seed):
+                unseen.add(kind)
+    assert unseen <= set(UNCHECKED), unseen - set(UNCHECKED)
+    assert {"version", "solver.effort"} <= unseen  # the list is no excuse for what is checked
+
+
+def test_what_is_said_about_the_routing_is_checked() -> None:
+    data = data_of(1)
+    data["inputs"]["traced_layer_ids"][0] += 1
+    data["inputs"]["windows"] = "cut by hand"
+    assert {"inputs.traced_layer_ids[0]", "inputs.windows"} <= set(broken(data, 1))
+
+
+@pytest.mark.parametrize("seed", [1, 5])
+def test_one_byte_too_many_is_found(seed: int) -> None:
+    """The same plan on GPUs that its fullest one just fills, and on GPUs of one byte less."""
+    instance, text = solved(seed)
+    plan = validated(Plan, {key: value for key, value in json.loads(text).items() if key != "schema"})
+    for missing in (0, 1):
+        of = building.gpu(memory=f"{max(plan.predicted.memory_bytes) - missing} B")
+        file = instance.topology.file.model_copy(update={"gpu": of})
+        found = check(plan, replace(instance, topology=resolve(file)))
+        assert any(finding.rule == "memory" for finding in found) is bool(missing)

@@ -34,7 +34,7 @@ def test_some_or_all_moe_layers_fit(layer_ids: list[int]) -> None:
     [
         ([0, 1, 2, 3], "layers 0, 1 are not MoE layers", "numbered by MoE layer?"),
         ([0, 1, 2, 3, 4, 5], "layers 0, 1 are not MoE layers", "rows of dense layers are filler"),
-        ([4, 5, 6], "layers 6 are not MoE layers", "layer_ids are hidden-layer indices"),
+        ([4, 5, 6], "layer 6 is not a MoE layer", "layer_ids are hidden-layer indices"),
         (list(range(6, 20)), "layers 6, 7, 8, 9, 10, 11, ... are not", "layer_ids are hidden-layer indices"),
     ],
 )

@@ -6,7 +6,7 @@ from itertools import combinations, pairwise
 
 import numpy as np
 
-from planner.solve.cuts import StageLimits, best_cuts, cuts_of_least_memory, least_memory_excess
+from planner.rules.cuts import StageLimits, best_cuts, cuts_of_least_memory, least_memory_excess
 
 SEEDS = range(150)
 

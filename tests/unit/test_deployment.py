@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from planner.errors import InputError, UsageError
+from planner.errors import InputError, Problem, UsageError
 from planner.inputs.deployment import Deployment, Overrides, load_deployment, parse_split
+from planner.inputs.model import Model
 
 HEAD = "schema: ep-plan/deployment/1\n"
 MODEL = "model: gpt-oss-20b\n"
@@ -145,7 +147,6 @@ def test_problems_of_several_files_come_together(tmp_path: Path) -> None:
         ),
         ("solve: {keep_groups: rack}", "5:22: solve.keep_groups: \"rack\": input should be 'node'"),
         ("precision: {weights: fp7}", "5:22: precision.weights: \"fp7\": input should be 'fp32', 'bf16'"),
-        ("traces: [a.npz, a.npz]", "5:9: traces: a trace stands twice: its windows would count double"),
         (
             "checks: {min_balancedness: 1.5}",
             "5:28: checks.min_balancedness: 1.5: input should be less than or equal to 1",
@@ -156,6 +157,39 @@ def test_problems_of_several_files_come_together(tmp_path: Path) -> None:
 def test_faults_in_the_file(tmp_path: Path, line: str, message: str) -> None:
     (only,) = problems(tmp_path, f"{GOOD}{line}\n")
     assert only.startswith(f"error: deployment.yaml:{message}")
+
+
+def test_a_trace_twice_would_count_double(tmp_path: Path) -> None:
+    (tmp_path / "a.npz").touch()
+    (only,) = problems(tmp_path, f"{GOOD}traces: [a.npz, ./a.npz]\n")
+    assert only.startswith("error: deployment.yaml:5:17: traces[1]: ./a.npz is the same file as a.npz")
+    assert "count double" in only
+
+
+def test_a_fault_in_the_file_hides_none_in_the_files_that_it_names(tmp_path: Path) -> None:
+    """And the traces are looked at with the model, where that can be read."""
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "a.npz").touch()
+    (tmp_path / "deployment.yaml").write_text(
+        f"{HEAD}model: config.json\ntopology: 4 x hgx-h10\ntraces: [a.npz, nope.npz]\nmodel: config.json\n"
+        "workload: {phase: decod, tokens_per_gpu: 128, context_length: 4096}\n"
+    )
+    seen: list[tuple[list[str], str]] = []
+
+    def look(paths: Sequence[Path], model: Model | None) -> list[Problem]:
+        seen.append(([path.name for path in paths], model.family if model else ""))
+        return [Problem("no zip file")]
+
+    with pytest.raises(InputError) as caught:
+        load_deployment(tmp_path / "deployment.yaml", None, look)
+    assert seen == [(["a.npz"], "mixtral")]
+    assert [str(problem).split("deployment.yaml:")[-1].split("\n")[0] for problem in caught.value.problems] == [
+        "5:1: model: duplicate key (first on line 2)",
+        "6:19: workload.phase: \"decod\": input should be 'prefill' or 'decode'",
+        "3:11: topology: unknown node 'hgx-h10'",
+        "4:17: traces[1]: nope.npz: no such file",
+        "error: no zip file",
+    ]
 
 
 # --- overrides ----------------------------------------------------------------------------------------

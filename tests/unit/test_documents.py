@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from planner import __version__
 from planner.errors import InputError
 from planner.inputs.documents import parse_json, read_json
 from planner.inputs.topology import load_topology
@@ -49,7 +50,7 @@ links:
 rack: yes
 """
     rate, compute = 'expected a rate such as "450 GB/s" or "400 Gb/s"', 'expected a rate such as "989 TFLOP/s"'
-    known = "known keys: gpu, gpus_per_node, groups, links, nodes, out_of_service, overrides"
+    known = "known keys: calibration, gpu, gpus_per_node, groups, links, nodes, out_of_service, overrides"
     missing, *others = problems(tmp_path, text)
     assert missing.startswith("error: topology.yaml:2:6: gpu: hbm_bandwidth is missing")
     assert others == [
@@ -114,6 +115,38 @@ def test_a_file_that_is_no_mapping(tmp_path: Path, text: str) -> None:
     assert only.endswith("  begin with: schema: ep-plan/topology/1")
 
 
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ("ep-plan/deployment/1", "'ep-plan/deployment/1' is not a topology file"),
+        ("ep-plan/topology/2", "this version of ep-plan reads ep-plan/topology/1"),
+        ("7", "7 is not a topology file"),
+    ],
+)
+def test_a_file_of_another_kind_is_told_by_its_schema_alone(tmp_path: Path, schema: str, message: str) -> None:
+    (only,) = problems(tmp_path, f"schema: {schema}\nmodel: mixtral-8x7b\nnodes: many\n")
+    assert message in only
+
+
+def test_a_file_of_others_is_told_by_its_missing_schema_alone(tmp_path: Path) -> None:
+    (only,) = problems(tmp_path, '{"model_type": "mixtral", "hidden_size": 4096}')
+    assert "the schema line is missing" in only
+
+
+@pytest.mark.parametrize("schema", ["", "schema:\n"])
+def test_a_forgotten_schema_hides_nothing_else(tmp_path: Path, schema: str) -> None:
+    found = problems(tmp_path, schema + GOOD.split("\n", 1)[1].replace("nodes: 2", "nodes: two"))
+    assert any("the schema line is missing" in text for text in found)
+    assert any("nodes" in text for text in found)
+    assert len(found) == 2
+
+
+def test_duplicate_keys_are_told_with_all_else(tmp_path: Path) -> None:
+    found = problems(tmp_path, GOOD.replace("nodes: 2", "nodes: 2\nnodes: two"))
+    assert [text.split(": ")[-1].split(" (")[0] for text in found if "duplicate" in text] == ["duplicate key"]
+    assert any("two" in text for text in found)
+
+
 def test_long_values_are_shortened(tmp_path: Path) -> None:
     (only,) = problems(tmp_path, GOOD.replace("nodes: 2", f"nodes: {'x' * 5000}"))
     assert len(only) < 200
@@ -125,7 +158,8 @@ def test_long_values_are_shortened(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"a": 1, "b": {"c": 1, "c": 2}}', "file.json: key 'c' stands twice in one object"),
+        ('{"a": 1, "b": {"c": 1,\n"c": 2}}', "file.json:2:1: b.c: duplicate key (first on line 1)"),
+        ('{"a": ' + "[" * 50 + "]" * 50 + ', "c": 1, "c": 2}', "file.json: key 'c' stands twice"),
         ('{"a": NaN}', "file.json: NaN is not a JSON number"),
         ('{"a": -Infinity}', "file.json: -Infinity is not a JSON number"),
         ('{\n"a": [1,}', "file.json:2:9: not valid JSON: Expecting value"),
@@ -162,6 +196,23 @@ def test_faults_of_a_plan_have_line_and_column(tmp_path: Path) -> None:
     assert "error: plan.json:3:18: split.tp: 0: input should be greater than or equal to 1" in found
     assert "error: plan.json:3:21: split.etpp: unknown key\n  did you mean etp?" in found
     assert "error: plan.json:3:11: split: dp is missing" in [text.split("\n")[0] for text in found]
+
+
+def test_an_invalid_plan_of_another_version_is_told_so(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    for version, expected in (("0.0.1", True), (__version__, False)):
+        path.write_text(f'{{"schema": "ep-plan/plan/1", "version": "{version}"}}')
+        with pytest.raises(InputError) as caught:
+            read_plan(path)
+        assert ("written by ep-plan 0.0.1" in str(caught.value)) is expected
+
+
+def test_what_is_no_json_is_told_what_a_plan_is(tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text("schema: ep-plan/deployment/1\n")
+    with pytest.raises(InputError, match="not valid JSON") as caught:
+        read_plan(path)
+    assert "expected a file written by ep-plan solve" in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"schema": "ep-plan/plan/2"}', '"ep-plan/plan/1"'])

@@ -1,8 +1,9 @@
 """Families of config.json: shapes and parameter counts, in the spellings of the hub and of transformers 5.
 
 `tests/data/families.json` holds small configurations of every family as transformers 5.23.0 writes
-them, each with the parameters of the model which that library builds from it on the meta device.
-Where transformers is installed the counts are taken anew.
+them, and variants that switch biases, gates and lists, each with the parameters of the model which that
+library builds from it on the meta device (`built` below makes a row's count). Where transformers is
+installed the counts are taken anew.
 """
 
 from __future__ import annotations
@@ -72,16 +73,79 @@ def test_counts_what_transformers_builds(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_recorded_counts_are_those_of_the_installed_transformers() -> None:
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers", minversion="5.23")
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers", minversion="5.23")
     for name, row in DATA.items():
-        values = dict(row["config"])
-        family = values.pop("model_type")
-        config = transformers.AutoConfig.for_model(family, pad_token_id=0, bos_token_id=1, eos_token_id=2, **values)
-        with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(config)
-        biases = [tensor for key, tensor in model.named_buffers() if key.endswith(("correction_bias", "expert_bias"))]
-        assert sum(tensor.numel() for tensor in [*model.parameters(), *biases]) == row["parameters"], name
+        count, written = built(row["config"])
+        assert count == row["parameters"], name
+        # A file that the library writes itself carries defaults and other spellings.
+        assert count_parameters(read(written)).total == count - unused_by(row["config"]), name
+
+
+VISION: tuple[str, ...] = ("vision", "visual", "multi_modal_projector", "embed_vision", "embed_audio")
+COMPOSITE: dict[str, Config] = {
+    "llama4": {"num_local_experts": 4},
+    "qwen3_vl_moe": {"num_experts": 8},
+    "qwen3_5_moe": {"num_experts": 8},
+    "glm4v_moe": {"n_routed_experts": 8},
+    "gemma4": {
+        "enable_moe_block": True,
+        "num_experts": 8,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 64,
+        "hidden_size_per_layer_input": 0,
+        "attention_k_eq_v": True,
+        "num_global_key_value_heads": 2,
+    },
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", COMPOSITE)
+def test_composite_configs_give_the_language_model(family: str) -> None:
+    """As transformers writes them, with every default of the library; the vision tower is not counted."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers", minversion="5.23")
+    count, written = built({"model_type": family, "text_config": {"num_hidden_layers": 6, **COMPOSITE[family]}}, VISION)
+    assert count_parameters(read(written)).total == count
+
+
+def built(config: Config, left_out: tuple[str, ...] = ()) -> tuple[int, Config]:
+    """Parameters of the model that transformers builds, balance biases included, and its config.json.
+
+    Those with a word of `left_out` in their name are not counted.
+    """
+    import torch
+    import transformers
+
+    values = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, **config}
+    made = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
+    is_causal = type(made) in transformers.AutoModelForCausalLM._model_mapping
+    maker = transformers.AutoModelForCausalLM if is_causal else transformers.AutoModelForImageTextToText
+    with torch.device("meta"):
+        model = maker.from_config(made)
+    biases = [
+        (key, tensor) for key, tensor in model.named_buffers() if key.endswith(("correction_bias", "expert_bias"))
+    ]
+    counted = [*model.named_parameters(), *biases]
+    total = sum(tensor.numel() for key, tensor in counted if not any(word in key for word in left_out))
+    return total, json.loads(made.to_json_string())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_outer_config_says_whether_the_lm_head_is_tied(tied: bool) -> None:
+    """Since transformers 5 the inner config of Qwen3-VL says true by default, whatever the model does."""
+    inner = QWEN3 | {"model_type": "qwen3_vl_moe_text", "tie_word_embeddings": not tied}
+    outer = {"model_type": "qwen3_vl_moe", "tie_word_embeddings": tied, "text_config": inner}
+    assert read(outer).tie_word_embeddings is tied
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers", minversion="5.23")
+    small = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 64}
+    vision: Config = small | {"deepstack_visual_indexes": []}
+    with_vision, _ = built(outer | {"vision_config": vision})
+    without_head, _ = built(outer | {"vision_config": vision, "tie_word_embeddings": True})
+    assert with_vision - without_head == (0 if tied else 64 * 1000)
 
 
 def test_every_family_is_compared_or_an_alias_of_one_that_is() -> None:
@@ -245,6 +309,20 @@ def test_sparse_attention_reuses_choices() -> None:
     assert [part.indexer.own for part in parts if part.indexer] == [True, True, False, False]
 
 
+def test_hash_layers_have_no_bias_for_balance() -> None:
+    """DeepSeek-V4's first layers choose experts by token id; by name, by number, else three of them."""
+
+    def biased(config: Config) -> list[bool]:
+        return [run.ffn.correction_bias for run in read(config).layer_list if not isinstance(run.ffn, DenseFfn)]
+
+    row = DATA["deepseek_v4"]["config"]
+    assert biased(row) == [True] * 4
+    assert biased(row | {"mlp_layer_types": ["hash_moe", "moe", "moe", "moe"]}) == [False, True, True, True]
+    plain = {key: value for key, value in row.items() if key != "mlp_layer_types"}
+    assert biased(plain | {"num_hash_layers": 1}) == [False, True, True, True]
+    assert biased(plain) == [False, False, False, True]
+
+
 def test_compression_by_ratio_and_by_name() -> None:
     row = DATA["deepseek_v4"]["config"]
     by_ratio = {key: value for key, value in row.items() if key not in ("layer_types", "compress_rates")}
@@ -303,6 +381,7 @@ def test_unknown_kind_of_layer() -> None:
 def test_variants_that_are_not_read_are_refused() -> None:
     config = DATA["gemma4"]["config"] | {"hidden_size_per_layer_input": 256}
     assert "hidden_size_per_layer_input: 256" in messages(config)
+    assert "mlp_bias: True" in messages(DATA["deepseek_v2"]["config"] | {"mlp_bias": True})
     assert "mla_use_output_gate" in messages(DATA["kimi_linear"]["config"] | {"mla_use_output_gate": True})
 
 
@@ -355,6 +434,8 @@ def test_bare_methods() -> None:
         "mxfp4",
         "fp8_block",
     )
+    inside = {"quant_method": "fp8", "weight_block_size": [128, 128], "expert_dtype": "fp4"}
+    assert formats(inside) == ("mxfp4", "fp8_block")
 
 
 def test_bits_and_group_size() -> None:

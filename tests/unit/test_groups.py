@@ -97,7 +97,7 @@ def test_plans_or_reasons_on_awkward_machines(
     )
     instance = building.instance(model, building.topology(nodes, per_node, gpus=gpus), windows=windows)
     space = building.keeping_groups(building.space(redundant, tp=1, pp=pp, ep=gpus // pp))
-    inputs = building.inputs_of(instance).model_copy(update={"keep_groups": "node"})
+    inputs = building.inputs_of(instance, space, gap=0.2)
     with Workers(cores=1) as workers:
         found = solve(instance, space, Options(gap=0.2, effort=0.1), inputs, workers, NoWatch())
     if found.plan is None:
@@ -112,11 +112,10 @@ def test_groups_moved_across_nodes_are_found() -> None:
     model = building.model(experts=8, groups=4, layers=1)
     windows = building.random_windows(np.random.default_rng(0), model, 2)
     instance = building.instance(model, building.topology(2, 2), windows=windows)
-    inputs = building.inputs_of(instance).model_copy(update={"keep_groups": "node"})
+    space = building.keeping_groups(building.space(0, ep=4))
+    inputs = building.inputs_of(instance, space)
     with Workers(cores=1) as workers:
-        found = solve(
-            instance, building.keeping_groups(building.space(0, ep=4)), Options(effort=0.5), inputs, workers, NoWatch()
-        )
+        found = solve(instance, space, Options(effort=0.5), inputs, workers, NoWatch())
     assert found.plan is not None
     row = list(found.plan.placement.physical_to_logical[0])
     nodes = [{slot // 4 for slot, expert in enumerate(row) if expert // 2 == group} for group in range(4)]

@@ -37,7 +37,7 @@ def test_every_number_has_basis_and_source(kind: profiles.Kind) -> None:
     for name in profiles.names(kind):
         data = read_yaml(profiles.path_of(kind, name)).data
         for key, value in _sourced(data):
-            assert value["basis"] in ("datasheet", "assumed", "measured"), (name, key)
+            assert value["basis"] in ("datasheet", "assumed", "measured", "fitted"), (name, key)
             assert len(value["source"]) > 15, (name, key)
             if value["basis"] == "datasheet":
                 assert "://" in value["source"] or "IEEE" in value["source"], (name, key)
@@ -81,7 +81,7 @@ def test_every_node_loads_and_scales(name: str) -> None:
     for count in (1, 2, 18, 40):
         made = topology_of_nodes(count, name, None)
         assert made.num_gpus == count * (made.file.gpus_per_node or 0)
-        bandwidths = [link.bandwidth.value for link in made.links]
+        bandwidths = [link.bandwidth.value / link.shared_by for link in made.links]
         assert bandwidths == sorted(bandwidths, reverse=True)
 
 

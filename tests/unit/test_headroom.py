@@ -15,8 +15,8 @@ from planner.inputs.model import GroupedAttention, StateAttention
 from planner.inputs.topology import topology_of_nodes
 from planner.plan.split import Split
 from planner.rules import Limits
-from planner.solve.candidates import Candidate, ruled
-from planner.solve.headroom import excess, headroom
+from planner.rules.headroom import excess, headroom
+from planner.rules.ruled import RuledSplit, ruled
 from planner.solve.master import Options
 from planner.solve.solver import solve
 from planner.solve.watch import NoWatch
@@ -41,7 +41,7 @@ def tight(phase: str = "decode", **change: int) -> Instance:
     return building.instance(model, on, phase=phase, tokens=16, context=512)  # type: ignore[arg-type]  # a phase
 
 
-def feasible(instance: Instance, split: Split, redundant: int = 0) -> Candidate:
+def feasible(instance: Instance, split: Split, redundant: int = 0) -> RuledSplit:
     """A split that fits."""
     candidate = ruled(instance, split, redundant, LIMITS)
     assert candidate.is_feasible, candidate.reasons
@@ -58,11 +58,12 @@ def with_workload(instance: Instance, **change: int) -> Instance:
 def test_one_sequence_more_does_not_fit(split: Split, phase: str) -> None:
     instance = tight(phase)
     candidate = feasible(instance, split)
-    most = headroom(instance, candidate).most_sequences
+    most = headroom(candidate).most_sequences
     assert most is not None
     assert most >= instance.step_tokens
     context = instance.workload.context_length
-    assert excess(instance, candidate, most, context) <= 0 < excess(instance, candidate, most + 1, context)
+    assert candidate.held is not None
+    assert excess(candidate.held, most, context) <= 0 < excess(candidate.held, most + 1, context)
     # and as a user would meet it: the workload speaks of whole tokens per GPU
     per_gpu = most // 4
     assert ruled(with_workload(instance, tokens_per_gpu=per_gpu), split, 0, LIMITS).is_feasible
@@ -73,7 +74,7 @@ def test_one_sequence_more_does_not_fit(split: Split, phase: str) -> None:
 @pytest.mark.parametrize("split", SPLITS, ids=str)
 def test_one_token_of_context_more_does_not_fit(split: Split) -> None:
     instance = tight()
-    longest = headroom(instance, feasible(instance, split)).longest_context
+    longest = headroom(feasible(instance, split)).longest_context
     assert longest is not None
     assert ruled(with_workload(instance, context_length=longest), split, 0, LIMITS).is_feasible
     (reason,) = ruled(with_workload(instance, context_length=longest + 1), split, 0, LIMITS).reasons
@@ -84,7 +85,7 @@ def test_spare_kv_tokens_by_hand() -> None:
     """One token of 2 KV heads of 16 in bf16 takes 2 x 2 x 16 x 2 = 128 bytes in each of 6 layers."""
     instance = tight()
     candidate = feasible(instance, SPLITS[0])
-    assert headroom(instance, candidate).spare_kv_tokens == candidate.free_bytes // (6 * 128)
+    assert headroom(candidate).spare_kv_tokens == candidate.free_bytes // (6 * 128)
 
 
 def test_spare_kv_tokens_of_deepseek_v3() -> None:
@@ -94,12 +95,12 @@ def test_spare_kv_tokens_of_deepseek_v3() -> None:
     precision = instance.constants.precision.model_copy(update={"experts": "fp8", "dense": "fp8"})
     instance = replace(instance, constants=instance.constants.model_copy(update={"precision": precision}))
     candidate = feasible(instance, Split(tp=1, dp=16, pp=1, ep=16))
-    room = headroom(instance, candidate)
+    room = headroom(candidate)
     assert room.spare_kv_tokens == candidate.free_bytes // 70_272
     assert room.longest_context == 4096 + room.spare_kv_tokens // 16  # shared by 16 sequences
     # With tp 8 the latent cache is whole on every GPU: 8 times the tokens of a data-parallel rank.
     wide = feasible(instance, Split(tp=8, dp=2, pp=1, ep=16))
-    assert headroom(instance, wide).spare_kv_tokens == wide.free_bytes // 70_272
+    assert headroom(wide).spare_kv_tokens == wide.free_bytes // 70_272
 
 
 def test_more_slots_leave_fewer_tokens() -> None:
@@ -108,7 +109,7 @@ def test_more_slots_leave_fewer_tokens() -> None:
     plain, copies = (feasible(instance, SPLITS[0], redundant) for redundant in (0, 4))
     lost = 5 * 3 * 64 * 96 * 2
     assert plain.free_bytes - copies.free_bytes == lost
-    found = [headroom(instance, candidate).spare_kv_tokens for candidate in (plain, copies)]
+    found = [headroom(candidate).spare_kv_tokens for candidate in (plain, copies)]
     assert found[0] is not None
     assert found[1] is not None
     assert found[0] - found[1] == pytest.approx(lost / (6 * 128), abs=1)
@@ -122,7 +123,7 @@ def test_an_engine_that_takes_a_part_of_the_rest_leaves_fewer_tokens() -> None:
     less = replace(instance, constants=instance.constants.model_copy(update={"engine_memory": part}))
     candidate = feasible(less, SPLITS[0])
     assert candidate.free_bytes == feasible(instance, SPLITS[0]).free_bytes - 6 * -(-16 * 512 * 128 // 9)
-    assert headroom(less, candidate).spare_kv_tokens == candidate.free_bytes * 9 // (10 * 6 * 128)
+    assert headroom(candidate).spare_kv_tokens == candidate.free_bytes * 9 // (10 * 6 * 128)
 
 
 def test_the_library_limits_the_batch_too() -> None:
@@ -130,8 +131,8 @@ def test_the_library_limits_the_batch_too() -> None:
     instance = building.instance(on=building.topology(1, 4, of=building.gpu(memory="200 GiB")), context=1)
     kernel = load_kernel("deepep-low-latency")
     instance = replace(instance, constants=instance.constants.model_copy(update={"kernel": kernel}))
-    assert headroom(instance, feasible(instance, SPLITS[0])).most_sequences == 4 * 1024
-    assert headroom(instance, feasible(instance, SPLITS[1])).most_sequences == 4 * 1024  # two GPUs share a rank's
+    assert headroom(feasible(instance, SPLITS[0])).most_sequences == 4 * 1024
+    assert headroom(feasible(instance, SPLITS[1])).most_sequences == 4 * 1024  # two GPUs share a rank's
     more = with_workload(instance, tokens_per_gpu=1025)
     assert [reason.rule for reason in ruled(more, SPLITS[0], 0, LIMITS).reasons] == ["all-to-all tokens"]
 
@@ -148,7 +149,7 @@ def test_what_does_not_grow_sets_no_limit(attention: GroupedAttention | StateAtt
     instance = tight()
     runs = tuple(run.model_copy(update={"attention": attention}) for run in instance.model.layers)
     instance = replace(instance, model=instance.model.model_copy(update={"layers": runs}))
-    room = headroom(instance, feasible(instance, SPLITS[0]))
+    room = headroom(feasible(instance, SPLITS[0]))
     assert (room.spare_kv_tokens, room.longest_context) == (None, None)
     assert room.most_sequences is not None
 
@@ -165,7 +166,8 @@ class Impatient(NoWatch):
 def test_an_interrupt_leaves_the_room_of_the_chosen_split(watch: NoWatch) -> None:
     instance = building.instance()
     with Workers(cores=1) as workers:
-        plan = solve(instance, building.space(), Options(), building.inputs_of(instance), workers, watch).plan
+        space = building.space()
+        plan = solve(instance, space, Options(), building.inputs_of(instance, space), workers, watch).plan
     assert plan is not None
     known = {one.outcome: one.most_sequences is not None for one in plan.candidates if one.outcome != "rejected"}
     assert known == {"chosen": True, "bounded": type(watch) is NoWatch}

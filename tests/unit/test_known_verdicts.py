@@ -14,7 +14,7 @@ from planner.inputs.model import Model
 from planner.inputs.topology import Topology
 from planner.plan.split import Split
 from planner.rules import Limits, Verdict, broken_rules, verdicts
-from planner.solve.candidates import ruled
+from planner.rules.ruled import ruled
 from tests import building
 
 

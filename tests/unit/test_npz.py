@@ -199,3 +199,12 @@ def test_truncated_files_are_named(tmp_path: Path, good_bytes: bytes, length: in
     path = tmp_path / "trace.npz"
     path.write_bytes(good_bytes[: min(length, len(good_bytes) - 1)])
     assert "not a readable .npz" in refusal(path)
+
+
+def test_a_trace_that_may_not_be_read_is_no_broken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(zipfile, "ZipFile", refuse)
+    with pytest.raises(UsageError, match=r"trace\.npz: Permission denied"):
+        read_trace(tmp_path / "trace.npz")

@@ -119,7 +119,7 @@ def test_groups_may_have_slower_ports() -> None:
 def test_collectives_go_round_a_ring() -> None:
     """8 GPUs on 2 nodes with a NIC each: a ring over all crosses once each way, two rings of 4 in turn twice."""
     on = machine(2, 4, level("node", "100 GB/s"), level("cluster", "10 GB/s", shared_by=4, oversubscription=2.0))
-    nccl = load_kernel("nccl")
+    nccl = load_kernel("nccl").reach
     whole = Ports(on, nccl, tuple(range(8)))
     assert whole.slowest(*ring(8, 1)).rate == pytest.approx(5e9)  # one message over a NIC at half its rate
     assert whole.slowest(*ring(4, 2)).rate == pytest.approx(100e9)

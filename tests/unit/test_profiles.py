@@ -9,9 +9,11 @@ import pytest
 import yaml
 
 from planner.inputs import profiles
-from planner.inputs.deployment import load_default_efficiency, load_kernel, read_model
+from planner.inputs.deployment import load_kernel, read_model
+from planner.inputs.efficiency import curve_of, load_default_efficiency
 from planner.inputs.engines import load_engine
 from planner.inputs.gpu import load_gpu
+from planner.inputs.precision import WEIGHTS
 from planner.inputs.topology import topology_of_nodes
 from planner.inputs.units import UNITS
 
@@ -98,10 +100,37 @@ def test_models_load_and_say_where_they_are_from(name: str) -> None:
     assert model.source.startswith("https://huggingface.co/")
 
 
-def test_default_efficiency_is_called_assumed() -> None:
+def test_the_default_covers_every_format_and_says_that_it_is_transferred() -> None:
     efficiency = load_default_efficiency()
-    parts = (efficiency.experts, efficiency.gemm, efficiency.attention_prefill, efficiency.attention_decode)
-    assert {part.basis for part in parts} == {"assumed"}
+    assert efficiency.overlap is not None
+    for work in ("experts", "gemm"):
+        for weights in WEIGHTS:
+            assert curve_of([efficiency], work, weights).basis == "transferred"
+    for work in ("attention_prefill", "attention_decode"):
+        for kind in ("gqa", "gqa_fp8", "mla", "mla_fp8"):
+            assert curve_of([efficiency], work, kind).basis == "transferred"  # type: ignore[arg-type]
+
+
+def test_a_gpu_s_own_curve_comes_first_and_one_of_the_same_arithmetic_before_the_default() -> None:
+    own, default = load_gpu("h100-sxm").efficiency, load_default_efficiency()
+    assert own is not None
+    assert curve_of([own, default], "gemm", "fp8_block") == own.gemm["fp8_block"]
+    int8 = curve_of([own, default], "gemm", "int8")
+    assert int8.value == own.gemm["bf16"].value  # int8 weights are computed as bf16
+    assert (int8.basis, int8.source.endswith("curve of bf16, transferred to int8")) == ("transferred", True)
+    assert curve_of([own, default], "experts", "nvfp4").value == own.experts["mxfp4"].value
+    assert curve_of([own.model_copy(update={"experts": {}}), default], "experts", "nvfp4") == default.experts["nvfp4"]
+
+
+@pytest.mark.parametrize("name", [name for name in profiles.names("gpus") if load_gpu(name).efficiency])
+def test_fitted_curves_are_not_faster_than_light_and_state_their_error(name: str) -> None:
+    own = load_gpu(name).efficiency
+    assert own is not None
+    for work in ("experts", "gemm", "attention_prefill", "attention_decode"):
+        for curve in getattr(own, work).values():
+            assert 0 < curve.value.compute <= 1
+            assert 0 < curve.value.memory <= 1
+            assert (curve.basis, bool(curve.fit), "measurements" in curve.source) == ("fitted", True, True)
 
 
 # Datasheets of NVIDIA: dense rates, one direction of NVLink.

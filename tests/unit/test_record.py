@@ -95,13 +95,13 @@ def built(family: str) -> Any:
     return model
 
 
-def batch() -> tuple[Any, Any]:
-    """Three sequences of 9, 5 and 7 tokens, padded on the right."""
+def batch(padding: str = "right") -> tuple[Any, Any]:
+    """Three sequences of 9, 5 and 7 tokens, padded on one side."""
     ids = torch.randint(3, 97, (3, 9), generator=torch.Generator().manual_seed(3))
     mask = torch.ones_like(ids)
     mask[1, 5:] = 0
     mask[2, 7:] = 0
-    return ids, mask
+    return ids, mask if padding == "right" else mask.flip(1)
 
 
 def first_of(output: Any) -> Any:
@@ -136,11 +136,12 @@ def blocks_of(model: Any) -> dict[int, Any]:
     return found
 
 
+@pytest.mark.parametrize("padding", ["left", "right"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_recorded_choices_are_what_the_experts_received(family: str, tmp_path: Path) -> None:
+def test_recorded_choices_are_what_the_experts_received(family: str, padding: str, tmp_path: Path) -> None:
     _, layers, experts, top_k = FAMILIES[family]
     model = built(family)
-    ids, mask = batch()
+    ids, mask = batch(padding)
     inputs: dict[int, Any] = {}
     blocks = blocks_of(model)
     assert list(blocks) == layers
@@ -159,6 +160,8 @@ def test_recorded_choices_are_what_the_experts_received(family: str, tmp_path: P
     assert isinstance(trace, TokenTrace)
     assert (trace.num_experts, trace.top_k, trace.num_tokens) == (experts, top_k, 21)
     assert trace.layer_ids_L.tolist() == layers
+    assert trace.source.whole("seq_id").tolist() == [0] * 9 + [1] * 5 + [2] * 7
+    assert trace.source.whole("pos").tolist() == [*range(9), *range(5), *range(7)]
     recorded = trace.source.whole("expert_ids")
     keep = mask.reshape(-1).bool()
     for row, layer in enumerate(layers):

@@ -17,8 +17,7 @@ from planner.inputs.engines import load_engine
 from planner.inputs.workload import Phase
 from planner.plan.split import Split
 from planner.rules import Limits
-from planner.solve.candidates import memory_limits, ruled
-from planner.solve.cuts import cuts_of_least_memory
+from planner.rules.ruled import ruled
 from tests import building
 
 GIB, MIB = 2**30, 2**20
@@ -109,7 +108,10 @@ def test_a_deployment_may_set_the_share(tmp_path: Path) -> None:
 
 
 def test_a_kernel_takes_the_sizes_that_the_engine_asks_for(tmp_path: Path) -> None:
-    buffer = load_deployment(deployment(tmp_path, "")).kernel.buffer
+    usual = load_deployment(deployment(tmp_path, ""))
+    assert usual.communication.kernel == "allgather-reducescatter"  # what vLLM runs on one node
+    wide = deployment(tmp_path, "communication: {kernel: deepep-low-latency}")
+    buffer = load_deployment(wide).kernel.buffer
     assert buffer.kind == "deepep_low_latency"
     assert buffer.tokens.value == 256  # vLLM's own default, not the library's 128
 
@@ -153,9 +155,10 @@ def test_the_heaviest_stage_counts() -> None:
     split = Split(tp=1, dp=2, pp=2, ep=2, micro_batches=2)
     limits = Limits(building.FREE, "engine", keep_groups=False)
     roomy = ruled(building.instance(model), split, 0, limits)
-    cuts = cuts_of_least_memory(memory_limits(roomy.cost.instance, roomy))  # type: ignore[union-attr]  # it has a cost
+    assert roomy.held is not None
+    cuts = roomy.held.cuts
     assert sorted(len(layers) for layers in cuts) == [2, 3]
-    totals = [m.total(layers, 8 * len(layers)) for m, layers in zip(roomy.memories, cuts, strict=True)]
+    totals = [m.total(layers, 8 * len(layers)) for m, layers in zip(roomy.held.memories, cuts, strict=True)]
     heaviest, average = max(totals), sum(totals) // 2
     assert heaviest > 1.1 * average
     for memory, fits in ((heaviest, True), (heaviest - 1, False), (average, False)):

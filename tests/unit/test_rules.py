@@ -15,7 +15,7 @@ from planner.inputs.topology import topology_of_nodes
 from planner.plan.placement import slots_of_ranks
 from planner.plan.split import Split
 from planner.rules import Limits, broken_rules, groups_fit
-from planner.solve.candidates import ruled
+from planner.rules.ruled import ruled
 from tests import building
 
 

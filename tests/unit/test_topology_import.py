@@ -83,10 +83,49 @@ def test_a_mesh_adds_its_links_up(tmp_path: Path) -> None:
 def test_pcie_box_with_two_numa_nodes(tmp_path: Path) -> None:
     made = _import(_pcie_box(), gpu="l40s", nic="roce-200")
     topology = _load(made, tmp_path)
-    assert [link.bandwidth.value for link in topology.links] == [32e9, 25e9]
-    assert topology.port_VG[1].tolist() == [0, 0, 1, 1]  # a NIC for two GPUs
-    assert any("GPU0 GPU1 and GPU2 GPU3" in sentence for sentence in made.left_out)
-    assert not any("mlx5_0" in sentence for sentence in made.left_out)
+    assert [(link.level, link.bandwidth.value) for link in topology.links] == [
+        ("numa", 32e9),
+        ("node", 32e9),
+        ("cluster", 25e9),
+    ]
+    assert topology.unit_VG[:2].tolist() == [[0, 0, 1, 1], [0, 0, 0, 0]]
+    assert topology.ports == (0, 0, 2)  # both ways over PCIe leave by a GPU's slot
+    assert topology.port_VG[2].tolist() == [0, 0, 1, 1]  # a NIC for two GPUs
+    (said,) = made.left_out
+    assert "SYS between GPU0 GPU1 and GPU2 GPU3" in said
+    assert "`oversubscription: 2`" in said
+
+
+def test_switches_inside_numa_nodes_are_a_level_too(tmp_path: Path) -> None:
+    """8 GPUs, two on each PCIe switch, four beside each CPU."""
+
+    def path(a: int, b: int) -> str:
+        return "X" if a == b else "PIX" if a // 2 == b // 2 else "NODE" if a // 4 == b // 4 else "SYS"
+
+    made = _import(_table([[path(a, b) for b in range(8)] for a in range(8)], 0), gpu="l4")
+    topology = _load(made, tmp_path)
+    assert [(link.level, link.gpus) for link in topology.links] == [("switch", 2), ("numa", 4), ("node", None)]
+    assert topology.ports == (0, 0, 0)
+    assert len(made.left_out) == 2
+
+
+def test_numa_nodes_of_unequal_size_are_told(tmp_path: Path) -> None:
+    side = [0, 0, 0, 1]
+    cells = [["X" if a == b else "NODE" if side[a] == side[b] else "SYS" for b in range(4)] for a in range(4)]
+    made = _import(_table(cells, 0), gpu="l4")
+    assert [link.level for link in _load(made, tmp_path).links] == ["node"]
+    (said,) = made.left_out
+    assert "SYS between GPU0 GPU1 GPU2 and GPU3: it counts as NODE" in said
+
+
+def test_bridged_cards_beside_two_cpus(tmp_path: Path) -> None:
+    def path(a: int, b: int) -> str:
+        return "X" if a == b else "NV12" if a // 2 == b // 2 else "NODE" if a // 4 == b // 4 else "SYS"
+
+    made = _import(_table([[path(a, b) for b in range(8)] for a in range(8)], 0), gpu="h100-nvl")
+    topology = _load(made, tmp_path)
+    assert [(link.level, link.gpus) for link in topology.links] == [("bridge", 2), ("numa", 4), ("node", None)]
+    assert topology.ports == (0, 1, 1)  # the bridge is a port of its own
 
 
 def test_nics_shared_across_the_order_of_gpus_are_taken_in_parts(tmp_path: Path) -> None:
@@ -128,6 +167,18 @@ def test_one_gpu_and_old_headers(tmp_path: Path) -> None:
     topology = _load(_import(text, gpu="l4", nic="roce-100"), tmp_path)
     assert topology.num_gpus == 1
     assert topology.links[1].bandwidth.value == 12.5e9
+
+
+def test_text_around_the_table_and_gpus_that_do_not_count_from_zero(tmp_path: Path) -> None:
+    table = "\tGPU4\tGPU5\tCPU Affinity\nGPU4\t X \tNV18\t0-7\nGPU5\tNV18\t X \t0-7\n"
+    around = f"\x1b]0;title\x07$ nvidia-smi topo -m\r\n{table}".replace("\n", "\r\n")
+    assert _load(_import(around, gpu="h100-sxm"), tmp_path).num_gpus == 2
+
+
+def test_mig_instances_are_refused_with_a_way_out() -> None:
+    with pytest.raises(InputError, match="MIG instances: GPU0 MIG") as caught:
+        _import("\tGPU0\tMIG 1g.10gb\tCPU Affinity\nGPU0\t X \tNV18\t0-7\n", gpu="h100-sxm")
+    assert "MIG is off" in caught.value.problems[0].hint
 
 
 def test_without_a_rate_the_nics_are_left_out_not_guessed() -> None:
@@ -198,8 +249,45 @@ def test_slurm_tree(text: str, tmp_path: Path) -> None:
     assert [link.bandwidth.value for link in topology.links] == [450e9, 50e9, 50e9]
     assert (topology.file.spans(), topology.ports) == ([1, 4, 8], (0, 1, 1))
     (said,) = made.left_out
-    assert "uplinks of 2 leaf switches" in said
+    assert "uplinks of leaf switches" in said
+    assert "# Node 0: gpu01 gpu02 gpu03 gpu04 gpu05 gpu06 gpu07 spare1" in made.text("x")
     assert "`oversubscription: 2`" in said
+
+
+PODS = """SwitchName=l0 Nodes=n[0-3]
+SwitchName=l1 Nodes=n[4-7] # beside l3
+SwitchName=l2 \\
+  Nodes=n[8-11]
+SwitchName=l3 Nodes=n[12-13],\\
+  n[14-15]
+SwitchName=s0 Switches=l0,l2
+SwitchName=s1 Switches=l1,l3
+SwitchName=core Switches=s[0-1]
+"""
+
+
+def test_slurm_tiers_are_levels_and_their_order_is_that_of_the_nodes(tmp_path: Path) -> None:
+    made = _import(PODS, node="hgx-h100")
+    topology = _load(made, tmp_path)
+    assert [link.level for link in topology.links] == ["node", "leaf", "spine", "cluster"]
+    assert (topology.file.spans(), topology.ports) == ([1, 4, 8, 16], (0, 1, 1, 1))
+    assert made.hosts[:8] == ("n0", "n1", "n2", "n3", "n8", "n9", "n10", "n11")
+    assert made.hosts[8:] == ("n4", "n5", "n6", "n7", "n12", "n13", "n14", "n15")
+    (said,) = made.left_out
+    assert "leaf and spine switches" in said
+
+
+def test_slurm_tiers_of_unequal_size_are_told(tmp_path: Path) -> None:
+    made = _import(
+        PODS.replace("Switches=l0,l2", "Switches=l0").replace("Switches=l1", "Switches=l2,l1"), node="hgx-h100"
+    )
+    assert _load(made, tmp_path).file.spans() == [1, 4, 16]
+    assert any("with 4 and 12 nodes: they are no level" in sentence for sentence in made.left_out)
+
+
+def test_aggregated_blocks_of_scontrol_are_passed_over(tmp_path: Path) -> None:
+    lines = BLOCKS.replace("BlockSizes=18\n", "AggregatedBlock=b[1-2] BlockIndex=2 Nodes=tray[001-036] BlockSize=36\n")
+    assert _load(_import(lines, node="gb200-nvl72"), tmp_path).file.spans() == [18, 36]
 
 
 def test_slurm_leaves_of_unequal_size_are_one_level(tmp_path: Path) -> None:
@@ -245,6 +333,9 @@ def test_slurm_with_a_gpu_instead_of_a_node(tmp_path: Path) -> None:
         (("SwitchName=leaf2 ", ""), 3, "not a line of a switch or block"),
         (("SwitchName=leaf2", "BlockName=leaf2"), 3, "block 'leaf2' beside a switch"),
         ((" Nodes=gpu[01-04]", ""), 2, "switch 'leaf1' has no nodes"),
+        (("Nodes=gpu[01-04]", "Nodes=ALL"), 2, "'ALL' does not tell"),
+        (("leaf2 Nodes=gpu[05-07],spare1", "leaf2 Switches=spine"), 3, "switch 'leaf2' stands under itself"),
+        (("leaf[1-2]", "leaf[1-2]\nSwitchName=top Switches=leaf1"), 5, "switch 'leaf1' under switch 'top'"),
     ],
 )
 def test_broken_slurm_files_name_the_line(change: tuple[str, str], line: int, message: str) -> None:
@@ -255,6 +346,12 @@ def test_broken_slurm_files_name_the_line(change: tuple[str, str], line: int, me
     assert found[0].where is not None
     assert found[0].where.line == line
     assert found[0].hint
+
+
+def test_trees_that_are_too_deep_are_refused() -> None:
+    lines = [f"SwitchName=s{at + 1} Switches=s{at}" for at in range(20)]
+    with pytest.raises(InputError, match="'s0' has too many switches above it"):
+        _import("\n".join(["SwitchName=s0 Nodes=n[0-3]", *lines]), node="hgx-h100")
 
 
 def test_huge_ranges_are_refused_quickly() -> None:

@@ -131,6 +131,8 @@ def test_placements_fill_all_slots(place: Place) -> None:
 def test_groups_that_do_not_fit() -> None:
     assert ranks_for(60, None, None) == Ranks(8, 72)  # 60 + 12: the least that divides with one spare slot a rank
     assert ranks_for(6, None, None) == Ranks(6, 12)
+    assert ranks_for(16, 1, None) == Ranks(1, 16)  # the only rank holds all experts: no copies
+    assert ranks_for(1, None, None) == Ranks(1, 1)
     assert ranks_for(64, 16, 0) == Ranks(16, 64)
     with pytest.raises(UsageError, match="9 ranks for 8 experts"):
         ranks_for(8, 9, None)

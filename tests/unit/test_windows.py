@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,7 +17,8 @@ from planner.trace import npz
 from planner.trace.batches import MAX_WINDOWS, running_batch
 from planner.trace.native import read_trace
 from planner.trace.trace import Trace
-from planner.trace.windows import Windows, cut, subset
+from planner.trace.windows import TokenSets, Windows, cut, of_steps, subset
+from tests import building
 
 EXPERTS, TOP_K, LAYERS = 6, 2, 2
 ON_DISK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -222,3 +224,21 @@ def test_a_subset_keeps_its_windows_whole(tmp_path: Path) -> None:
     assert sets_counted(part) == part.counts_SLE.tolist()
     assert part.sets is not None
     assert (np.diff(part.sets.window_N) >= 0).all()
+
+
+def test_windows_shorter_than_a_step_are_joined() -> None:
+    counts = np.arange(1, 6)[:, None, None] * np.ones((5, 2, 4), dtype=np.int64)
+    short = replace(
+        building.counted(counts, [3, 4], top_k=1),
+        tokens_S=np.array([4, 8, 12, 16, 20]),
+        choices_SL=np.array([[1.0, 1.0], [0.5, 1.0], [1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]),
+        sets=TokenSets(np.array([0, 1, 1, 3, 4], dtype=np.int32), np.zeros((5, 2, 1), dtype=np.int32)),
+    )
+    assert of_steps(short, 24) is short  # half a step each, give or take
+    joined = of_steps(short, 30)  # two steps: the middle of the fourth window is in the second one
+    assert joined.tokens_S.tolist() == [24, 36]
+    assert joined.counts_SLE[:, 0, 0].tolist() == [1 + 2 + 3, 4 + 5]
+    assert joined.choices_SL[0].tolist() == pytest.approx([(4 + 4 + 12) / 24, 1])
+    assert joined.sets is not None
+    assert joined.sets.window_N.tolist() == [0, 0, 0, 1, 1]
+    assert of_steps(short, 1000).tokens_S.tolist() == [60]

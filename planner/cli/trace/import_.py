@@ -54,13 +54,15 @@ def command(
     """
     import json
 
-    from planner.files import check_target
+    from planner.files import check_target, refuse_overwriting
     from planner.inputs.deployment import model_named
+    from planner.inputs.units import format_number_of
     from planner.trace.importers.convert import import_trace
     from planner.trace.importers.found import Given
     from planner.trace.importers.physical_map import read_physical_map
 
     check_target(output)
+    refuse_overwriting(output, [*paths, *([physical_map] if physical_map else [])])
     given = Given(
         model=None if model is None else model_named(model),
         num_experts=num_experts,
@@ -79,8 +81,9 @@ def command(
         document = {"schema": "ep-plan/import/1", "output": str(output), **vars(made)}
         click.echo(json.dumps(document, ensure_ascii=False, indent=1))
     if not quiet:
-        what = "tokens" if made.kind == "tokens" else "windows of counts"
-        shape = f"{made.rows:,} {what}, {len(made.layer_ids)} layers, {made.num_experts} experts, top-{made.top_k}"
+        rows = format_number_of(made.rows, "token" if made.kind == "tokens" else "counted window")
+        layers = format_number_of(len(made.layer_ids), "layer")
+        shape = f"{rows}, {layers}, {made.num_experts} experts, top-{made.top_k}"
         click.echo(f"wrote {output}: {shape} (from {made.format})", err=True)
         if verbose:
             click.echo(f"layers {', '.join(map(str, made.layer_ids))}", err=True)

@@ -32,8 +32,7 @@ from planner.cli.options import json_option, verbosity, warn
     "--nodes",
     type=click.IntRange(1, 65536),
     multiple=True,
-    default=(2, 4),
-    show_default=True,
+    show_default="2 and 4",
     help="Count the distinct nodes per token for so many nodes.",
 )
 @json_option

@@ -69,16 +69,19 @@ def command(
     \b
     ep-plan trace record ./OLMoE-1B-7B --text code.txt prose.txt -o trace.npz
     """
-    from planner.files import check_target
+    from planner.files import check_target, refuse_overwriting
+    from planner.inputs.units import format_number_of
     from planner.record.local_model import load, record_passages
-    from planner.record.texts import read_passages
+    from planner.record.texts import passages_of, read_texts
     from planner.report.progress import ProgressWatch
     from planner.report.style import console
 
     check_target(output)
+    refuse_overwriting(output, [*texts, *more])
+    contents = read_texts([*texts, *more])
     loaded = load(model, device=device, trust_remote_code=trust_remote_code)
-    found = read_passages(
-        [*texts, *more], loaded.tokenizer, length=length, tokens_per_file=tokens_per_file, mixed=order == "mixed"
+    found = passages_of(
+        contents, loaded.tokenizer, length=length, tokens_per_file=tokens_per_file, mixed=order == "mixed"
     )
     if not quiet:
         warn(found.warnings)
@@ -90,8 +93,8 @@ def command(
         for router in recorder.routers:
             click.echo(f"layer {router.layer}: {router.name}, {router.num_experts} experts", err=True)
     if not quiet:
-        click.echo(
-            f"wrote {output}: {recorder.num_tokens:,} tokens in {len(found.sequences):,} sequences, "
-            f"{len(recorder.layer_ids)} MoE layers of {recorder.num_experts} experts",
-            err=True,
+        size = (
+            f"{format_number_of(recorder.num_tokens, 'token')} in {format_number_of(len(found.sequences), 'sequence')}"
         )
+        layers = f"{format_number_of(len(recorder.layer_ids), 'MoE layer')} of {recorder.num_experts} experts"
+        click.echo(f"wrote {output}: {size}, {layers}", err=True)

@@ -39,7 +39,7 @@ def command(
     ep-plan trace split trace.npz --by domain --held-out chinese --held-out math
     """
     from planner.errors import UsageError
-    from planner.files import check_target
+    from planner.files import check_target, refuse_overwriting
     from planner.trace.native import read_trace
     from planner.trace.split import by_domain, by_sequence, by_time, write_part
 
@@ -50,6 +50,7 @@ def command(
     paths = [Path(f"{prefix}.{name}.npz") for name in ("planning", "held-out")]
     for path in paths:
         check_target(path)
+        refuse_overwriting(path, [trace])
     if by == "domain":
         parting = by_domain(read.trace, held_out)
     else:

@@ -9,24 +9,23 @@ import click
 
 from planner.cli.options import Quantity, verbosity, warn
 
-_DRIFT = {"none": 1.0, "slow": 0.99, "fast": 0.8}
 
+class Correlation(click.ParamType[float]):
+    """A correlation from 0 to 1, or a word that stands for one."""
 
-class Drift(click.ParamType[float]):
-    """`none`, `slow`, `fast`, or a correlation."""
-
-    name = "none|slow|fast|0..1"
+    def __init__(self, **words: float) -> None:
+        self._words = words
+        self.name = "|".join([*words, "0..1"])
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """A correlation from 0 to 1."""
-        if isinstance(value, float):
-            return value
+        """Parse, or fail with what is expected."""
         try:
-            number = _DRIFT.get(str(value)) or float(value)
+            number = self._words[value] if value in self._words else float(value)
         except ValueError:
             number = -1.0
         if not 0 <= number <= 1:
-            self.fail(f"{value!r}: expected none, slow, fast, or a correlation from 0 to 1", param, ctx)
+            expected = ", ".join([*self._words, "a correlation from 0 to 1"])
+            self.fail(f"{value!r}: expected {expected}", param, ctx)
         return number
 
 
@@ -51,8 +50,8 @@ class Drift(click.ParamType[float]):
 @click.option("--domains", type=click.IntRange(1, 1024), default=4, show_default=True, help="Kinds of text.")
 @click.option(
     "--domain-correlation",
-    type=Quantity("fraction"),
-    default="50%",
+    type=Correlation(),
+    default=0.5,
     show_default=True,
     help="How alike the loads of domains are.",
 )
@@ -65,7 +64,7 @@ class Drift(click.ParamType[float]):
 )
 @click.option(
     "--drift",
-    type=Drift(),
+    type=Correlation(none=1.0, slow=0.99, fast=0.8),
     default="none",
     show_default=True,
     help="How alike loads stay from one sixteenth of the trace to the next; slow is 0.99, fast 0.8.",
@@ -107,7 +106,7 @@ def command(
     ep-plan trace synth --experts 128 --skew 6 --drift slow -o synthetic.npz
     ep-plan trace synth --like trace.npz -o shareable.npz
     """
-    from planner.files import check_target
+    from planner.files import check_target, refuse_overwriting
     from planner.trace.native import read_trace
     from planner.trace.synthesis.fitted import routing_like
     from planner.trace.synthesis.routing import write_trace
@@ -117,6 +116,7 @@ def command(
     if like is None:
         routing = routing_of(Stated(**figures, mixed=order == "mixed", seed=seed))
     else:
+        refuse_overwriting(output, [like])
         _nothing_else_given()
         read = read_trace(like)
         if not quiet:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from planner.inputs.config_reader import EXPERTS, SHARED, TOP_K, ConfigReader
-from planner.inputs.families.family import MoeReader, is_gated
+from planner.inputs.families.family import MoeReader
 from planner.inputs.model import MoeFfn
 
 Width = Callable[[ConfigReader], int]
@@ -21,6 +21,7 @@ def experts(
     zero_experts: str = "",
     latent: str = "",
     lists: bool = False,
+    gated: bool = True,
 ) -> MoeReader:
     """Experts whose width stands under one of the names; the rest as the family does it.
 
@@ -34,6 +35,7 @@ def experts(
         zero_experts: the key for the number of experts that do nothing.
         latent: the key for the width of the space in which the experts work.
         lists: whether the family may write a list of equal numbers, one per layer, for one number.
+        gated: whether experts have a gate projection beside up and down.
     """
 
     def read(config: ConfigReader) -> MoeFfn:
@@ -45,7 +47,7 @@ def experts(
             "num_experts": number(*EXPERTS),
             "top_k": number(*TOP_K),
             "intermediate_size": number(*width),
-            "gated": is_gated(config),
+            "gated": gated,
             "expert_bias": biases,
             "router_bias": biases,
             "latent_size": config.optional_integer(latent) if latent else None,

@@ -11,6 +11,7 @@ from planner.inputs.model import Attention, DenseFfn, Ffn, MoeFfn
 
 AttentionReader = Callable[[ConfigReader, int], list[Attention]]
 MoeReader = Callable[[ConfigReader], MoeFfn]
+MoeVariants = Callable[[ConfigReader, MoeFfn, int], list[MoeFfn]]
 LayerRule = Callable[[ConfigReader, int], list[bool]]
 DenseReader = Callable[[ConfigReader, int], list[DenseFfn]]
 
@@ -34,6 +35,8 @@ class Family:
     attention: AttentionReader
     moe: MoeReader
     is_moe: LayerRule
+    variants: MoeVariants | None = None
+    """MoE part of each layer, made from the common one, where a few layers differ in small things."""
     dense_width: tuple[str, ...] = ("intermediate_size",)
     dense: DenseReader | None = None
     """Feed-forward parts of the layers that are not MoE, where `dense_width` does not say it."""
@@ -49,11 +52,6 @@ class Family:
     """Switches of the config that change the shape in ways that are not read here."""
 
 
-def is_gated(config: ConfigReader) -> bool:
-    """Squared-ReLU feed-forward parts (Nemotron style) have no gate projection; others have."""
-    return config.text("hidden_act", "mlp_hidden_act", "hidden_activation", default="silu") != "relu2"
-
-
 def read_layers(family: Family, config: ConfigReader, layers: int) -> list[tuple[Attention, Ffn]]:
     """Attention and feed-forward part of every layer."""
     for name in family.refused:
@@ -67,15 +65,16 @@ def read_layers(family: Family, config: ConfigReader, layers: int) -> list[tuple
         config.log.add("the model has no MoE layer: there is nothing to place", where=config.place())
         return []
     moe = family.moe(config)
+    variants = family.variants(config, moe, layers) if family.variants else [moe] * layers
     dense: list[DenseFfn] | None = None
     if not all(flags):
         dense = family.dense(config, layers) if family.dense else _equal_dense(family, config, layers)
     return [
-        (part, moe if flag or dense is None else dense[index])
+        (part, variants[index] if flag or dense is None else dense[index])
         for index, (part, flag) in enumerate(zip(attention, flags, strict=True))
     ]
 
 
 def _equal_dense(family: Family, config: ConfigReader, layers: int) -> list[DenseFfn]:
     width = config.integer(*family.dense_width)
-    return [DenseFfn(intermediate_size=width, gated=is_gated(config))] * layers
+    return [DenseFfn(intermediate_size=width)] * layers

@@ -15,7 +15,7 @@ from planner.inputs.families.experts import (
     sparse_step,
     wide_shared,
 )
-from planner.inputs.families.family import AttentionReader, Family, is_gated
+from planner.inputs.families.family import AttentionReader, Family
 from planner.inputs.families.recurrent import gated_delta, kimi_delta, lightning, mamba, mamba2, short_conv
 from planner.inputs.families.softmax import grouped_part, latent_part
 from planner.inputs.model import Attention, DenseFfn, NoAttention
@@ -151,7 +151,7 @@ def _nemotron_is_moe(config: ConfigReader, layers: int) -> list[bool]:
 def _nemotron_dense(config: ConfigReader, layers: int) -> list[DenseFfn]:
     blocks = _nemotron_blocks(config)
     width = config.integer("intermediate_size") if "mlp" in blocks else 0
-    part = DenseFfn(intermediate_size=width, gated=is_gated(config))
+    part = DenseFfn(intermediate_size=width, gated=False)
     none = DenseFfn(intermediate_size=0)
     return [part if kind == "mlp" else none for kind in blocks] or [none] * layers
 
@@ -201,6 +201,7 @@ FAMILIES: Final[dict[str, Family]] = {
             groups=True,
             correction_bias=True,
             latent="moe_latent_size",
+            gated=False,  # squared ReLU
         ),
         _nemotron_is_moe,
         dense=_nemotron_dense,

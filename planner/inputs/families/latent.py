@@ -1,4 +1,4 @@
-"""Families with latent or compressed attention: DeepSeek, Kimi, GLM-5, LongCat."""
+"""Families with latent or compressed attention: DeepSeek, Kimi, GLM-5, LongCat, Mistral 4."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from planner.inputs.config_reader import ConfigReader
 from planner.inputs.families.experts import after_first_dense, counted_shared, every_layer, experts
 from planner.inputs.families.family import Family
 from planner.inputs.families.softmax import compressed, double_latent, latent, sparse_latent
+from planner.inputs.model import MoeFfn
 
 
 def _both_dense_parts(config: ConfigReader) -> int:
@@ -33,11 +34,27 @@ def _hyper_head(config: ConfigReader) -> int:
     return streams * (streams * hidden + 1) + 1
 
 
+def _hash_layers(config: ConfigReader, moe: MoeFfn, layers: int) -> list[MoeFfn]:
+    """DeepSeek-V4: the first layers choose experts by token id, from a table, and keep no bias for balance."""
+    kinds = config.kinds("mlp_layer_types", layers, {"hash_moe": "hash", "moe": "scores"})
+    if kinds is None:
+        hashed = config.integer("num_hash_layers", default=3, minimum=0)
+        kinds = ["hash" if index < hashed else "scores" for index in range(layers)]
+    unbiased = moe.model_copy(update={"correction_bias": False})
+    return [unbiased if kind == "hash" else moe for kind in kinds]
+
+
 _DEEPSEEK_V3: Final = Family(
     latent,
     experts("moe_intermediate_size", shared=counted_shared(), groups=True, correction_bias=True),
     after_first_dense,
     refused=("attention_bias",),
+)
+_DEEPSEEK_V2: Final = Family(
+    latent,
+    experts("moe_intermediate_size", shared=counted_shared(), groups=True),
+    after_first_dense,
+    refused=("attention_bias", "mlp_bias"),
 )
 _SPARSE: Final = Family(
     sparse_latent,
@@ -47,22 +64,21 @@ _SPARSE: Final = Family(
 )
 
 FAMILIES: Final[dict[str, Family]] = {
-    "deepseek_v2": Family(
-        latent,
-        experts("moe_intermediate_size", shared=counted_shared(), groups=True),
-        after_first_dense,
-        refused=("attention_bias",),
-    ),
+    "deepseek_v2": _DEEPSEEK_V2,
+    "mistral4": _DEEPSEEK_V2,
     "deepseek_v3": _DEEPSEEK_V3,
     "kimi_k2": _DEEPSEEK_V3,
+    "glm4_moe_lite": _DEEPSEEK_V3,
     "deepseek_v32": _SPARSE,
     "glm_moe_dsa": _SPARSE,
     "deepseek_v4": Family(
         compressed,
         experts("moe_intermediate_size", shared=counted_shared(), correction_bias=True),
         every_layer,
+        variants=_hash_layers,
         layer_extra=_hyper_connections,
         model_extra=_hyper_head,
+        refused=("attention_bias", "mlp_bias"),
     ),
     "longcat_flash": Family(
         double_latent,

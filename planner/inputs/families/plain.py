@@ -60,6 +60,10 @@ _LLAMA4: Final = Family(
     dense_width=("intermediate_size_mlp",),
 )
 _DEEPSEEK_EXPERTS: Final = experts("moe_intermediate_size", shared=counted_shared(), groups=True, correction_bias=True)
+_GLM4: Final = Family(
+    grouped(output_bias=False, qk_norm="per_head", qk_norm_key="use_qk_norm"), _DEEPSEEK_EXPERTS, after_first_dense
+)
+_DOTS: Final = Family(grouped(qk_norm="per_head"), _DEEPSEEK_EXPERTS, after_first_dense, refused=("mlp_bias",))
 _ERNIE: Final = Family(
     grouped(bias_key="use_bias"),
     experts("moe_intermediate_size", shared=counted_shared(), correction_bias="moe_use_aux_free"),
@@ -87,7 +91,7 @@ FAMILIES: Final[dict[str, Family]] = {
     ),
     "dbrx": Family(_dbrx_attention, _dbrx_experts, every_layer),
     "qwen2_moe": Family(
-        grouped(qkv_bias=True, output_bias=False, bias_key="qkv_bias"),
+        grouped(output_bias=False, bias_key="qkv_bias", bias_default=True),
         experts("moe_intermediate_size", shared=wide_shared("shared_expert_intermediate_size"), shared_gate=True),
         sparse_step,
     ),
@@ -112,12 +116,13 @@ FAMILIES: Final[dict[str, Family]] = {
     ),
     "llama4": _LLAMA4,
     "llama4_text": _LLAMA4,
-    "glm4_moe": Family(
-        grouped(output_bias=False, qk_norm="per_head", qk_norm_key="use_qk_norm"),
-        _DEEPSEEK_EXPERTS,
-        after_first_dense,
-    ),
-    "dots1": Family(grouped(qk_norm="per_head"), _DEEPSEEK_EXPERTS, after_first_dense),
+    "glm4_moe": _GLM4,
+    "glm4v_moe": _GLM4,
+    "glm4v_moe_text": _GLM4,
+    "solar_open": _GLM4,
+    "dots1": _DOTS,
+    "hy_v3": _DOTS,
+    "mellum": Family(grouped(qk_norm="per_head"), experts("moe_intermediate_size"), after_first_dense),
     "exaone_moe": Family(
         grouped(qkv_bias=False, output_bias=False, qk_norm="per_head"), _DEEPSEEK_EXPERTS, after_first_dense
     ),

@@ -37,6 +37,7 @@ def grouped(
     qkv_bias: bool | None = None,
     output_bias: bool | None = None,
     bias_key: str = "attention_bias",
+    bias_default: bool = False,
     qk_norm: QkNorm = "none",
     qk_norm_key: str = "",
     qk_norm_default: bool = False,
@@ -48,6 +49,7 @@ def grouped(
         qkv_bias: whether queries, keys and values have biases; None: as `bias_key` says.
         output_bias: the same for the output projection.
         bias_key: the key for both.
+        bias_default: what holds where that key is absent.
         qk_norm: the norms of queries and keys.
         qk_norm_key: the key that switches them on; "" if nothing does.
         qk_norm_default: what holds where that key is absent.
@@ -55,7 +57,7 @@ def grouped(
     """
 
     def read(config: ConfigReader, layers: int) -> list[Attention]:
-        bias = config.flag(bias_key)
+        bias = config.flag(bias_key, default=bias_default)
         normed = not qk_norm_key or config.flag(qk_norm_key, default=qk_norm_default)
         one = grouped_part(
             config,
@@ -91,7 +93,8 @@ def _windows(config: ConfigReader, layers: int) -> list[int | None]:
 
 def alternating(config: ConfigReader, layers: int) -> list[Attention]:
     """gpt-oss: biases and sinks; without `layer_types` every second layer, from the first, is windowed."""
-    one = grouped_part(config, qkv_bias=True, output_bias=True, sinks=True)
+    bias = config.flag("attention_bias", default=True)
+    one = grouped_part(config, qkv_bias=bias, output_bias=bias, sinks=True)
     window = config.optional_integer("sliding_window")
     kinds = config.kinds("layer_types", layers, KINDS) or [FULL if i % 2 else WINDOWED for i in range(layers)]
     return windowed(one, [window if kind == WINDOWED else None for kind in kinds])
@@ -117,12 +120,14 @@ def chunked(config: ConfigReader, layers: int) -> list[Attention]:
 
 def two_shapes(config: ConfigReader, layers: int) -> list[Attention]:
     """Gemma 4: global layers have wider heads, and may make values from the keys' projection."""
-    local = grouped_part(config, qk_norm="per_head", window=config.optional_integer("sliding_window"))
-    own = _of_global_layers(config)
+    bias = config.flag("attention_bias")
+    common: dict[str, Any] = {"qk_norm": "per_head", "qkv_bias": bias, "output_bias": bias}
+    local = grouped_part(config, window=config.optional_integer("sliding_window"), **common)
+    own, default_dim = _of_global_layers(config, local.head_dim)
     wide = grouped_part(
         config,
-        qk_norm="per_head",
-        head_dim=own.integer("global_head_dim", "head_dim", default=512),
+        **common,
+        head_dim=own.integer("global_head_dim", "head_dim", default=default_dim),
         num_kv_heads=own.integer("num_global_key_value_heads", "num_key_value_heads", default=local.num_kv_heads),
         value_from_key=config.flag("attention_k_eq_v"),
     )
@@ -132,13 +137,16 @@ def two_shapes(config: ConfigReader, layers: int) -> list[Attention]:
     return [local if kind == WINDOWED else wide for kind in kinds]
 
 
-def _of_global_layers(config: ConfigReader) -> ConfigReader:
-    """Where the shape of global layers stands: keys of their own on the hub, per layer since transformers 5."""
+def _of_global_layers(config: ConfigReader, local_dim: int) -> tuple[ConfigReader, int]:
+    """Where the shape of global layers stands, and their head_dim if nothing does.
+
+    Keys of their own on the hub; since transformers 5 per layer, and there only what differs from the others.
+    """
     per_layer = config.values.get("per_layer_config")
     if isinstance(per_layer, dict) and per_layer:
-        return config.inside("per_layer_config").inside(min(per_layer))
+        return config.inside("per_layer_config").inside(min(per_layer)), local_dim
     names = ("global_head_dim", "num_global_key_value_heads")
-    return config.only(*names)
+    return config.only(*names), 512
 
 
 def latent_part(config: ConfigReader, **changes: Any) -> LatentAttention:
@@ -206,12 +214,12 @@ def compressed(config: ConfigReader, layers: int) -> list[Attention]:
 
 def compressed_part(config: ConfigReader, kind: str) -> CompressedAttention:
     """One layer's attention of DeepSeek-V4."""
-    rates = config.inside("compress_rates") if config.values.get("compress_rates") else None
+    rates = config.inside("compress_rates") if config.values.get("compress_rates") else config
     rate = None
     if kind == "sparse":
-        rate = rates.integer("compressed_sparse_attention", default=4) if rates else 4
+        rate = rates.integer("compressed_sparse_attention", "compress_rate_csa", default=4)
     elif kind == "heavy":
-        rate = rates.integer("heavily_compressed_attention", default=128) if rates else 128
+        rate = rates.integer("heavily_compressed_attention", "compress_rate_hca", default=128)
     return CompressedAttention(
         num_heads=config.integer("num_attention_heads"),
         head_dim=config.integer("head_dim"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 from planner.errors import InputError, Place, Problem
 from planner.inputs import profiles
@@ -12,6 +13,10 @@ from planner.inputs.importers.drawn import Drawn, DrawnLink
 from planner.inputs.importers.slurm import Groups
 from planner.inputs.links import Link
 from planner.inputs.topology import NodeFile, load_node
+from planner.inputs.topology_file import LIMIT_LINKS
+
+_NAMES: Final = ("leaf", "spine", "core")
+"""Tiers of switches, the lowest first."""
 
 
 def draw_cluster(groups: Groups, node: NodeFile) -> Drawn:
@@ -29,18 +34,26 @@ def draw_cluster(groups: Groups, node: NodeFile) -> Drawn:
             links.append(_drawn(link, groups.num_nodes))
             break
         links.append(_drawn(link, joined))
-    leaf = _leaf_size(groups, node)
-    if leaf:
-        links.insert(1, replace(links[-1], level="leaf", nodes=leaf))
-    return Drawn(node.gpu, groups.num_nodes, node.gpus_per_node, tuple(links), tuple(left_out))
+    for name, size in reversed(_tiers(groups, node)):
+        links.insert(1, replace(links[-1], level=name, nodes=size))
+    hosts = tuple(name for members in groups.members.values() for name in members)
+    return Drawn(node.gpu, groups.num_nodes, node.gpus_per_node, tuple(links), tuple(left_out), hosts)
 
 
-def _leaf_size(groups: Groups, node: NodeFile) -> int:
-    """Nodes of each leaf switch, where all have as many and lie between a node and the whole; else 0."""
-    sizes = {len(members) for members in groups.members.values()}
-    plain = len(node.links) == 2 and node.links[0].nodes is None
-    equal = groups.kind == "switch" and len(groups.members) > 1 and len(sizes) == 1
-    return min(sizes) if equal and plain and min(sizes) > 1 else 0
+def _tiers(groups: Groups, node: NodeFile) -> list[tuple[str, int]]:
+    """Names and nodes of the tiers of switches that are levels of their own, innermost first.
+
+    All switches of a tier have as many nodes, more than those of the tier below and fewer than there are.
+    """
+    if groups.kind != "switch" or len(node.links) != 2 or node.links[0].nodes is not None:
+        return []
+    leaves = tuple(len(members) for members in groups.members.values())
+    found: list[tuple[str, int]] = []
+    for number, sizes in enumerate((leaves, *groups.tiers)):
+        smaller = found[-1][1] if found else 1
+        if len(set(sizes)) == 1 and sum(sizes) == groups.num_nodes and smaller < sizes[0] < groups.num_nodes:
+            found.append((_NAMES[number] if number < len(_NAMES) else f"tier-{number}", sizes[0]))
+    return found[: LIMIT_LINKS - len(node.links)]
 
 
 def _drawn(link: Link, nodes: int | None) -> DrawnLink:
@@ -59,16 +72,22 @@ def _unsaid(groups: Groups, node: NodeFile) -> list[str]:
     some = " or ".join(map(str, sizes))
     domain = node.links[0].nodes
     said: list[str] = []
-    if _leaf_size(groups, node):
+    tiers = _tiers(groups, node)
+    if tiers:
         said.append(
-            f"how far the uplinks of {count} leaf switches are oversubscribed: Slurm does not tell; for 2:1 add "
-            "`oversubscription: 2` to the outermost level"
+            f"how far the uplinks of {' and '.join(name for name, _ in tiers)} switches are oversubscribed: Slurm does "
+            "not tell; for 2:1 add `oversubscription: 2` to the level outside"
         )
-    elif groups.kind == "switch" and count > 1:
+    uneven = [sizes for sizes in groups.tiers if len(set(sizes)) > 1 or sum(sizes) < groups.num_nodes]
+    if groups.kind == "switch" and count > 1 and not tiers:
+        above = sum(map(len, groups.tiers))
         said.append(
-            f"{count} leaf switches of {some} nodes (and {groups.num_upper} above them): Slurm does not tell how much "
+            f"{count} leaf switches of {some} nodes (and {above} above them): Slurm does not tell how much "
             "slower the way between leaves is, so all nodes are taken to be equally far"
         )
+    elif tiers and uneven:
+        parts = "; ".join(" and ".join(map(str, sizes)) for sizes in uneven)
+        said.append(f"switches higher up with {parts} nodes: they are no level, because levels have equal parts")
     if groups.kind == "block" and domain is None and count > 1:
         said.append(
             f"{count} blocks of {some} nodes: such nodes have no link that a block shares, so all are equally far"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from typing import Final
+
+_HOSTS_PER_LINE: Final = 8
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class DrawnLink:
     """GPUs in a row that a level inside a node joins."""
     shared_by: int = 1
     """GPUs in a row that share a port."""
+    same_port: bool = False
+    """Whether messages leave by the port of the level inside, where that is not implied."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +41,15 @@ class Drawn:
     links: tuple[DrawnLink, ...]
     left_out: tuple[str, ...] = field(default=())
     """What the input tells and the topology does not say, or the other way round: one sentence each."""
+    hosts: tuple[str, ...] = ()
+    """Names of the nodes in their order, where the input tells them."""
 
     def text(self, origin: str) -> str:
         """The topology.yaml; `origin` names the input in its first comment."""
         lines = [f"# Imported from {_plain(origin)}. Bandwidth per GPU and per direction."]
         lines += [f"# Not expressed: {_plain(sentence)}" for sentence in self.left_out]
+        for first in range(0, len(self.hosts), _HOSTS_PER_LINE):
+            lines.append(f"# Node {first}: {_plain(' '.join(self.hosts[first : first + _HOSTS_PER_LINE]))}")
         lines += ["schema: ep-plan/topology/1", f"gpu: {self.gpu}", f"nodes: {self.nodes}"]
         lines += [f"gpus_per_node: {self.gpus_per_node}", "links:  # innermost first"]
         for link in self.links:
@@ -54,6 +63,8 @@ class Drawn:
                 lines.append(f"    gpus: {link.gpus}")
             if link.shared_by > 1:
                 lines.append(f"    shared_by: {link.shared_by}")
+            if link.same_port:
+                lines.append("    same_port: true")
         return "\n".join(lines) + "\n"
 
 

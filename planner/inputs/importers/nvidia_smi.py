@@ -8,7 +8,7 @@ from typing import Final
 
 from planner.errors import InputError, Place, Problem, ProblemLog
 
-_ANSI: Final = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_ANSI: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
 _GPU: Final = re.compile(r"GPU\d+")
 _NVLINK: Final = re.compile(r"NV(\d+)")
 _LEGEND_ENTRY: Final = re.compile(r"\s*(NIC\d+)\s*:\s*(\S+)\s*")
@@ -16,6 +16,7 @@ CLOSENESS: Final = ("PIX", "PXB", "PHB", "NODE", "SYS")
 """Paths over PCIe, the nearest first: one switch, several, the host bridge, the NUMA node, beyond."""
 _KNOWN: Final = f"X, NV1..NV18, {', '.join(CLOSENESS)}"
 _EXPECTED: Final = "expected the whole output of `nvidia-smi topo -m`: a header GPU0 GPU1 ..., then a row for each"
+_MIG: Final = "MIG instances are not planned, only whole GPUs: take the table where MIG is off"
 _LIMIT_GPUS: Final = 64
 
 
@@ -51,7 +52,9 @@ def looks_like(text: str) -> bool:
 
 def _is_header(line: str) -> bool:
     words = line.split()
-    return bool(words) and words[0] == "GPU0" and (len(words) == 1 or words[1] not in ("X", *CLOSENESS))
+    if not words or not _GPU.fullmatch(words[0]):
+        return False
+    return len(words) == 1 or not (words[1] in ("X", *CLOSENESS) or _NVLINK.fullmatch(words[1]))
 
 
 def read_matrix(text: str, file: str) -> Matrix:
@@ -66,10 +69,11 @@ def read_matrix(text: str, file: str) -> Matrix:
         raise InputError(Problem("no table of GPUs", Place(file, 1, 1), _EXPECTED))
     log = ProblemLog()
     columns = _columns(lines[start])
+    if any(name.startswith("MIG") for name in columns):
+        raise InputError(Problem(f"MIG instances: {' '.join(columns)[:60]}", Place(file, start + 1, 1), _MIG))
     gpus = [name for name in columns if _GPU.fullmatch(name)]
     if not gpus or gpus != columns[: len(gpus)] or len(gpus) > _LIMIT_GPUS or len(set(columns)) < len(columns):
-        where = Place(file, start + 1, 1)
-        raise InputError(Problem(f"odd header: {' '.join(columns)[:60]}", where, _EXPECTED))
+        raise InputError(Problem(f"odd header: {' '.join(columns)[:60]}", Place(file, start + 1, 1), _EXPECTED))
     rows = _rows(lines, start, columns, file, log)
     for name in gpus:
         if name not in rows:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
+from typing import Final
 
 from planner.errors import InputError, Place, Problem
 from planner.inputs import profiles
@@ -12,6 +14,9 @@ from planner.inputs.gpu import Gpu
 from planner.inputs.importers.drawn import Drawn, DrawnLink
 from planner.inputs.importers.nvidia_smi import CLOSENESS, Matrix
 from planner.inputs.topology import load_node
+
+_NEAR: Final = {"PIX": "switch", "PXB": "switches", "PHB": "socket", "NODE": "numa"}
+"""Names of the levels that join GPUs no farther apart."""
 
 
 def draw_host(matrix: Matrix, gpu: Gpu, file: str, *, nodes: int = 1, nic: str | None = None) -> Drawn:
@@ -53,7 +58,7 @@ def _inside(matrix: Matrix, gpu: Gpu, file: str, left_out: list[str]) -> list[Dr
         hint = "describe the GPU's node by hand in a topology.yaml"
         raise InputError(Problem(f"some GPUs meet over PCIe, and the profile {gpu.name} names none", Place(file), hint))
     bridged = _bridged(matrix)
-    links = [DrawnLink("node", gpu.host)]
+    links = _over_pcie(matrix, gpu.host, bridged, left_out)
     if bridged:
         joined = [[count for count in row if count] for row in matrix.nvlinks]
         bridge = _nvlink(joined, str(gpu.scale_up or gpu.bridge), left_out)
@@ -61,7 +66,6 @@ def _inside(matrix: Matrix, gpu: Gpu, file: str, left_out: list[str]) -> list[Dr
     elif linked:
         pairs = [f"GPU{a}-GPU{b}" for a, row in enumerate(matrix.nvlinks) for b in range(a) if row[b]]
         left_out.append(f"NVLink joins only {', '.join(pairs)}: all GPUs are taken to meet over PCIe, the slower path")
-    left_out += _uneven_paths(matrix)
     return links
 
 
@@ -101,17 +105,39 @@ def _nvlink(others: Sequence[Sequence[int]], name: str, left_out: list[str]) -> 
     return DrawnLink("node", name, rate, f"{count} of {fabric.num_links} NVLinks, each as {each.source}", each.basis)
 
 
-def _uneven_paths(matrix: Matrix) -> list[str]:
+def _over_pcie(matrix: Matrix, fabric: str, bridged: int, left_out: list[str]) -> list[DrawnLink]:
+    """A level for every kind of path that joins equal blocks of GPUs in a row, all by the same port of a GPU.
+
+    The table tells that a path is longer, not what it carries: the levels differ by name until somebody
+    says how far the outer one is oversubscribed.
+    """
     kinds = [kind for kind in CLOSENESS if any(kind in row for row in matrix.paths)]
-    if len(kinds) < 2:
-        return []
-    groups = _groups(matrix, kinds[-1])
-    said = f"paths over PCIe ({', '.join(kinds)}) count as one level: {kinds[-1]} between {' and '.join(groups)}"
-    return [f"{said} is slower and shared, which would need a level of its own inside the node"]
+    links: list[DrawnLink] = []
+    smaller = max(bridged, 1)
+    for near, far in pairwise(kinds):
+        groups = _groups(matrix, far)
+        between = f"{far} between {' and '.join(_named(group) for group in groups)}"
+        size = len(groups[0])
+        if any(group != list(range(size * at, size * at + size)) for at, group in enumerate(groups)):
+            left_out.append(f"{between}: it counts as {near}, because levels hold equal numbers of GPUs in a row")
+        elif size > smaller:
+            name = "numa" if far == CLOSENESS[-1] else _NEAR[near]
+            links.append(DrawnLink(name, fabric, gpus=size, same_port=bool(links)))
+            smaller = size
+            left_out.append(
+                f"what the way {between} carries: the table does not tell; where the GPUs of one side together reach "
+                "half of what their slots carry, add `oversubscription: 2` to the level outside"
+            )
+    return [*links, DrawnLink("node", fabric, same_port=bool(links))]
 
 
-def _groups(matrix: Matrix, far: str) -> list[str]:
-    """GPUs that reach each other by anything nearer than `far`, as text."""
+def _named(group: Sequence[int]) -> str:
+    return " ".join(f"GPU{at}" for at in group)
+
+
+def _groups(matrix: Matrix, far: str) -> list[list[int]]:
+    """GPUs that reach each other by anything nearer than `far`."""
+    farther = CLOSENESS[CLOSENESS.index(far) :]
     left = list(range(matrix.num_gpus))
     groups = []
     while left:
@@ -119,11 +145,11 @@ def _groups(matrix: Matrix, far: str) -> list[str]:
         waiting = [left[0]]
         while waiting:
             row = matrix.paths[waiting.pop()]
-            near = [at for at in left if at not in members and row[at] != far]
+            near = [at for at in left if at not in members and row[at] not in farther]
             members.update(near)
             waiting += near
         left = [at for at in left if at not in members]
-        groups.append(" ".join(f"GPU{at}" for at in sorted(members)))
+        groups.append(sorted(members))
     return groups
 
 
@@ -169,7 +195,7 @@ def _nearest(row: Sequence[str]) -> list[int]:
 
 def _wider_domains(gpu: str, fabric: str) -> list[str]:
     """What shipped nodes of this GPU say about NVLink beyond one host, which the table cannot show."""
-    for name in profiles.names("nodes"):
+    for name in sorted(profiles.names("nodes"), key=lambda name: not name.startswith(gpu)):  # those of no cloud first
         node = load_node(name)
         inner = node.links[0]
         if node.gpu == gpu and inner.nodes is not None and inner.fabric == fabric:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import InputError, Place, Problem, UsageError
+from planner.inputs.units import format_number_of
 from planner.trace.count_faults import counted_often, never_routed, token_sums
 from planner.trace.faults import Fault, sort_out
 from planner.trace.importers.formats import opened
@@ -35,7 +36,7 @@ from planner.trace.write import Array, Column, Spool, write_npz
 
 Ints = NDArray[np.int64]
 _LIMIT_COUNT: Final = 1 << 40
-_COLUMNS: Final = ("seq_id", "pos", "step_id")
+_COLUMNS: Final = ("seq_id", "pos", "step_id", "domain_id", "weights")
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def _import_tokens(name: str, found: Found, given: Given, output: Path) -> Impor
             faults += _against_model(found, given, int(choices.sum()))
             warnings = _refuse_or_warn(faults, found, placed, survey.notes(), given)
             _check_columns(spool, survey.tokens, found.path)
-            _pack(spool, survey, placed, output)
+            _pack(spool, survey, placed, found, output)
         finally:
             spool.close()
     layers = tuple(placed.layer_ids.tolist())
@@ -109,11 +110,12 @@ def _fill(spool: Spool, survey: Survey, blocks: Iterator[TokenBlock], found: Fou
             dtype = dtype_for(survey.num_experts, with_none=True)
         inside = seen.ids_TLK if not survey.strange else np.where(seen.ids_TLK < survey.num_experts, seen.ids_TLK, 0)
         spool.append("expert_ids", inside.astype(dtype))
-        for key, column in zip(_COLUMNS, (block.seq_id_T, block.pos_T, block.step_id_T), strict=True):
+        columns = (block.seq_id_T, block.pos_T, block.step_id_T, block.domain_id_T, block.weights_TLK)
+        for key, column in zip(_COLUMNS, columns, strict=True):
             if column is not None:
                 chosen = column if keep_T is None else column[keep_T]
                 chosen = chosen if seen.keep_T is None else chosen[seen.keep_T]
-                spool.append(key, chosen.astype(np.int64))
+                spool.append(key, chosen if key == "weights" else chosen.astype(np.int64))
 
 
 def _of_phase(block: TokenBlock, found: Found, survey: Survey, given: Given) -> NDArray[np.bool_] | None:
@@ -135,14 +137,17 @@ def _check_columns(spool: Spool, tokens: int, path: Path) -> None:
             raise bad(path, message, "import files with it and files without it apart", key=name)
 
 
-def _pack(spool: Spool, survey: Survey, placed: Placed, output: Path) -> None:
+def _pack(spool: Spool, survey: Survey, placed: Placed, found: Found, output: Path) -> None:
     used_K, keep_L = survey.used_K, placed.keep_L
     lacking = bool(survey.same_L[keep_L].any())
     dtype = dtype_for(survey.num_experts, with_none=survey.none or lacking)
 
-    def chosen(block: Array) -> Array:
+    def kept_of(block: Array) -> Array:
         kept = block if keep_L.all() else block[:, keep_L]
-        kept = (kept if used_K.all() else kept[:, :, used_K]).astype(dtype)
+        return kept if used_K.all() else kept[:, :, used_K]
+
+    def chosen(block: Array) -> Array:
+        kept = kept_of(block).astype(dtype)
         if lacking:
             kept[not_routed(np.moveaxis(kept, 2, 0), survey.num_experts)] = -1
         return kept
@@ -152,7 +157,11 @@ def _pack(spool: Spool, survey: Survey, placed: Placed, output: Path) -> None:
         "layer_ids": placed.layer_ids,
         "num_experts": np.array(survey.num_experts),
     }
-    arrays |= {key: spool.column(key) for key in _COLUMNS if key in spool.names()}
+    for key in _COLUMNS:
+        if key in spool.names():
+            arrays[key] = spool.column(key, kept_of) if key == "weights" else spool.column(key)
+    if found.domain_names:
+        arrays["domain_names"] = np.array(found.domain_names)
     write_npz(output, arrays)
 
 
@@ -168,15 +177,21 @@ def _import_counts(name: str, found: Found, given: Given, output: Path) -> Impor
     placed = place_rows(found, routed_L, given)
     kept_SLE = np.ascontiguousarray(counts_SLE[:, placed.keep_L])
     where = Place(str(found.path))
+    silent = _silent_windows(kept_SLE, placed.layer_ids, names, where)
+    if silent and "zero-layer" in given.accepted:
+        whole_S = (kept_SLE.sum(axis=2) > 0).all(axis=1)
+        kept_SLE, names = kept_SLE[whole_S], tuple(np.array(names)[whole_S].tolist())
+        if not names:
+            raise bad(found.path, "no window has counts in all of its layers", "record again")
     faults = [*found.faults, *placed.faults, *([] if given.phase else mixed_phases(phases, where))]
     faults += _against_model(found, given, found.top_k or top_k)
     if kept_SLE.size:
-        faults += _silent_windows(kept_SLE, placed.layer_ids, names, where)
+        faults += silent
         faults += counted_often(kept_SLE, where)
         faults += token_sums(kept_SLE, placed.layer_ids, top_k, names, where)
     elif not placed.faults:
         raise bad(found.path, "no layer was routed: all counts are 0", "record again")
-    notes = [f"{empty} windows in which nothing ran left out"] if empty else []
+    notes = [f"{format_number_of(empty, 'window')} in which nothing ran left out"] if empty else []
     if kept_SLE.size and not any(fault.name == "token-sum" for fault in faults):
         slight = token_sums(kept_SLE, placed.layer_ids, top_k, names, where, tolerance=0.0)
         notes += [f"{fault.message} [{fault.name}]: too few to matter" for fault in slight]
@@ -232,9 +247,10 @@ def _silent_windows(
     silent = np.argwhere(counts_SLE.sum(axis=2) == 0)
     if not len(silent):
         return []
+    windows = format_number_of(len(np.unique(silent[:, 0])), "window")
     window, row = silent[0]
     message = f"{names[window]}: layer {layer_ids[row]} has no counts, but others have ({len(silent)} such rows)"
-    cure = "a stage or rank did not write: leave this window out"
+    cure = f"a stage or rank did not write; accepted, {windows} of this kind are left out"
     return [Fault("zero-layer", message, where, cure)]
 
 

@@ -17,7 +17,8 @@ from planner.trace.importers.npy_file import MAGIC, open_npy
 from planner.trace.importers.table import FORMATS
 from planner.trace.importers.torch_file import TorchFile
 
-_HEAD_BYTES: Final = 1 << 16
+_HEAD_BYTES: Final = 4 << 20
+"""Of a file of text in which keys are looked for: a response may begin with all that the model wrote."""
 _BASE64_NPY: Final = b"k05VTVBZ"  # of the six bytes that open a .npy
 _FEW: Final = 32
 """More numbers than this along the last axis are experts, not choices."""
@@ -101,7 +102,7 @@ def _of_zip(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         hint = "cut off while it was copied? copy it again"
         raise InputError(Problem(f"not a readable zip ({error})", Place(str(path)), hint)) from None
     if "routed_experts.npy" in members:

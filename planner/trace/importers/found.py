@@ -75,6 +75,9 @@ class TokenBlock:
     seq_id_T: Ints | None = None
     pos_T: Ints | None = None
     step_id_T: Ints | None = None
+    domain_id_T: Ints | None = None
+    """Position in `Found.domain_names`."""
+    weights_TLK: NDArray[np.floating[Any]] | None = None
     phase_T: NDArray[np.int8] | None = None
 
 
@@ -102,6 +105,8 @@ class Found:
     top_k: int | None = None
     notes: list[str] = field(default_factory=list)
     """What was left out; may grow while blocks are read."""
+    domain_names: list[str] = field(default_factory=list)
+    """May grow while blocks are read."""
     faults: list[Fault] = field(default_factory=list)
     """Traps that only the importer can see; may grow while blocks are read."""
 
@@ -154,9 +159,13 @@ def whole_numbers(value: Any, axes: int, path: Path, key: str, line: int | None 
 
 def as_whole(array: NDArray[Any], path: Path, key: str, line: int | None = None) -> NDArray[np.int64]:
     """An array of whole numbers, whatever type they are stored in."""
+    hint = "expected whole numbers"
+    if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+        raise bad(path, f"{array.max()} does not fit into 64 bits with a sign", hint, line=line, key=key)
     if array.dtype.kind in "iu":
         return array.astype(np.int64)
-    hint = "expected whole numbers"
+    if array.dtype.hasobject:
+        raise bad(path, "values of several kinds, or beyond 64 bits", hint, line=line, key=key)
     if array.dtype.kind != "f":
         raise bad(path, f"values of type {array.dtype} found", hint, line=line, key=key)
     with np.errstate(invalid="ignore"):

@@ -82,7 +82,7 @@ def elements(path: Path, key: str) -> Iterator[Any]:
 
         def more() -> bool:
             nonlocal text
-            piece = file.read(_PIECE)
+            piece = file.read(max(_PIECE, len(text)))  # as much again: what is incomplete is parsed again, too
             text += letters.decode(piece, final=not piece)
             if len(text) > _LINE_BYTES:
                 raise bad(path, f"an element of {key} is larger than {_LINE_BYTES >> 20} MiB", key=key)
@@ -109,5 +109,7 @@ def elements(path: Path, key: str) -> Iterator[Any]:
                     continue
                 yield element
                 text = text[end:]
-        except (UnicodeDecodeError, RecursionError, ValueError) as error:
+        except RecursionError:
+            raise bad(path, "nested too deeply", key=key) from None
+        except (UnicodeDecodeError, ValueError) as error:
             raise bad(path, f"not readable: {error}", _CUT_OFF, key=key) from None

@@ -2,8 +2,8 @@
 
 EPLB and vllm-ascend's offline script take a tensor, LMDeploy a JSON list of hidden layers
 (LMDEPLOY_EPLB_EXPERTS_STATISTIC_FILE), the ADRS benchmark `load_history` with `logical_expert_load`.
-CSV has rows `layer,expert,count`, or a row for each layer (omni-infer: `layer_i,ep_0,...`). Several
-files are windows.
+CSV has rows `layer,expert,count`, or `layer,expert` for each choice, both with or without a step; or a row
+for each layer (omni-infer: `layer_i,ep_0,...`). Several files are windows.
 
 Legend: L rows of layers, E experts.
 """
@@ -38,6 +38,14 @@ Counts = NDArray[np.int64]
 _HINT: Final = "expected counts [layers, experts] or [windows, layers, experts]"
 _LIMIT_BYTES: Final = 4 << 30
 _CSV_BYTES: Final = 256 << 20
+_NAMES: Final = {
+    "step": ("step", "step_id", "window", "iteration", "iter"),
+    "layer": ("layer", "layer_id", "layer_idx", "layer_index"),
+    "expert": ("expert", "expert_id", "expert_idx", "expert_index"),
+    "count": ("count", "counts", "load", "tokens", "num_tokens", "activations"),
+}
+"""What the columns of a CSV of counts are called."""
+_LIMIT_NUMBERS: Final = 1 << 28
 
 
 def read(sources: Sequence[Path], given: Given) -> Found:
@@ -94,7 +102,9 @@ def _npy(path: Path) -> Iterator[Counts]:
     array = open_npy(path)
     if int(np.prod(array.shape, dtype=object)) * 8 > _LIMIT_BYTES:
         raise bad(path, f"{array.shape} is more than can be counted at once", "add windows up, or split the file")
-    if len(array.shape) <= 3:
+    if 0 in array.shape:
+        yield np.zeros(array.shape, np.int64)
+    elif len(array.shape) <= 3:
         whole = np.concatenate([as_whole(block, path, "") for block in array.blocks()]) if array.shape else np.zeros(())
         yield whole.astype(np.int64)
     else:
@@ -132,8 +142,8 @@ def _csv(path: Path) -> Counts:
     if not rows:
         raise bad(path, "empty", _HINT)
     header = [cell.strip().lower() for cell in rows[0][1]]
-    if header[:2] == ["layer", "expert"] and len(header) == 3:
-        return _triples(rows[1:], path)
+    if set(header) & set(_NAMES["expert"]):
+        return _listed(header, rows[1:], path)
     if not _is_number(header[-1]):
         rows = rows[1:]
     named = bool(rows) and not _is_number(rows[0][1][0])
@@ -141,21 +151,46 @@ def _csv(path: Path) -> Counts:
     return whole_numbers(table, 2, path, "")
 
 
-def _triples(rows: Sequence[tuple[int, list[str]]], path: Path) -> Counts:
-    found: dict[tuple[int, int], int] = {}
+def _listed(header: Sequence[str], rows: Sequence[tuple[int, list[str]]], path: Path) -> Counts:
+    """Counts of rows that name layer and expert, with steps as windows; without a count each row is one choice."""
+    place = _columns(header, path)
+    found: dict[tuple[int, int, int], int] = {}
     for number, row in rows:
-        if len(row) != 3:
-            raise bad(path, f"{len(row)} columns", "expected layer,expert,count", line=number)
-        layer, expert, count = (_count(cell, path, number) for cell in row)
+        if len(row) != len(header):
+            raise bad(path, f"{len(row)} columns", f"expected {','.join(header)}", line=number)
+        step, layer, expert, count = (
+            _count(row[place[name]], path, number) if name in place else default
+            for name, default in (("step", 0), ("layer", 0), ("expert", 0), ("count", 1))
+        )
         if layer >= LIMIT_ROWS or expert >= LIMIT_EXPERTS:
             raise bad(path, f"layer {layer}, expert {expert}", "expected small numbers", line=number)
-        found[layer, expert] = found.get((layer, expert), 0) + count
+        found[step, layer, expert] = found.get((step, layer, expert), 0) + count
     if not found:
-        raise bad(path, "no rows", "expected layer,expert,count")
-    counts = np.zeros((max(key[0] for key in found) + 1, max(key[1] for key in found) + 1), dtype=np.int64)
-    for key, count in found.items():
-        counts[key] = count
-    return counts
+        raise bad(path, "no rows", f"expected {','.join(header)}")
+    steps = sorted({step for step, _, _ in found})
+    shape = (len(steps), max(key[1] for key in found) + 1, max(key[2] for key in found) + 1)
+    if int(np.prod(shape, dtype=object)) > _LIMIT_NUMBERS:
+        raise bad(path, f"{list(shape)} is more than can be counted at once", "add steps up, or split the file")
+    counts = np.zeros(shape, dtype=np.int64)
+    window_of = {step: window for window, step in enumerate(steps)}
+    for (step, layer, expert), count in found.items():
+        counts[window_of[step], layer, expert] = count
+    return counts if "step" in place else counts[0]
+
+
+def _columns(header: Sequence[str], path: Path) -> dict[str, int]:
+    """Where each known column stands; raises `InputError` if one is strange, given twice, or lacking."""
+    place: dict[str, int] = {}
+    for index, cell in enumerate(header):
+        name = next((name for name, others in _NAMES.items() if cell in others), None)
+        if name is None or name in place:
+            why = "is not known" if name is None else "is there twice"
+            hint = "expected layer, expert, and count or none for one choice a row; a step where there are several"
+            raise bad(path, f"column {cell!r} {why}", hint, line=1, column=index + 1)
+        place[name] = index
+    if "layer" not in place:
+        raise bad(path, "a column of experts, but none of layers", "expected layer,expert,count", line=1)
+    return place
 
 
 def _is_number(text: Any) -> bool:

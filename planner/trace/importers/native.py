@@ -1,19 +1,24 @@
-"""The native `trace.npz` itself: to check it, to join several, or to store it uncompressed."""
+"""The native `trace.npz` itself: to check it, to join several, or to store it uncompressed.
+
+Legend: T tokens of a block.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.trace.domains import domains_of
 from planner.trace.importers.found import CountBlock, Found, Given, TokenBlock, bad
 from planner.trace.native import read_trace
 from planner.trace.trace import CountTrace, TokenTrace
 
-_LOST: Final = {"weights", "domain_id", "domain_names"}
+Part = Callable[[slice], NDArray[Any]]
 
 
 def read(sources: Sequence[Path], given: Given) -> Found:
@@ -26,39 +31,68 @@ def read(sources: Sequence[Path], given: Given) -> Found:
         if not same or (trace.num_experts, trace.top_k) != (first.num_experts, first.top_k):
             raise bad(trace.path, f"another kind, other layers or experts than {first.path}", "join like with like")
     layers = tuple(first.layer_ids_L.tolist())
-    blocks: Iterator[TokenBlock] | Iterator[CountBlock]
     per_token = isinstance(first, TokenTrace)
-    if per_token:
-        blocks = _tokens([trace for trace in traces if isinstance(trace, TokenTrace)])
-    else:
-        blocks = _counts([trace for trace in traces if isinstance(trace, CountTrace)])
-    found = Found(sources[0], "hidden", blocks, per_token, layers, first.num_experts, first.top_k)
+    found = Found(sources[0], "hidden", iter(()), per_token, layers, first.num_experts, first.top_k)
     found.notes.extend(warning for read in reads for warning in read.warnings)
-    lost = {name for trace in traces if isinstance(trace, TokenTrace) for name in _LOST & set(trace.source.headers)}
-    if lost:
-        found.notes.append(f"{', '.join(sorted(lost))} left out")
-    return found
+    if per_token:
+        return replace(found, blocks=_tokens([trace for trace in traces if isinstance(trace, TokenTrace)], found))
+    return replace(found, blocks=_counts([trace for trace in traces if isinstance(trace, CountTrace)]))
 
 
-def _tokens(traces: Sequence[TokenTrace]) -> Iterator[TokenBlock]:
+def _tokens(traces: Sequence[TokenTrace], found: Found) -> Iterator[TokenBlock]:
+    """Sequences and steps of each trace are numbered after those of the one before."""
+    weighed = np.result_type(np.float16, *(_weight_type(trace) for trace in traces))
     after = 0
     for trace in traces:
+        columns = {name: _column(trace, name) for name in ("seq_id", "pos", "step_id", "weights")}
+        domain = _domain_column(trace, found.domain_names)
+        last = -1
         for start, ids in trace.blocks():
             part = slice(start, start + len(ids))
-
-            def cut(column: NDArray[np.int64] | None, part: slice = part) -> NDArray[np.int64] | None:
-                return None if column is None else column[part]
-
-            sequences = cut(trace.seq_id_T)
-            steps = cut(trace.step_id_T)
+            seq_T, pos_T, step_T, weights = (column and column(part) for column in columns.values())
+            last = max([last, *(int(numbers.max()) for numbers in (seq_T, step_T) if numbers is not None)])
             yield TokenBlock(
                 ids,
-                None if sequences is None else sequences + after,
-                cut(trace.pos_T),
-                None if steps is None else steps + after,
+                None if seq_T is None else seq_T.astype(np.int64) + after,
+                pos_T,
+                None if step_T is None else step_T.astype(np.int64) + after,
+                domain and domain(part),
+                None if weights is None else weights.astype(weighed),
             )
-        numbers = [column.max() for column in (trace.seq_id_T, trace.step_id_T) if column is not None]
-        after += int(max(numbers, default=-1)) + 1
+        after += last + 1
+
+
+def _weight_type(trace: TokenTrace) -> np.dtype[Any]:
+    """The type of a trace's weights, half precision if it has none."""
+    header = trace.source.headers.get("weights")
+    if header is None:
+        return np.dtype(np.float16)
+    shape = (trace.num_tokens, len(trace.layer_ids_L), trace.top_k)
+    if header.shape != shape or header.dtype.kind != "f":
+        hint = f"expected numbers {list(shape)}, one for each choice; or leave them out"
+        raise bad(trace.path, f"{header.shape} of {header.dtype} found", hint, key="weights")
+    return header.dtype
+
+
+def _column(trace: TokenTrace, name: str) -> Part | None:
+    """Reads any part of an array; where the file can only be read from its start, all of it is held."""
+    source = trace.source
+    if name not in source.headers:
+        return None
+    if source.headers[name].seekable:
+        return lambda part: np.concatenate([rows for _, rows in source.rows(name, part.start, part.stop)])
+    whole = source.whole(name)
+    return lambda part: whole[part]
+
+
+def _domain_column(trace: TokenTrace, names: list[str]) -> Part | None:
+    """Domains by their position in `names`, to which those not known yet are added."""
+    domains = domains_of(trace)
+    if domains is None:
+        return None
+    names += [name for name in dict.fromkeys(domains.names) if name not in names]
+    number = np.array([names.index(name) for name in domains.names])
+    return lambda part: number[domains.number_T[part]]
 
 
 def _counts(traces: Sequence[CountTrace]) -> Iterator[CountBlock]:

@@ -115,7 +115,7 @@ def _against(labels: Ints, moe_L: Bools, routed_L: Bools, model: Model, where: P
     silent = labels[moe_L & ~routed_L]
     if len(silent):
         message = f"MoE layers {listed(silent)} of {model.name} were never recorded: their rows hold nothing"
-        cure = "record again; with pipeline stages every stage must write its own file"
+        cure = "record again; with pipeline stages every stage must write its own file; accepted, they are left out"
         faults.append(Fault("zero-layer", message, where, cure))
     return faults
 

@@ -38,6 +38,8 @@ from planner.trace.importers.torch_pickle import StoredTensor
 Ints = NDArray[np.int64]
 _PREFILL_MODES: Final = (1, 8)  # EXTEND, SPLIT_PREFILL
 _MIXED, _IDLE, _DRAFT = 3, 4, 6
+_KEPT: Final = 8
+"""Choices of a token that per_token keeps, whatever the model's top-k."""
 _HINT: Final = "expected what SGLang's recorder writes: logical_count, or records with a map"
 
 
@@ -73,6 +75,9 @@ def read(sources: Sequence[Path], given: Given) -> Found:
     dumps = [_dump(file, index) for index, file in enumerate(opened)]
     experts = needs_experts(files[0], int(max(dump.expert_LP.max() for dump in dumps)) + 1, given)
     per_token = any("topk_ids_of_layer" in record for record in dumps[0].records)
+    if per_token and (given.choices() or 0) > _KEPT:
+        message = f"per_token keeps {_KEPT} choices of a token, but this model makes {given.choices()}"
+        raise bad(files[0], message, "record with per_pass or stat, or return routed experts with the requests")
     found = Found(files[0], "hidden", iter(()), per_token, num_experts=experts, top_k=given.choices())
     blocks = _tokens(dumps, found) if per_token else _passes(dumps, found, experts)
     return replace(found, blocks=blocks)
@@ -100,13 +105,18 @@ def _dump(file: TorchFile, index: int) -> _Dump:
 def _stat(files: Sequence[TorchFile]) -> Found:
     first = _array(files[0], files[0].content["logical_count"], "logical_count", 3)
     found = Found(files[0].path, "hidden", iter(()), per_token=False, num_experts=first.shape[2])
-    return replace(found, blocks=_stat_blocks(files))
+    return replace(found, blocks=_stat_blocks(files, found))
 
 
-def _stat_blocks(files: Sequence[TorchFile]) -> Iterator[CountBlock]:
+def _stat_blocks(files: Sequence[TorchFile], found: Found) -> Iterator[CountBlock]:
     for file in files:
         counts_SLE = _array(file, file.content["logical_count"], "logical_count", 3)
         prefix = f"{file.path.stem} " if len(files) > 1 else ""
+        if len(counts_SLE) > 1 and counts_SLE.any(axis=(1, 2)).all():
+            found.notes.append(
+                f"all {len(counts_SLE):,} steps are used: if the recorder's buffer was full, it went round, and the "
+                "first step is not the oldest: halves and drift then mean little"
+            )
         for step, counts_LE in enumerate(counts_SLE):
             yield CountBlock(counts_LE, f"{prefix}step {step}")
 
@@ -158,7 +168,8 @@ def _tokens(dumps: Sequence[_Dump], found: Found) -> Iterator[TokenBlock]:
             del record
     for count, what in ((idle, "idle"), (draft, "draft-model")):
         if count:
-            found.notes.append(f"{count:,} {what} passes left out")
+            passes = f"{count:,} {what} pass{'es' if count > 1 else ''}"
+            found.notes.append(f"{passes} left out")
     found.faults.extend(repeats.faults(found.path))
 
 

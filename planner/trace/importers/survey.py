@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from planner.errors import Place
 from planner.trace.aggregate import by_layer
+from planner.trace.alike import Alike
 from planner.trace.faults import Fault
 from planner.trace.importers.found import BOTH, DECODE, PREFILL, Ints
 
@@ -54,6 +55,7 @@ class Survey:
         self.strange: Counter[int] = Counter()
         self.strange_rows = 0
         self.phases: set[int] = set()
+        self._alike = Alike(num_experts)
 
     def look(self, ids_TLK: Ints) -> Seen:
         """Survey one block and drop the padding in it."""
@@ -117,6 +119,7 @@ class Survey:
         keep_T = ~padding_T if padded else None
         if keep_T is not None:
             ids, same_LT, none_LT = ids[keep_T], same_LT[:, keep_T], none_LT[:, keep_T]
+        self._alike.look(ids)
         self.same_L += same_LT.sum(axis=1)
         self.routed_L += ids.shape[0] - same_LT.sum(axis=1) - none_LT.sum(axis=1)
         return Seen(ids, keep_T)
@@ -142,7 +145,7 @@ class Survey:
             message = f"{repeated:,} tokens chose an expert twice in one layer, most in row {row}"
             cure = "physical ids of copies taken for logical ones, or a filler id (--filler)"
             faults.append(Fault("repeated-expert", message, where, cure))
-        return faults
+        return faults + self._alike.faults(where)
 
     def _strange_faults(self, where: Place) -> list[Fault]:
         if not self.strange:

@@ -82,5 +82,5 @@ FORMATS: Final[dict[str, Format]] = {
         "a hook on the router that writes a line for each token and layer",
         "router weights, requests",
     ),
-    "native": Format("native", "`trace.npz` itself, to check, join or convert it", "", "router weights, domains"),
+    "native": Format("native", "`trace.npz` itself, to check, join or convert it", "", "arrays that are not known"),
 }

@@ -146,7 +146,14 @@ def test_zero_layers(desk: Desk) -> None:
     assert desk.bring(path, model=False, options=["--num-experts", 8]).arrays["layer_ids"].tolist() == [1, 2, 4]
     windows = np.stack([counted(part) for part in np.split(IDS, 2)])
     windows[1, 2] = 0
-    named(desk.bring(desk.put("counts.npy", npy(windows))), "zero-layer", "window 1: layer 3 has no counts")
+    counts = desk.put("counts.npy", npy(windows))
+    named(desk.bring(counts), "zero-layer", "window 1: layer 3 has no counts", "accepted, 1 window")
+    accepted = desk.bring(counts, options=["--accept", "zero-layer"])
+    named(accepted, "zero-layer", "accepted]", code=0)
+    same_counts(accepted.arrays, IDS[:30])
+    accepted = desk.bring(path, options=["--accept", "zero-layer"])  # DeepSeek-V4: hash layers are not recorded
+    named(accepted, "zero-layer", "accepted]", code=0)
+    assert accepted.arrays["layer_ids"].tolist() == [1, 2, 4]
 
 
 def test_token_sums(desk: Desk) -> None:
@@ -163,6 +170,23 @@ def test_token_sums(desk: Desk) -> None:
     ]
     path = desk.put("moe_routes.jsonl", json_lines(lines[:-1]))
     named(desk.bring(path), "token-sum", "moe_routes.jsonl:1:1: layer 4 has 59 tokens")
+
+
+def test_dummy_tokens(desk: Desk) -> None:
+    """Each eighth token is padding that went through the routers; a first token that is always the same is not."""
+    good = routes(320, layers=4, experts=64, top_k=4)
+    for every, found in ((8, True), (16, False)):
+        ids = good.copy()
+        ids[::every] = ids[0, :, ::-1]  # the same sets in another order
+        path = desk.put("routes.npy", npy(ids.astype(np.uint8)))
+        outcome = desk.bring(path, model=False, options=["--num-experts", 64])
+        if found:
+            named(outcome, "dummy-tokens", "12% of the tokens chose the very same experts", "record without them")
+        else:
+            assert (outcome.code, "dummy-tokens" in outcome.err) == (0, False)
+    few = routes(320, layers=1, experts=4, top_k=2)  # six choices there are: chance
+    assert desk.bring(desk.put("few.npy", npy(few.astype(np.uint8))), model=False,
+                      options=["--num-experts", 4, "--from", "vllm"]).code == 0  # fmt: skip
 
 
 def test_mixed_phases(desk: Desk) -> None:

@@ -12,11 +12,13 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from tests.cli.running import run
 from tests.unit.importers.recording import (
@@ -294,6 +296,66 @@ def test_terabytes_on_promise(tmp_path: Path, name: str, content: bytes) -> None
     result = run("trace", "import", source, *options, cwd=tmp_path, before=no_more_than_2_gib)
     assert result.code == 3, result.err
     assert str(path) in result.err
+
+
+@pytest.mark.parametrize("kind", ["vllm npz", "matrix pt", "sglang stat", "native"])
+def test_zips_of_the_future_are_refused(desk: Desk, kind: str) -> None:
+    """The version that is needed to extract, flipped: `zipfile` then raises what no other damage does."""
+    content = bytearray(EVERY[kind][1])
+    content[content.index(b"PK\x01\x02") + 6] = 120
+    outcome = desk.bring(*put(desk, kind, bytes(content)))
+    assert outcome.code == 3
+    assert "zip file version 12.0" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((0, 8), int), "[0, 8] found"),
+        (np.full((4, 8), 2**63, np.uint64), "9223372036854775808 does not fit"),
+        (-np.ones((4, 8), int), "a count of -1"),
+        (np.full((4, 8), np.nan), "NaN found"),
+        (np.full((4, 8), np.inf), "infinities"),
+        (np.ones((4, 8), complex), "complex128"),
+        (np.zeros((4, 8), "M8[s]"), "datetime64"),
+        (np.array([["a", "b"]]), "<U1"),
+        (np.array(5), "[] found"),
+    ],
+)
+def test_arrays_that_are_no_counts(desk: Desk, array: NDArray[Any], message: str) -> None:
+    outcome = desk.bring(desk.put("counts.npy", npy(array)), options=["--from", "matrix"])
+    assert outcome.code == 3
+    assert message in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[" * 100_000 + "]" * 100_000, "nested too deeply"),
+        ('{"load_history":' + "[" * 100_000, "nested too deeply"),
+        ('{"layer": 1, "topk_ids":' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
+        ("[[1, 99999999999999999999], [1, 2]]", "beyond 64 bits"),
+        ("[[1, 1e400], [1, 2]]", "infinities"),
+        ("[[1, NaN], [1, 2]]", "NaN is no number"),
+        ("[[1, -2], [1, 2]]", "a count of -2"),
+        ("[[], []]", "[2, 0] found"),
+    ],
+)
+def test_texts_that_are_no_counts(desk: Desk, content: str, message: str) -> None:
+    outcome = desk.bring(desk.put("file.json", content))
+    assert outcome.code == 3
+    assert message in outcome.err
+
+
+def test_a_gigabyte_of_spaces(tmp_path: Path) -> None:
+    """A file with holes, read as far as the limit of one line; in a process that may use 2 GiB of address space."""
+    path = tmp_path / "stats.jsonl"
+    path.write_text('{"record_type": "eplb_load_stats", "p2l_map": [[0]], "expert_load": [[1]]}\n')
+    with path.open("ab") as file:
+        file.truncate(1 << 30)
+    result = run("trace", "import", path, "--top-k", 1, cwd=tmp_path, before=no_more_than_2_gib)
+    assert result.code == 3, result.err
+    assert "stats.jsonl:2:1: a line longer than 128 MiB" in result.err
 
 
 def test_places_in_text(desk: Desk) -> None:

@@ -137,7 +137,7 @@ def test_sglang_responses(desk: Desk) -> None:
     for part in np.split(IDS, 3):
         raw = with_dense(part).astype("<i4").tobytes()
         meta = {"prompt_tokens": 8, "completion_tokens": 13, "routed_experts": base64.b64encode(raw).decode()}
-        lines.append({"text": "", "meta_info": meta})
+        lines.append({"text": "word " * 30_000, "output_ids": list(range(13)), "meta_info": meta})
     path = desk.put("answers.jsonl", json_lines(lines))
     assert desk.bring(path, model=False, options=["--num-experts", 8]).code == 2
     arrays = desk.bring(path, options=["--phase", "decode"]).arrays
@@ -155,6 +155,11 @@ def test_sglang_stat(desk: Desk) -> None:
     assert outcome.arrays["scenario_names"].tolist() == ["step 1", "step 2"]
     assert "2 windows in which nothing ran" in outcome.err
     assert "[dense-layer]" in outcome.err
+    assert "went round" not in outcome.err
+    full = {"rank": 0, "logical_count": steps[1:3]}  # no empty step: the buffer may have turned over
+    outcome = desk.bring(desk.put("expert_distribution_recorder_2.pt", pt(full)))
+    same_counts(outcome.arrays, IDS[:40], IDS[40:])
+    assert "all 2 steps are used" in outcome.err
 
 
 def test_sglang_per_pass_sums_ranks_and_maps_slots_back(desk: Desk) -> None:
@@ -180,7 +185,10 @@ def test_sglang_per_token(desk: Desk) -> None:
     outcome = desk.bring(path, options=["--phase", "decode"])
     same_tokens(outcome.arrays, IDS[40:])
     assert outcome.arrays["step_id"].tolist() == [2] * 10 + [3] * 10
-    assert "1 idle passes left out" in outcome.err
+    assert "1 idle pass left out" in outcome.err
+    outcome = desk.bring(path, model=False, options=["--top-k", 10])
+    assert outcome.code == 3
+    assert "per_token keeps 8 choices of a token, but this model makes 10" in outcome.err
 
 
 def trt(desk: Desk, columns: int, by_rank: list[list[Ids]]) -> Path:
@@ -274,6 +282,7 @@ def matrices() -> dict[str, bytes]:
         "count.json": json.dumps({"logical_count": hidden[None].tolist()}).encode(),
         "load.json": json.dumps({"load_history": [{"logical_expert_load": counts.tolist()}]}).encode(),
         "triples.csv": triples.encode(),
+        "choices.csv": ("Expert_ID,layer\n" + "".join(f"{e},{l}\n" * hidden[l, e] for l, e in cells)).encode(),
         "omni.csv": (",".join(["", *(f"ep_{e}" for e in range(8))]) + "\n" + rows).encode(),
         "plain.csv": "".join(",".join(map(str, row)) + "\n" for row in counts.tolist()).encode(),
     }
@@ -292,6 +301,29 @@ def test_windows_of_matrices(desk: Desk) -> None:
     same_counts(desk.bring(stacked).arrays, *parts)
     files = [desk.put(f"{index}.npy", npy(counted(part))) for index, part in enumerate(parts)]
     same_counts(desk.bring(*files).arrays, *parts)
+    rows = [
+        f"{20 + step},{1 + layer},{expert},{count}\n"
+        for step, part in enumerate(parts)
+        for layer, row in enumerate(counted(part).tolist())
+        for expert, count in enumerate(row)
+    ]
+    same_counts(desk.bring(desk.put("steps.csv", "step,layer_id,expert_id,tokens\n" + "".join(rows))).arrays, *parts)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("layer,expert,heat", "c.csv:1:3: column 'heat' is not known"),
+        ("layer,expert,count,load", "c.csv:1:4: column 'load' is there twice"),
+        ("token,expert,count", "c.csv:1:1: column 'token' is not known"),
+        ("expert,count", "a column of experts, but none of layers"),
+    ],
+)
+def test_columns_of_csv_are_never_guessed(desk: Desk, header: str, message: str) -> None:
+    width = header.count(",") + 1
+    outcome = desk.bring(desk.put("c.csv", f"{header}\n" + ("1," * width)[:-1] + "\n"))
+    assert outcome.code == 3
+    assert message in outcome.err
 
 
 @pytest.mark.parametrize("order", ["layer by layer", "token by token"])
@@ -306,9 +338,10 @@ def test_token_lines(desk: Desk, order: str) -> None:
             lines.append(
                 {"step": step, "layer": 1 + row, "token_idx": token, "topk_ids": ids, "topk_weights": [0.6, 0.4]}
             )
-    arrays = desk.bring(desk.put("moe_routes.jsonl", json_lines(lines))).arrays
-    same_tokens(arrays)
-    assert arrays["step_id"].tolist() == np.repeat([0, 1, 2], 20).tolist()
+    outcome = desk.bring(desk.put("moe_routes.jsonl", json_lines(lines)))
+    assert "1 record without layer and topk_ids left out" in outcome.err
+    same_tokens(outcome.arrays)
+    assert outcome.arrays["step_id"].tolist() == np.repeat([0, 1, 2], 20).tolist()
 
 
 def test_native_files_are_joined(desk: Desk) -> None:
@@ -323,3 +356,43 @@ def test_native_files_are_joined(desk: Desk) -> None:
     arrays = desk.bring(desk.folder / "0.npz", desk.folder / "1.npz").arrays
     same_tokens(arrays)
     assert arrays["seq_id"].tolist() == np.repeat(range(6), 10).tolist()
+
+
+def test_nothing_of_a_native_trace_is_lost(desk: Desk) -> None:
+    """Weights, positions and domains of two traces that name their domains differently; one is compressed."""
+    weights = np.random.default_rng(0).random((2, 30, 4, 2))
+    for index, (part, save) in enumerate(zip(np.split(IDS, 2), (np.savez, np.savez_compressed), strict=True)):
+        save(
+            desk.folder / f"{index}.npz",
+            expert_ids=part.astype(np.int16),
+            layer_ids=MOE_LAYERS,
+            num_experts=8,
+            seq_id=np.repeat([0, 4], 15),
+            pos=np.tile(np.arange(15), 2),
+            step_id=np.arange(30) // 10,
+            domain_id=np.repeat([1, 0], 15),
+            domain_names=[["code", "prose"], ["prose", "maths"]][index],
+            weights=weights[index].astype([np.float16, np.float32][index]),
+        )
+    arrays = desk.bring(desk.folder / "0.npz", desk.folder / "1.npz").arrays
+    same_tokens(arrays)
+    assert arrays["seq_id"].tolist() == np.repeat([0, 4, 5, 9], 15).tolist()
+    assert arrays["pos"].tolist() == np.tile(np.arange(15), 4).tolist()
+    assert arrays["step_id"].tolist() == np.repeat([0, 1, 2, 5, 6, 7], 10).tolist()
+    named = arrays["domain_names"][arrays["domain_id"]].tolist()
+    assert named == np.repeat(["prose", "code", "maths", "prose"], 15).tolist()
+    np.testing.assert_array_equal(arrays["weights"][:30], weights[0].astype(np.float16))
+    np.testing.assert_array_equal(arrays["weights"][30:], weights[1].astype(np.float32))
+
+
+def test_weights_stay_beside_the_choices_that_are_kept(desk: Desk) -> None:
+    """A dense layer, padding and a third choice that is never used are left out of both."""
+    ids = np.concatenate([with_dense(IDS), np.full((60, 5, 1), -1)], axis=2)
+    ids[7] = -1
+    weights = np.random.default_rng(0).random(ids.shape).astype(np.float32)
+    np.savez(desk.folder / "own.npz", expert_ids=ids, num_experts=8, weights=weights)
+    arrays = desk.bring(desk.folder / "own.npz").arrays
+    same_tokens(arrays, np.delete(IDS, 7, axis=0))
+    np.testing.assert_array_equal(arrays["weights"], np.delete(weights[:, 1:, :2], 7, axis=0))
+    np.savez(desk.folder / "own.npz", expert_ids=ids, num_experts=8, weights=weights[:, 0])
+    assert "own.npz: weights: (60, 3) of float32 found" in desk.bring(desk.folder / "own.npz").err

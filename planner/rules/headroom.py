@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
 
-from planner.cost.instance import Instance
 from planner.cost.kv_cache import growth_per_token
-from planner.cost.memory import with_work
 from planner.rules.kernel import tokens_fit
-from planner.solve.candidates import Candidate, limits_of, memory_limits
-from planner.solve.cuts import cuts_of_least_memory, least_memory_excess
+from planner.rules.memory import Occupancy
+from planner.rules.ruled import RuledSplit
 
 MOST: Final = 10**8
 """Larger batches and contexts are not looked for: nothing limits them."""
@@ -34,32 +32,65 @@ class Headroom:
     """Longest context of the workload's sequences; None in prefill, where the cache holds the step's tokens."""
 
 
-def headroom(instance: Instance, candidate: Candidate) -> Headroom:
+def headroom(fits: RuledSplit) -> Headroom:
     """What a feasible split could hold at most."""
-    work, slots = instance.workload, _slots(candidate)
+    instance, held = fits.instance, _held(fits)
+    work = instance.workload
     now, context = instance.step_tokens, work.context_length
-    exchanged = _last(lambda tokens: 0 if tokens_fit(instance, candidate.split, slots, tokens) else 1, now, MOST)
-    most = _last(lambda tokens: excess(instance, candidate, tokens, context), now, exchanged)
+    exchanged = _last(lambda tokens: 0 if _is_exchanged(fits, tokens) else 1, now, MOST)
+    most = _last(lambda tokens: excess(held, tokens, context), now, exchanged)
     longest = MOST
     if work.phase == "decode":
-        longest = _last(lambda length: excess(instance, candidate, now, length), context, MOST)
+        longest = _last(lambda length: excess(held, now, length), context, MOST)
     return Headroom(
-        spare_kv_tokens=_spare_kv_tokens(instance, candidate),
-        most_sequences=most if most < MOST else None,
+        spare_kv_tokens=_spare_kv_tokens(fits),
+        most_sequences=most // work.tokens_per_sequence if most < MOST else None,
         longest_context=longest if longest < MOST else None,
     )
 
 
-def excess(instance: Instance, candidate: Candidate, step_tokens: int, context_length: int) -> int:
+def is_headroom(room: Headroom, fits: RuledSplit) -> bool:
+    """Whether a split holds what is said, and not one more; much less work than to find it."""
+    work, now = fits.instance.workload, fits.instance.step_tokens
+    each = work.tokens_per_sequence
+
+    def holds(sequences: int) -> bool:
+        tokens = sequences * each
+        return _is_exchanged(fits, tokens) and excess(_held(fits), tokens, work.context_length) <= 0
+
+    def reaches(length: int) -> bool:
+        return excess(_held(fits), now, length) <= 0
+
+    if room.spare_kv_tokens != _spare_kv_tokens(fits):
+        return False
+    if not _is_last(holds, room.most_sequences, now // each, MOST // each):
+        return False
+    if work.phase == "prefill":
+        return room.longest_context is None
+    return _is_last(reaches, room.longest_context, work.context_length, MOST)
+
+
+def _is_last(holds: Callable[[int], bool], last: int | None, known: int, limit: int) -> bool:
+    """Whether `last` is the last number for which something holds that holds for `known`; None: it always does."""
+    if last is None:
+        return holds(limit)
+    return known <= last < limit and holds(last) and not holds(last + 1)
+
+
+def excess(held: Occupancy, step_tokens: int, context_length: int) -> int:
     """Bytes by which the fullest GPU would be over its memory with this work, negative where it fits."""
-    assert candidate.cost is not None, "only candidates whose grid makes sense have memory"
-    memories = with_work(candidate.memories, step_tokens, context_length)
-    return least_memory_excess(limits_of(instance, memories, candidate.cost))[0]
+    return held.with_work(step_tokens, context_length).excess[0]
 
 
-def _slots(candidate: Candidate) -> int:
-    assert candidate.cost is not None, "only candidates whose grid makes sense have slots"
-    return candidate.cost.physical_experts
+def _is_exchanged(fits: RuledSplit, tokens: int) -> bool:
+    """Whether the communication library takes a step of so many tokens."""
+    slots = int(fits.shares.slots_KR[0].sum())
+    return tokens_fit(fits.instance, fits.split, slots, tokens)
+
+
+def _held(fits: RuledSplit) -> Occupancy:
+    assert fits.held is not None, "only splits whose grid makes sense hold anything"
+    return fits.held
 
 
 def _last(over: Callable[[int], int], known: int, limit: int) -> int:
@@ -85,18 +116,19 @@ def _last(over: Callable[[int], int], known: int, limit: int) -> int:
     return low
 
 
-def _spare_kv_tokens(instance: Instance, candidate: Candidate) -> int | None:
+def _spare_kv_tokens(fits: RuledSplit) -> int | None:
     """Least over stages of the free bytes over those of one more token, in the layers where the cache grows."""
-    constants, model, tp = instance.constants, instance.model, candidate.split.tp
+    instance, held = fits.instance, _held(fits)
+    constants, model, tp = instance.constants, instance.model, fits.split.tp
     share = constants.engine_memory.cache_share
     part = Fraction(1) if share is None else Fraction(str(share.value))
     growth = {
         run: growth_per_token(run.attention, tp, constants.precision.kv_cache, instance.workload.context_length) / part
         for run in model.layers
     }
-    limits = memory_limits(instance, candidate)
+    limits = held.limits
     spare = []
-    for stage, layers in enumerate(cuts_of_least_memory(limits)):
+    for stage, layers in enumerate(held.cuts):
         per_token = sum((growth[model.layer_list[layer]] for layer in layers), Fraction(0))
         used_Q = limits.layer_bytes_KQL[stage, :, layers.start : layers.stop].sum(axis=1) + limits.base_bytes_K[stage]
         if per_token:

@@ -1,0 +1,1 @@
+"""How far predictions are from measurements, on data that no fit has seen (docs/accuracy.md)."""

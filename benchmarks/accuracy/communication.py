@@ -1,0 +1,171 @@
+"""Communication kernels: constants fitted to measured collectives and exchanges, judged on what the fit has not seen.
+
+The forms are those of docs/model.md, "Traffic" and "Collectives"; `--fit` prints them as the kernel profiles hold them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.accuracy import traffic_points as tables
+from benchmarks.accuracy.compute import SOURCE, text_of
+from benchmarks.accuracy.fitting import summary
+from benchmarks.accuracy.traffic_points import BANDWIDTH, NIC, Travel
+from planner.inputs.efficiency import Errors
+
+Floats = NDArray[np.float64]
+Values = dict[str, float]
+_FIRST: Final[Values] = {
+    "launch": 1e-5,
+    "combine launch": 1e-5,
+    "step": 3e-7,
+    "softness": 0.8,
+    "scale_up": 0.6,
+    "scale_out": 0.8,
+    "slower": 1.0,
+    "per_token": 1e-8,
+    "per_doubling": 1e-6,
+    "between": 3e-5,
+    "combine between": 3e-5,
+}
+_BOUNDS: Final[dict[str, tuple[float, float]]] = {
+    "softness": (0.3, 1.0),
+    "scale_up": (0.05, 1.0),
+    "scale_out": (0.05, 1.0),
+    "slower": (0.5, 2.0),
+}
+_COLLECTIVE: Final = ("launch", "step", "softness", "scale_up")
+_EXCHANGE: Final = ("launch", "combine launch", "scale_up", "slower", "per_token")
+
+
+def predicted(travel: Travel, values: Values) -> Floats:
+    """Seconds of each measurement."""
+    rate = values["scale_up"] * BANDWIDTH[travel.gpu]
+    if "softness" in values:
+        constant = values["launch"] + values["step"] * travel.phases_N * (travel.ranks_N - 1)
+        p = values["softness"]
+        return np.asarray((constant**p + (travel.inside_N / rate) ** p) ** (1 / p))
+    combines = travel.phases_N == 2
+    constant = np.where(combines, values.get("combine launch", values["launch"]), values["launch"])
+    beyond = np.where(combines, values.get("combine between", 0.0), values.get("between", 0.0))
+    constant = constant + np.where(travel.nodes_N > 1, beyond, 0.0)
+    constant = constant + values.get("per_doubling", 0.0) * np.log2(travel.ranks_N)
+    volume = np.maximum(travel.inside_N / rate, travel.beyond_N / (values.get("scale_out", 1.0) * NIC))
+    slower = np.where(combines, values.get("slower", 1.0), 1.0)
+    return np.asarray(constant + slower * volume + values.get("per_token", 0.0) * travel.tokens_N)
+
+
+def fit(travel: Travel, names: Sequence[str], fixed: Values) -> Values:
+    """The constants that meet measurements best; residuals are logarithms of predicted over measured."""
+    from scipy.optimize import least_squares  # noqa: PLC0415  # only fitting needs it
+
+    bounds = [_BOUNDS.get(name, (1e-10, 1e-3)) for name in names]
+    low, high = np.log([b[0] for b in bounds]), np.log([b[1] for b in bounds])
+
+    def values(logs: Floats) -> Values:
+        return fixed | dict(zip(names, np.exp(logs).tolist(), strict=True))
+
+    first = np.clip(np.log([_FIRST[name] for name in names]), low + 1e-6, high - 1e-6)
+    found = least_squares(
+        lambda logs: np.log(predicted(travel, values(logs)) / travel.seconds_N),
+        first,
+        bounds=(low, high),
+        loss="soft_l1",
+        f_scale=0.1,
+        x_scale="jac",
+    )
+    return {name: float(f"{value:.3g}") for name, value in values(found.x).items()}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One library on one GPU with its constants."""
+
+    travel: Travel
+    what: str
+    owed: str
+    values: Values
+    fitted: Errors
+    held_out: Errors | None
+
+
+def judged(travel: Travel, what: str, owed: str, names: Sequence[str], fixed: Values | None = None) -> Judged:
+    """Fit, and leave out one group at a time."""
+    fixed = fixed or {}
+    values = fit(travel, names, fixed)
+    errors, groups = np.empty(len(travel)), np.unique(travel.group_N)
+    for group in groups if len(groups) > 1 else ():
+        out_N = travel.group_N == group
+        seen = fit(travel.some(~out_N), names, fixed)
+        errors[out_N] = _errors(travel.some(out_N), seen)
+    held_out = summary(errors) if len(groups) > 1 else None
+    return Judged(travel, what, owed, values, summary(_errors(travel, values)), held_out)
+
+
+def _errors(travel: Travel, values: Values) -> Floats:
+    return np.abs(predicted(travel, values) / travel.seconds_N - 1)
+
+
+def fit_communication(folder: Path) -> list[Judged]:
+    """Everything that the tables hold."""
+    found = [
+        judged(one, "collectives", "8 / 20" if one.library == "nccl" else "-", _COLLECTIVE)
+        for one in tables.collectives(folder)
+    ]
+    found += [
+        judged(one, "all-to-all, linear", "8 / 20", ("launch", "scale_up")) for one in tables.nccl_all_to_all(folder)
+    ]
+    inside: dict[tuple[str, str], Values] = {}
+    for one in tables.deepep(folder):
+        library, _, several = one.library.partition(", ")
+        if several:
+            continue
+        owed = "15 / 40" if library == "deepep-low-latency" else "10 / 25"
+        found.append(judged(one, "one node", owed, _EXCHANGE))
+        inside[one.gpu, library] = found[-1].values
+    for one in tables.deepep(folder):
+        library, _, several = one.library.partition(", ")
+        if several:
+            known = {name: value for name, value in inside[one.gpu, library].items() if name != "slower"}
+            few = one.some(one.nodes_N <= 4) if library == "deepep-normal" else one
+            names = ("scale_out", "slower", "between", "combine between")
+            found.append(judged(few, "2 to 4 nodes" if few is not one else "2 to 8 nodes", "12 / 30", names, known))
+    for one in tables.nvlink(folder):
+        owed = "8 / 25" if "two" in one.library else "20 / 45"
+        found.append(judged(one, "NVL72, EP 2 to 64", owed, (*_EXCHANGE, "per_doubling")))
+    return found
+
+
+def rows(found: Sequence[Judged]) -> Iterator[tuple[str, ...]]:
+    """Library, what, GPU, measurements, errors fitted and held out, what a good form owes."""
+    for one in found:
+        library = one.travel.library.partition(", ")[0]
+        errors = text_of(one.fitted), text_of(one.held_out)
+        yield library, one.what, one.travel.gpu, f"{len(one.travel):,}", *errors, one.owed
+
+
+def profile_lines(found: Sequence[Judged]) -> Iterator[str]:
+    """Constants as the kernel profiles hold them."""
+    for one in found:
+        told = ", ".join(f"{name}: {_shown(name, value)}" for name, value in one.values.items())
+        errors = ", ".join(
+            f"{name}: {{median: {e.median:.1%}, p90: {e.p90:.1%}}}"
+            for name, e in (("fit", one.fitted), ("held_out", one.held_out))
+            if e is not None
+        )
+        of = f"{one.travel.library} on {one.travel.gpu}, {one.what}"
+        yield f"{of}: {told}; {errors}; {SOURCE}, {len(one.travel)} measurements"
+
+
+def _shown(name: str, value: float) -> str:
+    if name in ("scale_up", "scale_out"):
+        return f"{value:.0%}"
+    if name in ("softness", "slower"):
+        return f"{value:.2f}"
+    return f"{value * 1e6:.3g} us" if value >= 1e-7 else f"{value * 1e9:.3g} ns"

@@ -1,0 +1,127 @@
+"""Collectives and libraries that gather: by hand, and what must hold for any of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from planner.cost.collectives import Blocks, Operation
+from planner.cost.instance import Instance
+from planner.cost.step import SplitCost, split_cost
+from planner.inputs.deployment import load_kernel
+from planner.inputs.kernels import Collective, Fitted
+from planner.plan.split import Split
+from tests import building
+
+LARGE = Collective(launch="5 us", step="1 us", softness=0.5, scale_up="80%", scale_out="90%")  # type: ignore[arg-type]
+SMALL = Collective(launch="1 us", step="0 us", softness=1.0, scale_up="50%", most_bytes="1 MiB")  # type: ignore[arg-type]
+
+
+def made(
+    nodes: int, per_node: int, *, small: Collective | None = SMALL, inner: str = "10 GB/s", outer: str = "1 GB/s"
+) -> Instance:
+    """A machine whose libraries have round figures."""
+    nccl = load_kernel("nccl")
+    using = building.constants().model_copy(
+        update={
+            "collectives": nccl.model_copy(update={"collective": Fitted(value=LARGE)}),
+            "small_collectives": small and nccl.model_copy(update={"collective": Fitted(value=small)}),
+        }
+    )
+    return building.instance(on=building.topology(nodes, per_node, inner=inner, outer=outer), using=using)
+
+
+def seconds(of: Instance, size: int, operation: Operation, num_bytes: float) -> float:
+    return Blocks(of, tuple(range(of.topology.num_gpus)), size).term(operation, num_bytes).seconds
+
+
+def test_all_reduce_in_a_domain_by_hand() -> None:
+    """8 GPUs at 10 GB/s, 80 % reached, 8 MB: constant 5 + 2 * 7 * 1 = 19 us; 2 * 7/8 * 8 MB / 8 GB/s = 1750 us.
+
+    Softness 1/2: (sqrt(19) + sqrt(1750))**2 us.
+    """
+    expected = (math.sqrt(19e-6) + math.sqrt(1750e-6)) ** 2
+    assert seconds(made(1, 8), 8, "all_reduce", 8e6) == pytest.approx(expected)
+
+
+def test_small_tensors_take_the_small_kernel_only_where_it_is_faster_and_can() -> None:
+    """64 kB: 1 us + 1.75 * 64 kB / 5 GB/s = 23.4 us, against (sqrt(19) + sqrt(14))**2 = 65.6 us."""
+    inside = made(1, 8)
+    assert seconds(inside, 8, "all_reduce", 64e3) == pytest.approx(23.4e-6)
+    assert seconds(made(1, 8, small=None), 8, "all_reduce", 64e3) == pytest.approx(65.62e-6, rel=1e-3)
+    beyond_its_limit = seconds(inside, 8, "all_reduce", 2e6)
+    assert beyond_its_limit == seconds(made(1, 8, small=None), 8, "all_reduce", 2e6)
+    assert seconds(made(2, 4), 8, "all_reduce", 64e3) == seconds(made(2, 4, small=None), 8, "all_reduce", 64e3)
+
+
+def test_between_domains_latency_counts_by_doublings() -> None:
+    """4 nodes of 2: 5 + 2 * 1 * 1 us in the node, 2 * log2(4) * 10 us between; a byte is nothing."""
+    assert seconds(made(4, 2), 8, "all_reduce", 1e-9) == pytest.approx(47e-6, rel=1e-3)
+    assert seconds(made(4, 2), 8, "all_gather", 1e-9) == pytest.approx(26e-6, rel=1e-3)
+
+
+def test_slow_links_add_the_latency_that_the_launch_was_not_measured_on() -> None:
+    slow = building.topology(1, 8)
+    slow = replace(slow, latency_VG=np.full_like(slow.latency_VG, 13e-6))
+    before = made(1, 8, small=None)
+    after = replace(before, topology=slow)
+    assert seconds(after, 8, "all_gather", 1e-9) - seconds(before, 8, "all_gather", 1e-9) == pytest.approx(
+        10e-6, rel=1e-3
+    )
+
+
+@given(
+    st.sampled_from([(1, 8, 8), (2, 4, 8), (2, 4, 4), (4, 2, 4), (2, 4, 2)]),
+    st.sampled_from(["all_reduce", "all_gather", "reduce_scatter"]),
+    st.floats(1, 1e10),
+    st.floats(1.01, 1e3),
+)
+def test_more_bytes_or_less_bandwidth_take_longer_and_nothing_beats_light(
+    grid: tuple[int, int, int], operation: Operation, num_bytes: float, more: float
+) -> None:
+    nodes, per_node, size = grid
+    one, half = (
+        made(nodes, per_node, inner="8 GB/s", outer="2 GB/s"),
+        made(nodes, per_node, inner="4 GB/s", outer="1 GB/s"),
+    )
+    term = Blocks(one, tuple(range(8)), size).term(operation, num_bytes)
+    assert term.seconds >= term.light_s > 0
+    assert seconds(one, size, operation, num_bytes * more) > term.seconds
+    assert seconds(half, size, operation, num_bytes) > term.seconds
+
+
+# --- libraries that gather ------------------------------------------------------------------------
+
+
+def gathering(split: Split) -> SplitCost:
+    using = building.constants(kernel="allgather-reducescatter")
+    of = building.model(experts=8)
+    windows = building.random_windows(np.random.default_rng(0), of, 2)
+    return split_cost(building.instance(of, building.topology(1, 4), windows=windows, using=using), split, 0)
+
+
+def test_gathered_tokens_cost_the_same_wherever_experts_are() -> None:
+    cost = gathering(Split(tp=1, dp=4, pp=1, ep=4))
+    moe, load = cost.stages[0].moe, cost.instance.loads[0]
+    linear = moe.layer(load, np.arange(8))
+    other = moe.layer(load, np.array([0, 7, 1, 6, 2, 5, 3, 4]))
+    assert linear.dispatch_S.tolist() == other.dispatch_S.tolist()
+    assert linear.combine_S.tolist() == other.combine_S.tolist()
+    blocks = Blocks(cost.instance, (0, 1, 2, 3), 4)
+    num_bytes = cost.instance.step_tokens * 2.0 * cost.instance.model.hidden_size
+    assert linear.dispatch_S[0] == blocks.term("all_gather", num_bytes).seconds
+    assert linear.combine_S[0] == blocks.term("reduce_scatter", num_bytes).seconds
+
+
+@pytest.mark.parametrize("split", [Split(tp=4, dp=1, pp=1, ep=4), Split(tp=4, dp=1, pp=1, ep=1, etp=4)])
+def test_where_tensor_parallelism_left_all_tokens_only_an_all_reduce_is_left(split: Split) -> None:
+    cost = gathering(split)
+    times = cost.stages[0].moe.layer(cost.instance.loads[0], cost.linear_P(cost.stages[0]))
+    num_bytes = cost.instance.step_tokens * 2.0 * cost.instance.model.hidden_size
+    assert times.dispatch_S.tolist() == [0.0, 0.0]
+    assert times.combine_S[0] == Blocks(cost.instance, (0, 1, 2, 3), 4).term("all_reduce", num_bytes).seconds
