@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import cache
 from itertools import combinations, product
 from typing import Any
 
@@ -31,6 +32,9 @@ class PlainCost:
 
     def __init__(self, instance: Instance, split: Split, gpus: Sequence[Sequence[int]]) -> None:
         self.i, self.s, self.gpus = instance, split, [list(stage) for stage in gpus]
+        # What no placement changes is worked out once: enumeration asks for it again and again.
+        self.beside_s, self.collective_s = cache(self._beside_s), cache(self._collective_s)
+        self.exchange_s = cache(self._exchange_s)
         self.b = instance.workload.tokens_per_gpu * instance.topology.num_gpus
         constants = instance.constants
         self.eff, self.kernel = constants.efficiency, constants.kernel
@@ -152,7 +156,7 @@ class PlainCost:
             return constant + phases * max(0.0, latency - by.at_latency)
         return constant + phases * math.ceil(math.log2(several)) * latency
 
-    def collective_s(self, k: int, size: int, num_bytes: float, phases: int) -> float:
+    def _collective_s(self, k: int, size: int, num_bytes: float, phases: int) -> float:
         """The faster of the two kernels, the small one only inside a node and for small tensors."""
         if size == 1:
             return 0.0
@@ -257,21 +261,27 @@ class PlainCost:
                 return self.collective_s(k, size, tokens * token_bytes, 2)
             return 2 * self.collective_s(k, size, tokens * token_bytes, 1)
         volume = self.volume(k, rows, placement, share, choices, tokens)
-        gather, constant = 0.0, 0.0
+        gather_s, constants = self.exchange_s(k, tokens)
+        num_bytes = (volume + max(rows) * gather_s) * (token_bytes + kernel.header_bytes)
+        ways = (kernel.dispatch.value, kernel.combine.value)
+        return sum(constant + num_bytes * way.slower for constant, way in zip(constants, ways, strict=True))
+
+    def _exchange_s(self, k: int, tokens: float) -> tuple[float, tuple[float, ...]]:
+        """Of an all-to-all: seconds per gathered byte of a row, and the constants of dispatch and combine."""
+        s, gather, constant = self.s, 0.0, 0.0
         if s.etp > 1:
             per_byte, latency = self.ring_s(k, s.etp, 1.0, self.nccl)
-            gather = max(rows) * (s.etp - 1) / s.etp * per_byte
+            gather = (s.etp - 1) / s.etp * per_byte
             constant += self.constant_s(k, s.etp, 1, latency, self.nccl)
         constant += self.latency(pair for group in self.groups(k) for pair in combinations(group, 2))
         crosses = any(len({self.node[g] for g in group}) > 1 for group in self.groups(k))
-        seconds = 0.0
-        for way in (kernel.dispatch.value, kernel.combine.value):
-            fixed = way.launch + way.per_doubling * math.log2(s.ep) + way.per_token * tokens / size
-            fixed += way.between if crosses else 0.0
-            seconds += constant + fixed + (volume + gather) * (token_bytes + kernel.header_bytes) * way.slower
-        return seconds
+        ways = []
+        for way in (self.kernel.dispatch.value, self.kernel.combine.value):
+            fixed = way.launch + way.per_doubling * math.log2(s.ep) + way.per_token * tokens / (s.ep * s.etp)
+            ways.append(constant + fixed + (way.between if crosses else 0.0))
+        return gather, tuple(ways)
 
-    def beside_s(self, k: int, mode: str) -> float:
+    def _beside_s(self, k: int, mode: str) -> float:
         """What traffic can hide behind besides experts: of the slowest rank, of the layer with the least."""
         gpus, tp, found = self.gpus[k], self.s.tp, []
         for layer in self.i.model.moe_layer_ids:
