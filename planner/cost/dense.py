@@ -146,9 +146,9 @@ class DenseCost:
         seen = float(attended_entries(attention, work.context_length))
         if work.phase == "decode":
             flop, entry = 2.0 * self.tokens * heads * seen * per_pair, self._entry_bytes(attention)
-            moved += self.tokens * FIRST_ENTRIES * entry
-            read = self.tokens / work.tokens_per_sequence * seen * entry
-            core = Core(flop, flop, read, moved, split_chain(seen))
+            sequences = self.tokens / work.tokens_per_sequence
+            moved += sequences * FIRST_ENTRIES * entry
+            core = Core(flop, flop, sequences * seen * entry, moved, split_chain(seen))
         else:
             # Causal: on average half of the prompt, unless each query sees fewer tokens than that anyway.
             mean = (seen + 1) / 2 if seen == work.context_length else seen
@@ -182,9 +182,9 @@ class DenseCost:
         moved = self.tokens * BF16_BYTES * indexer.num_heads * indexer.head_dim
         pair = 2.0 * self.tokens * indexer.num_heads * indexer.head_dim
         if work.phase == "decode":
-            moved += self.tokens * FIRST_ENTRIES * key
-            read = self.tokens / work.tokens_per_sequence * entries * key
-            core = Core(pair * entries, pair * entries, read, moved, split_chain(entries))
+            flop, sequences = pair * entries, self.tokens / work.tokens_per_sequence
+            moved += sequences * FIRST_ENTRIES * key
+            core = Core(flop, flop, sequences * entries * key, moved, split_chain(entries))
         else:
             core = Core(pair * entries / 2, pair * tiled_keys(entries / 2), 0.0, moved + self.tokens * key, entries)
         return [self._core_term("attention indexer", attention, core)]
