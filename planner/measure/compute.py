@@ -195,15 +195,20 @@ def attend(x_NH: Tensor, held: AttentionWeights) -> Tensor:
     queries = (x_NH @ held.into)[:, : of.heads * of.key_dim].reshape(num_rows, of.heads, of.key_dim)
     if of.state_elements:
         held.state.mul_(1.0)  # read and written, unchanged
-    keys, values = held.keys, held.values
     if of.per_sequence:
-        keys, values = keys[:num_rows], values[:num_rows]
-        seen = F.scaled_dot_product_attention(queries[:, :, None], keys, values, enable_gqa=of.heads != of.kv_heads)
-        return seen.reshape(num_rows, of.heads * of.value_dim) @ held.out
-    seen = F.scaled_dot_product_attention(
-        queries.transpose(0, 1)[None], keys, values, enable_gqa=of.heads != of.kv_heads
-    )
+        # a recorded window may hold more tokens than the step: they take turns on its sequences
+        parts = [_seen_by_each(part, held) for part in queries.split(len(held.keys))]
+        return torch.cat(parts).reshape(num_rows, of.heads * of.value_dim) @ held.out
+    many = of.heads != of.kv_heads
+    seen = F.scaled_dot_product_attention(queries.transpose(0, 1)[None], held.keys, held.values, enable_gqa=many)
     return seen[0].transpose(0, 1).reshape(num_rows, of.heads * of.value_dim) @ held.out
+
+
+def _seen_by_each(queries: Tensor, held: AttentionWeights) -> Tensor:
+    """Attention of each query over a cache of its own [N, heads, 1, width]."""
+    keys, values = held.keys[: len(queries)], held.values[: len(queries)]
+    many = held.shape.heads != held.shape.kv_heads
+    return F.scaled_dot_product_attention(queries[:, :, None], keys, values, enable_gqa=many)
 
 
 def reference_attention(x_NH: Tensor, layer: int, of: AttentionShape, shape: Shape, device: torch.device) -> Tensor:

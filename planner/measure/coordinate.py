@@ -115,9 +115,9 @@ class Coordinator:
         stores.put(self.store, "abort", {"exit_code": error.exit_code})
         return error
 
-    def linger(self) -> None:
-        """Wait until the ranks have heard that the run is given up: the store dies with this process."""
-        end = time.monotonic() + 2 * _SILENT_S
+    def linger(self, most_s: float = 2 * _SILENT_S) -> None:
+        """Wait until the ranks have heard how the run ends: the store dies with this process."""
+        end = time.monotonic() + most_s
         while time.monotonic() < end and self.store.add("left", 0) < self.world_size - 1:
             time.sleep(_LOOK_S)
 

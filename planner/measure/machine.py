@@ -60,11 +60,12 @@ def link_findings(measured: Sequence[Measured], hosts: Sequence[str]) -> list[Ma
 
 
 def _all_slow(ranks: set[int], of_kind: Sequence[Measured], bad: set[tuple[int, int]]) -> bool:
-    """Whether these ranks have met at least two others, and every such pair is slow."""
+    """Whether these ranks have met at least two others, every such pair is slow, and some pair without them is not."""
     pairs = {
         (min(m.rank, m.partner), max(m.rank, m.partner)) for m in of_kind if (m.rank in ranks) != (m.partner in ranks)
     }
-    return len(pairs) > 1 and pairs <= bad
+    others = {(min(m.rank, m.partner), max(m.rank, m.partner)) for m in of_kind} - pairs
+    return len(pairs) > 1 and pairs <= bad and not others <= bad
 
 
 def _partners(rank: int, of_kind: Sequence[Measured]) -> set[int]:

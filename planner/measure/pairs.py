@@ -23,7 +23,7 @@ from planner.measure.watch import Watch
 SLOW: Final = 0.6
 """A pair below this part of the fast ones of its kind is slow."""
 _PINGS: Final = 20
-_PROBE_BYTES: Final = 1 << 18
+_PROBE_BYTES: Final = 1 << 16
 _AIM_S: Final = 0.1
 """A message of the bandwidth test should take about so long."""
 _MOST_BYTES: Final = {"cpu": 1 << 24, "cuda": 1 << 28}

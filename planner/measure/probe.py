@@ -81,6 +81,7 @@ def follow_and_work(
         try:
             hellos = follower.admit()
             follower.dismiss(done(hellos, follower.results()))
+            follower.linger(follower.timeout_s)
         except PlannerError as error:
             os.write(2, f"{error}\n".encode())
             follower.given_up(error)

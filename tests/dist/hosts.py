@@ -68,7 +68,7 @@ def _ip(*words: object) -> None:
 
 @contextmanager
 def hosts(rates: Sequence[str]) -> Iterator[Hosts]:
-    """Hosts whose links to the router have these rates in both directions, such as `400mbit`."""
+    """Hosts whose links to the router have these rates in both directions, such as `40mbit`."""
     tag = os.getpid()
     router = f"eprouter{tag}"
     names = tuple(f"ephost{tag}n{index}" for index in range(len(rates)))
@@ -83,7 +83,7 @@ def hosts(rates: Sequence[str]) -> Iterator[Hosts]:
             for where, device, address in ((router, f"to{index}", 1), (name, "eth0", 2)):
                 _ip("-n", where, "addr", "add", f"10.87.{index}.{address}/24", "dev", device)
                 _ip("-n", where, "link", "set", device, "up")
-                shape = ["root", "tbf", "rate", rate, "burst", "64kb", "latency", "300ms"]
+                shape = ["root", "tbf", "rate", rate, "burst", "16kb", "latency", "300ms"]
                 subprocess.run(["tc", "-n", where, "qdisc", "add", "dev", device, *shape], check=True)
             _ip("-n", name, "route", "add", "default", "via", f"10.87.{index}.1")
         yield Hosts(names)

@@ -23,8 +23,8 @@ LIMITS = ["--timeout", "150 s", "--join-timeout", "150 s"]
 
 @pytest.fixture(scope="module")
 def four_hosts() -> Iterator[Hosts]:
-    """Links of 300 Mbit/s, but a tenth of that to host-3."""
-    with hosts(["300mbit", "300mbit", "300mbit", "30mbit"]) as made:
+    """Links of 40 Mbit/s, but a tenth of that to host-3: slow enough that the processor does not matter."""
+    with hosts(["40mbit", "40mbit", "40mbit", "4mbit"]) as made:
         yield made
 
 
@@ -43,10 +43,10 @@ def test_probe_measures_the_links_and_the_slow_one_apart(probed: Path) -> None:
     usual, slow = data["groups"]
     assert (usual["nodes"], slow["nodes"]) == (SLOW, 1)
     links = {link["level"]: link for link in data["links"]}
-    assert 20e6 < rate(links["cluster"]["bandwidth"]["value"]) < 45e6  # 300 Mbit/s are 37.5 MB/s
+    assert 2e6 < rate(links["cluster"]["bandwidth"]["value"]) < 6e6  # 40 Mbit/s are 5 MB/s
     (own,) = slow["links"]
     assert own["level"] == "cluster"
-    assert 2e6 < rate(own["bandwidth"]["value"]) < 4.5e6
+    assert 0.2e6 < rate(own["bandwidth"]["value"]) < 0.6e6
     assert links["cluster"]["bandwidth"]["basis"] == "measured"
     assert "middle 80 %" in links["cluster"]["bandwidth"]["source"]
     assert {"gemm", "experts", "attention_decode", "attention_prefill"} <= set(usual["gpu"]["efficiency"])
@@ -57,14 +57,14 @@ def test_a_plan_for_it_moves_traffic_off_the_slow_host(four_hosts: Hosts, probed
     topology = probed.read_text().partition("schema: ep-plan/topology/1\n")[2]
     solve = "{split: {ep: 4, tp: 1, pp: 1}}"
     plan = small_plan(
-        tmp_path / "plan", topology=topology, solve=solve, experts=16, tokens=512, hidden=256, gap="20%", hot_last=True
+        tmp_path / "plan", topology=topology, solve=solve, experts=16, tokens=128, hidden=256, gap="20%", hot_last=True
     )
     # homes are uniform, so what the slow host must send does not depend on the plan; what it receives does
     served = sum(row[SLOW] for row in plan_of(plan).predicted.rank_tokens)
     chosen = np.load(plan.parent / "trace.npz")["expert_ids"]
     assert served < 0.6 * int((chosen >= 12).sum())  # of the linear layout
     ended = four_hosts.run_ranks(
-        ["validate", plan, "--device", "cpu", "--against", "linear", "--windows", 2, "--repeats", 3, *LIMITS], tmp_path
+        ["validate", plan, "--device", "cpu", "--against", "linear", "--windows", 1, "--repeats", 2, *LIMITS], tmp_path
     )
     assert {one.code for one in ended} <= {0, 6}, ended  # seconds on a busy machine may be off; counts may not
     document = json.loads((tmp_path / "validation.json").read_text())
