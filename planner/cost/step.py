@@ -275,8 +275,8 @@ def _moe_terms(
         _way("dispatch", dispatch, light[1] + untraced * light[4], cost, moe.dispatch_fixed),
         _way("combine", combine, light[2] + untraced * light[5], cost, moe.combine_fixed),
     ]
-    if cost.instance.constants.communication.overlap != "none":
-        saved = total - expert - dispatch - combine
+    saved = total - expert - dispatch - combine
+    if -saved > 1e-12 * total:  # less is what sums are rounded by
         terms.append(Term("hidden by overlap", saved, 0.0, hidden.basis, hidden.source))
     return [term for term in terms if term.seconds]
 
