@@ -276,7 +276,7 @@ def _moe_terms(
         _way("combine", combine, light[2] + untraced * light[5], cost, moe.combine_fixed),
     ]
     saved = total - expert - dispatch - combine
-    if -saved > 1e-12 * total:  # less is what sums are rounded by
+    if -saved > 1e-14 * total:  # less is what sums are rounded by
         terms.append(Term("hidden by overlap", saved, 0.0, hidden.basis, hidden.source))
     return [term for term in terms if term.seconds]
 
