@@ -119,7 +119,8 @@ def work(job: Job, identity: Identity, meeting: stores.Meeting, *, serves: bool 
         _wait_for(store, "end", job.timeout_s + _MARGIN_S)
         code = int(stores.read(store, "end")["exit_code"])
         watch.stop()
-        store.add("left", 1)
+        if not serves:
+            store.add("left", 1)
         return code
     except Exception as error:  # noqa: BLE001 - whatever it is, the others must hear of it
         return _tell(error, identity, store, watch, serves=serves)
