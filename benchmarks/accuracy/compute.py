@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.accuracy.fitting import Fit, carried_over_errors, fitted, held_out_errors, summary
-from benchmarks.accuracy.points import Points
+from benchmarks.accuracy.points import SHORTEST_PROMPT, Points
 from benchmarks.accuracy.targets import ANY, CARRIED, EXCELLENT, GOOD, Key
 from planner.inputs.efficiency import Errors, Work
 
@@ -162,6 +162,24 @@ def carried_rows(fits: ComputeFits) -> Iterator[tuple[str, ...]]:
         for points, errors in zip(one.groups, one.errors, strict=False):
             owed = text_of(CARRIED.get((work, name)))
             yield WORKS[work], name, points.gpu.name, points.kernel, text_of(summary(errors)), owed
+
+
+def short_prompt_rows(fits: ComputeFits, every: Sequence[Points]) -> Iterator[tuple[str, ...]]:
+    """Prefill kernels of the profiles with the shortest prompts, too.
+
+    Format, GPU, kernel, number of short prompts, errors of the profile's curve on these, held-out errors of a curve
+    fitted to all prompts, owed.
+    """
+    known = {(one.gpu.name, one.work, one.name, one.kernel): one for one in every}
+    for (gpu, work, name), one in sorted(fits.references.items(), key=_in_order):
+        if work == "attention_prefill":
+            points = known[gpu, work, name, one.points.kernel]
+            short = points.some(points.chain_N < SHORTEST_PROMPT)  # the chain is the prompt
+            if not len(short):
+                continue
+            every_prompt = Judged(points, one.fit, held_out_errors(points))
+            errors = text_of(summary(one.fit.errors(short))), text_of(every_prompt.held_out)
+            yield name, gpu, one.points.kernel, f"{len(short):,}", *errors, text_of(GOOD.get(one.key))
 
 
 def _in_order(item: tuple[tuple[str, Work, str], Judged]) -> tuple[int, str, str]:

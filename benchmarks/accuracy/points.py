@@ -37,7 +37,10 @@ _WEIGHTS: Final[dict[str, WeightName]] = {
     "w4a8_mxfp4_mxfp8": "mxfp4",
 }
 SHORTEST_PROMPT: Final = 64
-"""Queries below which prefill attention is not judged: no engine prefills such prompts in a call of their own."""
+"""Queries below which measurements of prefill attention are kept out of fits, and judged apart.
+
+A tile of queries is then less than half full, which the form leaves out (model.md, "Dense work").
+"""
 _LATENT, _ROPE, _NOPE, _VALUE = 512, 64, 128, 128
 """DeepSeek's latent attention: rank of the cache, and dims of a head."""
 
@@ -91,8 +94,13 @@ Key = tuple[str, Work, str, WeightName, str]
 Groups = dict[Key, dict[Row, float]]
 
 
-def read_points(folder: Path) -> list[Points]:
-    """All kernels of the tables in a folder, each with its GPU, work and format."""
+def read_points(folder: Path, shortest: int = SHORTEST_PROMPT) -> list[Points]:
+    """All kernels of the tables in a folder, each with its GPU, work and format.
+
+    Args:
+        folder: that of the tables.
+        shortest: queries that a measurement of prefill attention must have at least.
+    """
     groups: Groups = defaultdict(dict)
     _read_experts(folder, groups)
     for row in _rows(folder / "gemm_samples.csv"):
@@ -101,7 +109,7 @@ def read_points(folder: Path) -> list[Points]:
     for file, kind in (("attention_gqa_samples.csv", "gqa"), ("attention_mla_samples.csv", "mla")):
         for row in _rows(folder / file):
             prefill = row["phase"] == "context"
-            if row.get("attn_dtype", "bfloat16") != "bfloat16" or (prefill and int(row["isl"]) < SHORTEST_PROMPT):
+            if row.get("attn_dtype", "bfloat16") != "bfloat16" or (prefill and int(row["isl"]) < shortest):
                 continue
             work: Work = "attention_prefill" if prefill else "attention_decode"
             name = kind + ("_fp8" if row["kv_cache_dtype"] == "fp8" else "")
