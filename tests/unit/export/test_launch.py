@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -112,11 +114,11 @@ def test_shellcheck_is_content(name: str, hostile: bool, tmp_path: Path) -> None
     assert (done.returncode, done.stdout) == (0, "")
 
 
-STUB = """#!/usr/bin/env python3
-import json, os, sys
+STUB = """import json, os, sys
 names = ("CUDA_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES", "VLLM_PP_LAYER_PARTITION", "SGLANG_PP_LAYER_PARTITION",
          "MASTER_ADDR", "MASTER_PORT")
-print(json.dumps({"argv": sys.argv, "env": {name: os.environ[name] for name in names if name in os.environ}}))
+argv = sys.argv[1:]
+print(json.dumps({"argv": argv, "env": {name: os.environ[name] for name in names if name in os.environ}}))
 """
 
 
@@ -124,17 +126,12 @@ def run_script(text: str, folder: Path, *arguments: str, stubs: tuple[str, ...] 
     """What the script's command is called with, by a real shell."""
     tools = folder / "tools"
     tools.mkdir(exist_ok=True)
+    (folder / "stub.py").write_text(STUB, encoding="utf-8")
+    # This interpreter by its own path: python3 on the PATH may be a shim that goes by the name it is called with.
+    tell = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(folder / "stub.py"))} "$0" "$@"\n'
     for name in ("vllm", "python3", "torchrun", "mpirun", "trtllm-serve", "srun", "scontrol", *stubs):
-        body = (
-            "#!/bin/sh\necho first; echo second\n"
-            if name == "scontrol"
-            else STUB.replace("env python3", "env python3.real")
-        )
-        (tools / name).write_text(body)
+        (tools / name).write_text("#!/bin/sh\necho first; echo second\n" if name == "scontrol" else tell)
         (tools / name).chmod(0o755)
-    real = tools / "python3.real"
-    if not real.exists():
-        real.symlink_to(Path(shutil.which("python3") or "").resolve())
     script = folder / "launch.sh"
     script.write_text(text, encoding="utf-8")
     env = {"PATH": f"{tools}:/usr/bin:/bin", "SLURM_JOB_NODELIST": "x[0-1]", "LANG": "C.UTF-8", "PYTHONUTF8": "1"}
