@@ -10,8 +10,8 @@ import pytest
 
 from tests.cli.running import TIMEOUT_S, environment, example, run
 
-HEAVY = {"torch", "transformers", "ortools", "numpy", "pydantic", "rich"}
-SOLVERS = {"torch", "transformers", "ortools"}
+HEAVY = {"torch", "transformers", "ortools", "numpy", "pydantic", "rich", "jinja2", "vl_convert"}
+SOLVERS = {"torch", "transformers", "ortools", "jinja2", "vl_convert"}
 TRACE_COMMANDS = ["record", "import", "info", "split", "synth"]
 COMMANDS = ["solve", "check", "compare", "export", "lint-launch", "validate", "probe"]
 COMMANDS += ["show", "profiles", "trace", "topology", "env"]
