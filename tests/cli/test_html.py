@@ -1,4 +1,4 @@
-"""`ep-plan show --html`: one file, well formed, that asks for nothing, says what the terminal says, and trusts no text."""
+"""`ep-plan show --html`: one well-formed file that asks for nothing, trusts no text, says what the terminal says."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from planner.review.unbooked import Traffic, Unbooked, unbooked
 from tests.cli.running import TIMEOUT_S, example, files_in, run, solved
 
 pytest.importorskip("vl_convert", reason="the extra `report` is not installed")
-from planner.report.html.page import html_report  # noqa: E402  # needs what was just looked for
+from planner.report.html.page import html_report
 
 VOID = {"meta", "link", "input", "br", "img", "hr"}
 HOSTILE = "<script>alert(1)</script>\"'&<img src=x onerror=alert(2)>"
@@ -152,8 +152,8 @@ def test_text_from_the_plan_is_never_markup(tiny_plan: Path) -> None:
             record["source"] = HOSTILE
         for candidate in data["candidates"]:
             candidate["layout"] = HOSTILE
-            for rule in candidate["rules"]:
-                rule |= dict.fromkeys(("rule", "value", "limit", "detail", "source"), HOSTILE)
+            words = dict.fromkeys(("rule", "value", "limit", "detail", "source"), HOSTILE)
+            candidate["rules"] = [{**rule, **words} for rule in candidate["rules"]]
         data["held_out"]["how"] = HOSTILE
         data["held_out"]["imbalance"][HOSTILE] = data["held_out"]["layer_s"][HOSTILE] = 1.5
         data["baselines"][HOSTILE] = {**data["baselines"]["eplb"]}

@@ -74,8 +74,8 @@ def against(rows: Sequence[Mapping[str, Any]], titles: tuple[str, str]) -> Spec:
         rows: name, value, limit, told.
         titles: of the horizontal and the vertical axis.
     """
-    x = {"field": "name", "type": "ordinal", "sort": None, "title": titles[0]}
-    x["axis"] = {"labelOverlap": True, "labelAngle": 0, "ticks": False}
+    axis = {"labelOverlap": True, "labelAngle": 0, "ticks": False}
+    x = {"field": "name", "type": "ordinal", "sort": None, "title": titles[0], "axis": axis}
     y = {"field": "value", "type": "quantitative", "title": titles[1]}
     return {
         "width": WIDTH,
@@ -146,8 +146,9 @@ def lines(rows: Sequence[Mapping[str, Any]], titles: tuple[str, str], names: Seq
         "color": {"field": "name", "type": "nominal", "scale": colour, "legend": legend},
         "strokeDash": {"field": "name", "type": "nominal", "scale": dash, "legend": legend},
     }
-    x = {"field": "x", "type": "quantitative", "title": titles[0], "axis": {"grid": False, "format": "d"}}
-    x["scale"] = {"nice": False, "zero": False}
+    scale = {"nice": False, "zero": False}
+    axis = {"grid": False, "format": "d"}
+    x = {"field": "x", "type": "quantitative", "title": titles[0], "scale": scale, "axis": axis}
     y = {"field": "y", "type": "quantitative", "title": titles[1], "scale": {"zero": False, "domainMin": 1}}
     point = {"type": "point", "opacity": 0, "size": 60}
     return {

@@ -94,9 +94,8 @@ def _rules(caption: str, found: Sequence[tuple[str, Sequence[RuleRecord]]], *, f
         for name, rules in found
         for number, rule in enumerate(rules)
     ]
-    headings = ("rule", "value", "must be", "verdict")
-    headings = ("split", *headings) if named else (*headings, "from")
-    return Table(caption, headings, tuple(rows), is_folded=folded)
+    columns = ("rule", "value", "must be", "verdict")
+    return Table(caption, ("split", *columns) if named else (*columns, "from"), tuple(rows), is_folded=folded)
 
 
 def _time(plan: Plan) -> Section:
@@ -212,8 +211,9 @@ def _held_out_table(plan: Plan) -> Table:
 
 
 def _curves(plan: Plan) -> dict[str, tuple[float, ...]]:
-    named = {name: plan.baselines[name].layer_imbalance for name in ("linear", "eplb") if name in plan.baselines}
-    return {**named, "plan": plan.predicted.layer_imbalance}
+    shown = [name for name in ("linear", "eplb") if name in plan.baselines]
+    curves: dict[str, tuple[float, ...]] = {name: plan.baselines[name].layer_imbalance for name in shown}
+    return {**curves, "plan": plan.predicted.layer_imbalance}
 
 
 def _by_layer(plan: Plan) -> Chart:
