@@ -13,11 +13,15 @@ from planner.plan.plan import Plan
 from planner.report import plan_texts as texts
 from planner.report.machine_text import machine_of
 from planner.report.rules_report import render_rejected, render_rules
-from planner.report.style import as_wide_as_fits, bar, heat, plain_table
+from planner.report.style import BAR_COLOUR, as_wide_as_fits, bar, heat, largest_of, plain_table
 
 _IMBALANCE_STEPS = (1.02, 1.05, 1.1, 1.2, 1.35, 1.6, 2.0)
 _RANK_STEPS = (0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2)
 _BEST_SHOWN = 10
+_BESIDE_BARS = 66
+"""Columns that the other cells of the table of times take."""
+_BESIDE_CELLS = 20
+"""Columns that name and mean take beside the cells of a row of layers."""
 
 
 def render_plan(plan: Plan, console: Console, *, verbose: bool = False) -> None:
@@ -52,18 +56,21 @@ def _verdict(plan: Plan, console: Console) -> None:
     table = plain_table("", "")
     table.columns[1].no_wrap = False
     for line in texts.verdict(plan):
-        part = "" if line.part is None else f"  {bar(line.part, 12)} {format_percent(line.part, 0)}"
-        style = "bold green" if line.label == "plan" else ""
-        table.add_row(Text(line.label, "bold"), Text(line.text + part, style))
+        text = Text(line.text, "bold green" if line.label == "plan" else "")
+        if line.part is not None:
+            text.append(f"  {bar(line.part, 12)}", BAR_COLOUR).append(f" {format_percent(line.part, 0)}", "default")
+        table.add_row(Text(line.label, "bold"), text)
     console.print(table)
 
 
 def _time(plan: Plan, console: Console) -> None:
     table = plain_table("where the time goes", "", "", "share", "of light", "rests on", right=(1, 3, 4))
+    width = max(12, min(40, console.width - _BESIDE_BARS))
     for term in plan.predicted.terms:
         share = term.seconds / plan.predicted.step_s
-        cells = (format_seconds(term.seconds), bar(share, 16), format_percent(share), texts.light_text(term))
-        table.add_row(term.name, *cells, term.basis)
+        drawn = Text(bar(share, width), BAR_COLOUR)
+        light = texts.light_text(term)
+        table.add_row(term.name, format_seconds(term.seconds), drawn, format_percent(share), light, term.basis)
     console.print(table)
     console.print(texts.step_text(plan))
     console.print(texts.rests_on(plan), style="dim")
@@ -95,8 +102,13 @@ def _layers(plan: Plan, console: Console, verbose: bool) -> None:
     rows = [("linear", before)]
     if "eplb" in plan.baselines:
         rows.append(("eplb", plan.baselines["eplb"].layer_imbalance))
+    room = max(1, console.width - _BESIDE_CELLS)
+    joined = -(-len(after) // room)
     for name, values in [*rows, ("plan", after)]:
-        console.print(Text(f"  {name:<7}") + heat(values, _IMBALANCE_STEPS) + Text(f"  {texts.mean(values):.3f}"))
+        cells = heat(largest_of(values, joined), _IMBALANCE_STEPS)
+        console.print(Text(f"  {name:<7}") + cells + Text(f"  {texts.mean(values):.3f}"))
+    if joined > 1:
+        console.print(f"each cell: the largest of {joined} neighbouring layers (-v: every layer)", style="dim")
     if verbose:
         table = plain_table("layer", "linear", "plan", "rows per rank, plan", right=(0, 1, 2))
         traced = dict(zip(plan.inputs.traced_layer_ids, zip(before, after, strict=True), strict=True))
