@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import click
-from pages import commands, export, formats, profiles, traces
+from pages import commands, export, formats, profiles, schemas, traces
 
 FOLDER: Final = Path(__file__).resolve().parent
 PAGES: Final = {
@@ -25,8 +25,9 @@ PAGES: Final = {
 def stale_pages() -> dict[Path, str]:
     """Pages whose file differs from what it should hold, with the right text."""
     found = {}
-    for name, page in PAGES.items():
-        path, text = FOLDER / name, page()
+    texts = {name: page() for name, page in PAGES.items()} | schemas.pages()
+    for name, text in texts.items():
+        path = FOLDER / name
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             found[path] = text
     return found
@@ -39,10 +40,11 @@ def main(check: bool) -> None:
     stale = stale_pages()
     for path, text in stale.items():
         if check:
-            click.echo(f"docs/{path.name} is stale: run `make docs`", err=True)
+            click.echo(f"docs/{path.relative_to(FOLDER)} is stale: run `make docs`", err=True)
         else:
+            path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8", newline="\n")
-            click.echo(f"wrote docs/{path.name}", err=True)
+            click.echo(f"wrote docs/{path.relative_to(FOLDER)}", err=True)
     if check and stale:
         raise SystemExit(1)
 
