@@ -50,7 +50,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         here = posixpath.dirname(page.file.src_uri) or "."
         return f"[{text}]({posixpath.relpath(known, here)}{'#' + anchor if anchor else ''})"
 
-    return _MATH.sub(r"\1$$\n\2\1$$", _LINK.sub(there, markdown))
+    return _MATH.sub(_as_dollars, _LINK.sub(there, markdown))
+
+
+def _as_dollars(found: re.Match[str]) -> str:
+    """A fenced formula as the extension knows it; in a list it must not end the paragraph."""
+    indent, formula = found.groups()
+    return f"{indent}${formula.strip()}$" if indent else f"$$\n{formula}$$"
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
