@@ -33,7 +33,7 @@ def render_plan(plan: Plan, console: Console, *, verbose: bool = False) -> None:
     _time(plan, console)
     console.print()
     _splits(plan, console, verbose)
-    if plan.predicted.layer_imbalance:
+    if plan.predicted.layer_imbalance and plan.split.ep > 1:
         console.print()
         _layers(plan, console, verbose)
     if verbose:

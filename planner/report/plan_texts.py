@@ -110,6 +110,9 @@ def balance_lines(plan: Plan) -> Iterator[Line]:
     if not plan.predicted.layer_imbalance:
         yield Line("balance", "unknown: no trace was given")
         return
+    if plan.split.ep == 1:
+        yield Line("balance", "nothing to balance: one EP rank holds all experts")
+        return
     parts = [f"{name} {record.imbalance:.3f}" for name, record in shown_baselines(plan)]
     floor = plan.predicted.noise_floor
     chance = f" (chance alone: {floor:.3f})" if floor else ""

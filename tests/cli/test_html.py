@@ -174,6 +174,17 @@ def test_a_plan_without_a_trace(mixtral_plan: Path) -> None:
     assert not {"load", "copies"} & set(page.each("id"))
 
 
+def test_one_rank_has_nothing_to_balance(tmp_path: Path) -> None:
+    plan = solved(example("tiny-moe", tmp_path), "--split", "ep=1", "--gap", "90%", "--redundant-experts", "0")
+    page = Page(html_report(read_plan(plan), unbooked(read_plan(plan), plan)))
+    assert not {"load", "traffic", "copies"} & set(page.each("id"))
+    told = "nothing to balance: one EP rank holds all experts"
+    assert told[1:] in page.words()
+    printed = run("show", plan, cwd=tmp_path).words
+    assert told in printed
+    assert "max/mean" not in printed
+
+
 def test_stages_and_shared_experts(tmp_path: Path) -> None:
     plan = solved(
         example("tiny-moe", tmp_path), "--split", "pp=2,ep=2,etp=2", "--gap", "90%", "--redundant-experts", "0"

@@ -167,6 +167,9 @@ def balance(plan: Plan) -> Section:
     """Max/mean of each layer, windows, and what is held out."""
     if not plan.predicted.layer_imbalance:
         return Section("balance", "Balance", ("Unknown: no trace was given, every expert counts as equally popular.",))
+    if plan.split.ep == 1:
+        says = tuple(_sentence(line.text) for line in texts.balance_lines(plan))
+        return Section("balance", "Balance", says, tables=(_window_table(plan),))
     says = tuple(
         _sentence(f"{line.label}: {line.text}" if line.label else line.text) for line in texts.balance_lines(plan)
     )
