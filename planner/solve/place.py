@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from planner.plan.placement import from_ranks, linear, ordered
 from planner.solve.bounds import layer_bound
 from planner.solve.groups import assign_groups
+from planner.solve.held import Held
 from planner.solve.primal import Search
 from planner.solve.problem import CLOSED, LayerProblem
 from planner.solve.start import start
@@ -96,11 +97,11 @@ def searched(problem: LayerProblem, known_P: Ints, known: float) -> tuple[Ints, 
     """Local search; the placement, its seconds, and the effort spent."""
     weights = weight_table(problem)
     smooth = smooth_table(weights, problem.num_ranks)
-    search = Search(problem, weights, smooth, start(problem, smooth, assign_groups(problem)))
+    search = Search(Held(problem, start(problem, smooth, assign_groups(problem))), weights, smooth)
     search.improve_smooth()
-    smooth_P = search.placement()
+    smooth_P = search.held.placement()
     search.improve_sharp()
-    sharp_P = search.placement()
+    sharp_P = search.held.placement()
     effort = search.evaluations * problem.num_windows / _EVALUATIONS_PER_EFFORT
     best_P, best = min(((known_P, known), (sharp_P, problem.seconds(sharp_P))), key=lambda pair: pair[1])
     smooth_s = problem.seconds(smooth_P)
