@@ -131,7 +131,7 @@ class Search:
     def _swap_sharp(self, rank: int, load_SR: Floats, unit_SE: Floats) -> bool:
         expert_P, rank_P = self.held.slots()
         mine = np.asarray(self.held.of_rank[rank])
-        rest_SP = _fullest_without(load_SR, rank, rank_P)
+        rest_SP = fullest_without(load_SR, rank, rank_P)
         unit, load, rest = (array.astype(np.float32) for array in (unit_SE, load_SR, rest_SP))
         delta_SQP = unit[:, None, expert_P] - unit[:, mine][:, :, None]
         slow_R = self.problem.slow_R.astype(np.float32)
@@ -222,7 +222,7 @@ def _by_excess(load_SR: Floats) -> list[int]:
     return [int(rank) for rank in order if excess_R[rank] > 0]
 
 
-def _fullest_without(load_SR: Floats, rank: int, rank_P: Ints) -> Floats:
+def fullest_without(load_SR: Floats, rank: int, rank_P: Ints) -> Floats:
     """Fullest rank [S, P] when `rank` and the partner's rank are left out."""
     count = min(3, load_SR.shape[1])
     top = np.argsort(-load_SR, axis=1, kind="stable")[:, :count]
