@@ -173,7 +173,12 @@ def pairs_of_points(rows: Sequence[Mapping[str, Any]], title: str, kinds: tuple[
     """
     axis = {**_names(rows), "grid": True}
     y = {"field": "name", "type": "nominal", "sort": None, "title": None, "axis": axis}
-    x = {"field": "value", "type": "quantitative", "title": title, "scale": {"zero": False, "nice": True, "domainMin": 1}}
+    x = {
+        "field": "value",
+        "type": "quantitative",
+        "title": title,
+        "scale": {"zero": False, "nice": True, "domainMin": 1},
+    }
     legend = {"title": None, "orient": "top"}
     shape = {"domain": list(kinds), "range": ["circle", "diamond"]}
     colour = {"domain": list(kinds), "range": ["var(--cool)", "var(--warm)"]}
