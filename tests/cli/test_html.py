@@ -22,6 +22,7 @@ from planner.review.unbooked import Traffic, Unbooked, unbooked
 from tests.cli.running import TIMEOUT_S, example, files_in, run, solved
 
 pytest.importorskip("vl_convert", reason="the extra `report` is not installed")
+from planner.report.html import grids
 from planner.report.html.page import html_report
 
 VOID = {"meta", "link", "input", "br", "img", "hr"}
@@ -218,6 +219,30 @@ def test_a_large_plan_stays_below_two_megabytes(tmp_path: Path) -> None:
     text = html_report(full, Unbooked(tokens[1], traffic))
     assert text.count("<path") > 2 * 58 * 32 + 2 * 32 * 32
     assert len(text.encode()) < 2_000_000
+
+
+def test_many_ranks_are_joined_and_many_gpus_shown_by_node(tiny_plan: Path) -> None:
+    """What would make the page too large is drawn coarser, and the page says so."""
+    plan, layers, gpus = read_plan(tiny_plan), 8, 1024
+    rng = np.random.default_rng(0)
+    before, after = (tuple(map(tuple, rng.integers(1, 9, (layers, gpus)).tolist())) for _ in range(2))
+    wide = plan.model_copy(
+        update={
+            "split": plan.split.model_copy(update={"ep": gpus}),
+            "predicted": plan.predicted.model_copy(update={"rank_tokens": after}),
+        }
+    )
+    traffic = Traffic(rng.random((gpus, gpus)), rng.random((gpus, gpus)), np.arange(gpus) // 32, layers)
+    load, pairs = grids.load(wide, Unbooked(before, traffic)), grids.traffic(wide, Unbooked(before, traffic))
+    assert load is not None
+    assert pairs is not None
+    assert "Each cell stands for the most loaded of 2 neighbouring ranks." in load.says
+    cells = load.charts[0].specification["data"]["values"]
+    assert len(cells) == 2 * layers * gpus / 2
+    first = max(after[0][:2]) / (sum(after[0]) / gpus)
+    assert next(cell["value"] for cell in cells if cell["of"] == "plan") == pytest.approx(first, abs=1e-3)
+    assert len(pairs.charts[0].specification["data"]["values"]) == 2 * 32 * 32
+    assert any("too many for a map of pairs" in text for text in pairs.says)
 
 
 def test_the_same_plan_gives_the_same_bytes(tiny_plan: Path) -> None:

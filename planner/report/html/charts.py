@@ -74,7 +74,7 @@ def against(rows: Sequence[Mapping[str, Any]], titles: tuple[str, str]) -> Spec:
         rows: name, value, limit, told.
         titles: of the horizontal and the vertical axis.
     """
-    axis = {"labelOverlap": True, "labelAngle": 0, "ticks": False}
+    axis = {"labelOverlap": "greedy", "labelSeparation": 4, "labelAngle": 0, "ticks": False}
     x = {"field": "name", "type": "ordinal", "sort": None, "title": titles[0], "axis": axis}
     y = {"field": "value", "type": "quantitative", "title": titles[1]}
     return {

@@ -94,7 +94,8 @@ def traffic(plan: Plan, found: Unbooked | str) -> Section | None:
 
 def _amounts(one: Traffic) -> tuple[tuple[str, str], ...]:
     """What the colours of the heat maps mean: equal parts of the largest amount."""
-    most, count = max(one.linear_GG.max(), one.plan_GG.max()), len(charts.AMOUNT_COLOURS)
+    _, linear_UU, plan_UU = _units(one)
+    most, count = max(linear_UU.max(), plan_UU.max()), len(charts.AMOUNT_COLOURS)
     words = (f"to {_bytes(float(most) * (number + 1) / count)}" for number in range(count))
     return tuple(zip(charts.AMOUNT_COLOURS, words, strict=True))
 
@@ -112,6 +113,8 @@ def _traffic_says(plan: Plan, one: Traffic) -> Iterator[str]:
         yield f"Between nodes: {_bytes(crossing)} ({part} of all); linear layout {_bytes(before)}."
     busiest = _busiest(one.plan_GG), _busiest(one.linear_GG)
     yield f"The busiest GPU receives {_bytes(busiest[0])}; in the linear layout {_bytes(busiest[1])}."
+    if _units(one)[0] == "node":
+        yield f"{len(one.plan_GG)} GPUs are too many for a map of pairs: nodes are shown, the diagonal stays inside."
 
 
 def _busiest(bytes_GG: Floats) -> float:
@@ -123,18 +126,26 @@ def _bytes(amount: float) -> str:
 
 
 def _traffic_charts(one: Traffic) -> Iterator[Chart]:
-    gpus = len(one.plan_GG)
-    if 2 * gpus * gpus > MOST_CELLS:
+    unit, *both = _units(one)
+    count = len(both[0])
+    if 2 * count * count > MOST_CELLS:
         return
     cells = []
-    for name, bytes_GG in zip(_NAMES, (one.linear_GG, one.plan_GG), strict=True):
-        for to in range(gpus):
-            for sender in range(gpus):
-                amount = float(bytes_GG[to, sender])
-                told = f"{name}, GPU {sender} to GPU {to}: {_bytes(amount)}"
+    for name, bytes_UU in zip(_NAMES, both, strict=True):
+        for to in range(count):
+            for sender in range(count):
+                amount = float(bytes_UU[to, sender])
+                told = f"{name}, {unit} {sender} to {unit} {to}: {_bytes(amount)}"
                 cells.append({"of": name, "x": to, "y": sender, "value": round(amount), "told": told})
-    titles = ("to GPU", "from GPU")
-    yield Chart(charts.heat_maps(cells, titles, gpus, ratio=False), "Heat map of bytes from each GPU to each other")
+    label = f"Heat map of bytes from each {unit} to each other"
+    yield Chart(charts.heat_maps(cells, (f"to {unit}", f"from {unit}"), count, ratio=False), label)
+
+
+def _units(one: Traffic) -> tuple[str, Floats, Floats]:
+    """What the map shows: GPUs, or nodes where there are too many GPUs; linear layout, then plan."""
+    if 2 * one.plan_GG.size <= MOST_CELLS:
+        return "GPU", one.linear_GG, one.plan_GG
+    return "node", one.by_node(one.linear_GG), one.by_node(one.plan_GG)
 
 
 def _by_node(one: Traffic) -> Iterator[Table]:

@@ -293,10 +293,11 @@ def search(plan: Plan) -> Section:
         for kind, value in zip(kinds, (one.objective_s, one.bound_s), strict=True):
             told = f"effort {one.effort:.3g}: {kind} {format_seconds(value)}, gap {gap}"
             marks.append({"kind": kind, "x": one.effort, "y": value * _MS, "told": told})
-    chart = Chart(
-        charts.steps(marks, ("deterministic effort", "ms per step"), kinds), "Best plan and bound over effort"
-    )
     table = Table("Every change", ("effort", *kinds, "gap"), tuple(rows), (0, 1, 2, 3))
+    if len(ends) == 1:
+        return Section("search", "How the search went", (*says, "The first plan was the last."), tables=(table,))
+    steps = charts.steps(marks, ("deterministic effort", "ms per step"), kinds)
+    chart = Chart(steps, "Best plan and bound over effort")
     return Section("search", "How the search went", tuple(says), (chart,), (table,))
 
 
