@@ -115,8 +115,8 @@ def test_every_chart_says_what_it_shows_and_every_mark_has_a_tooltip(tiny_page: 
     assert len(charts) >= 8
     assert all(values["role"] == "img" and values["aria-label"] for values in charts)
     told = " ".join(tiny_page.text)
-    assert "plan, layer 0, EP rank 7: " in told
-    assert "linear layout, layer 0, EP rank 0: " in told
+    assert "plan, layer 0, EP rank 7 (GPU 7): " in told
+    assert "linear layout, layer 0, EP rank 0 (GPU 0): " in told
     assert "plan, GPU 0 to GPU 7: " in told
 
 
@@ -138,7 +138,7 @@ def test_figures_of_the_grids_are_those_of_the_plan(tiny_plan: Path, tiny_page: 
     for name, rows in (("plan", plan.predicted.rank_tokens), ("linear layout", found.linear_rank_tokens)):
         tokens_R = rows[3]
         ratio = tokens_R[5] * len(tokens_R) / sum(tokens_R)
-        assert f"{name}, layer 3, EP rank 5: {ratio:.3f} x mean, {tokens_R[5]:,} rows" in told
+        assert f"{name}, layer 3, EP rank 5 (GPU 5): {ratio:.3f} x mean, {tokens_R[5]:,} rows" in told
     assert sum(map(sum, found.linear_rank_tokens)) == sum(map(sum, plan.predicted.rank_tokens))
 
 
@@ -197,6 +197,7 @@ def test_stages_and_shared_experts(tmp_path: Path) -> None:
     gpus = [set(stage.gpus) for stage in read_plan(plan).stages]
     across = found.traffic.plan_GG[np.ix_(sorted(gpus[0]), sorted(gpus[1]))]
     assert not across.any()  # tokens reach experts of their own stage only
+    assert "layer 7, EP rank 1 (GPUs 6, 7): " in " ".join(page.text)
 
 
 def test_a_large_plan_stays_below_two_megabytes(tmp_path: Path) -> None:

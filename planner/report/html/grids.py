@@ -44,12 +44,14 @@ def load(plan: Plan, found: Unbooked | str) -> Section | None:
     merged = -(-len(tables) * len(layers) * plan.split.ep // MOST_CELLS)
     if merged > 1:
         says.append(f"Each cell stands for the most loaded of {merged} neighbouring ranks.")
-    cells = []
+    cells, gpus = [], {layer: _gpus_of_ranks(plan, layer) for _, layer in layers}
     for name, tokens_LR in tables.items():
         for row, layer in layers:
             for rank, (ratio, rows) in enumerate(_worst(tokens_LR[row], merged)):
                 first = rank * merged
-                ranks = f"EP rank {first}" if merged == 1 else f"EP ranks {first}..{first + merged - 1}"
+                ranks = f"EP ranks {first}..{first + merged - 1}"
+                if merged == 1:
+                    ranks = f"EP rank {first} ({gpus[layer][rank]})"
                 told = f"{name}, layer {layer}, {ranks}: {ratio:.3f} x mean, {rows:,} rows"
                 cells.append({"of": name, "x": first, "y": layer, "value": round(ratio, 4), "told": told})
     chart = charts.heat_maps(cells, ("EP rank", "layer"), len(layers), ratio=True)
@@ -59,6 +61,18 @@ def load(plan: Plan, found: Unbooked | str) -> Section | None:
     swatches = tuple(zip(charts.RATIO_COLOURS, words, strict=True))
     drawn = (Chart(chart, label),)
     return Section("load", "Load of every rank, before and after", tuple(says), drawn, _ratio_tables(plan), swatches)
+
+
+def _gpus_of_ranks(plan: Plan, layer: int) -> list[str]:
+    """The GPUs of each EP rank in the stage of a layer, copies of the grid and shards of an expert together."""
+    split = plan.split
+    stage = next(stage for stage in plan.stages if stage.layers[0] <= layer < stage.layers[1])
+    held: list[list[int]] = [[] for _ in range(split.ep)]
+    for index, gpu in enumerate(stage.gpus):
+        held[index // split.etp % split.ep].append(gpu)
+    return [
+        f"GPU{'s' if len(ids) > 1 else ''} {', '.join(map(str, ids[:4]))}" + ", ..." * (len(ids) > 4) for ids in held
+    ]
 
 
 def _worst(tokens_R: Sequence[int], merged: int) -> Iterator[tuple[float, int]]:
