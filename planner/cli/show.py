@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from planner.cli.options import json_option, paths, trace_option, verbosity
+from planner.cli.options import json_option, paths, trace_option, verbosity, warn
+
+if TYPE_CHECKING:
+    from planner.plan.plan import Plan
 
 
 @click.command("show")
@@ -31,20 +35,18 @@ def command(plan: Path, html: Path | None, traces: tuple[str, ...], as_json: boo
 
     if traces and html is None:
         raise click.UsageError("--trace is for --html: the plan itself holds all that is printed")
-    if html is not None:
-        _write(plan, html, paths(traces), quiet=quiet)
     read = read_plan(plan)
+    if html is not None:
+        _write(read, plan, html, paths(traces), quiet=quiet)
     if as_json:
         click.echo(plan_text(read), nl=False)
     elif not quiet and html is None:
         render_plan(read, console(), verbose=verbose)
 
 
-def _write(plan: Path, html: Path, traces: list[Path], *, quiet: bool) -> None:
-    from planner.cli.options import warn
+def _write(read: Plan, plan: Path, html: Path, traces: list[Path], *, quiet: bool) -> None:
     from planner.errors import InputError, MissingEnvironmentError
     from planner.files import check_target, refuse_overwriting, write_whole
-    from planner.plan.plan import read_plan
     from planner.review.unbooked import Unbooked, unbooked
 
     check_target(html)
@@ -54,7 +56,6 @@ def _write(plan: Path, html: Path, traces: list[Path], *, quiet: bool) -> None:
     except ImportError as error:
         hint = "pip install 'ep-plan[report]'"
         raise MissingEnvironmentError(f"--html needs {error.name}, which is not installed", hint=hint) from None
-    read = read_plan(plan)
     found: Unbooked | str
     try:
         found = unbooked(read, plan, traces or None)
