@@ -176,7 +176,9 @@ def test_a_plan_without_a_trace(mixtral_plan: Path) -> None:
 
 
 def test_one_rank_has_nothing_to_balance(tmp_path: Path) -> None:
-    plan = solved(example("tiny-moe", tmp_path), "--split", "ep=1", "--gap", "90%", "--redundant-experts", "0")
+    plan = solved(
+        example("tiny-moe", tmp_path), "--split", "ep=1,tp=1,pp=1", "--gap", "90%", "--redundant-experts", "0"
+    )
     page = Page(html_report(read_plan(plan), unbooked(read_plan(plan), plan)))
     assert not {"load", "traffic", "copies"} & set(page.each("id"))
     told = "nothing to balance: one EP rank holds all experts"
@@ -188,7 +190,7 @@ def test_one_rank_has_nothing_to_balance(tmp_path: Path) -> None:
 
 def test_stages_and_shared_experts(tmp_path: Path) -> None:
     plan = solved(
-        example("tiny-moe", tmp_path), "--split", "pp=2,ep=2,etp=2", "--gap", "90%", "--redundant-experts", "0"
+        example("tiny-moe", tmp_path), "--split", "pp=2,ep=2,etp=2,tp=1", "--gap", "90%", "--redundant-experts", "0"
     )
     found = unbooked(read_plan(plan), plan)
     page = Page(html_report(read_plan(plan), found))
@@ -256,11 +258,9 @@ def test_the_same_plan_gives_the_same_bytes(tiny_plan: Path) -> None:
 
 
 def test_the_command_writes_the_file_and_prints_nothing_else(tiny_plan: Path, tmp_path: Path) -> None:
-    result = run("show", tiny_plan, "--html", "report.html", cwd=tmp_path)
-    assert (result.code, result.out, result.err) == (0, "", "wrote report.html\n")
+    result = run("show", tiny_plan, "--html", "report.html", "--json", cwd=tmp_path)
+    assert (result.code, result.out, result.err) == (0, tiny_plan.read_text(), "wrote report.html\n")
     assert files_in(tmp_path) == {"report.html"}
-    both = run("show", tiny_plan, "--html", "report.html", "--json", "-q", cwd=tmp_path)
-    assert (both.json()["schema"], both.err) == ("ep-plan/plan/1", "")
 
 
 def test_a_trace_that_is_gone_is_told_and_can_be_given(tiny_plan: Path, tmp_path: Path) -> None:
@@ -272,8 +272,8 @@ def test_a_trace_that_is_gone_is_told_and_can_be_given(tiny_plan: Path, tmp_path
     page = Page((tmp_path / "report.html").read_text())
     assert "cannot be shown beside it" in page.words()
     trace = tiny_plan.parent / "trace.npz"
-    given = run("show", "plan.json", "--html", "report.html", "--trace", trace, cwd=tmp_path)
-    assert (given.code, given.err) == (0, "wrote report.html\n")
+    given = run("show", "plan.json", "--html", "report.html", "--trace", trace, "-q", cwd=tmp_path)
+    assert (given.code, given.out, given.err) == (0, "", "")
     other = tmp_path / "other.npz"
     shutil.copy(trace, other)
     with other.open("ab") as file:
@@ -300,7 +300,6 @@ def test_without_the_extra_it_says_what_to_install(package: str, tiny_plan: Path
     assert result.code == 7
     assert package in result.err
     assert "ep-plan[report]" in result.err
-    assert run("show", tiny_plan, cwd=tmp_path, env={"PYTHONPATH": str(blocked)}).code == 0
 
 
 # --- in a browser ---------------------------------------------------------------------------------------
@@ -315,9 +314,8 @@ def chromium_options() -> tuple[str, ...]:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
-@pytest.mark.parametrize("width", [500, 1600])
-def test_a_browser_draws_it_without_a_complaint(width: int, tiny_plan: Path, tmp_path: Path) -> None:
-    plan = read_plan(tiny_plan)
+def test_a_browser_draws_it_without_a_complaint(tiny_plan: Path, tmp_path: Path) -> None:
+    plan, width = read_plan(tiny_plan), 1000
     (tmp_path / "report.html").write_text(html_report(plan, unbooked(plan, tiny_plan)))
     done = subprocess.run(
         [
