@@ -83,6 +83,12 @@ def check_gpus(needed: int, nodes: int) -> None:
         raise MissingEnvironmentError(message, hint=hint)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory is short; torch has no class of its own for it on CPUs."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in said or "allocate memory" in said
+
+
 def high_water() -> int:
     """Most bytes of memory that this process has held so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
@@ -100,7 +106,7 @@ def describe(job: Job, identity: Identity) -> tuple[str, str | None]:
     have = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if identity.local_rank >= have:
         message = f"{identity}: smoke: needs GPU {identity.local_rank} of its host, which has {have}"
-        hint = "the launcher must start as many ranks on each host as the plan has GPUs there"
+        hint = "as many ranks on each host as the plan has GPUs there; every rank must see all of them"
         raise MissingEnvironmentError(message, hint=hint)
     properties = torch.cuda.get_device_properties(identity.local_rank)
     return properties.name, str(getattr(properties, "uuid", identity.local_rank))

@@ -83,6 +83,8 @@ def _rank(job: Job, rank: int, ranks: int, meeting: stores.Meeting, listener: in
     """Entry of a rank's process."""
     for number in (signal.SIGTERM, signal.SIGINT):  # elastic's handlers, inherited, would wait for an exchange to end
         signal.signal(number, signal.SIG_DFL)
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.pop(name, None)  # for a cluster: here ranks meet on the loopback interface
     if job.device != "cuda":
         os.close(listener)  # inherited: the store must end with the process that serves it
     code = work(job, Identity(rank, ranks, rank, socket.gethostname()), meeting)

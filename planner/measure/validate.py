@@ -21,17 +21,19 @@ from planner.files import sha256_of
 from planner.measure import devices, verdict
 from planner.measure import store as stores
 from planner.measure.coordinate import Coordinator, Hello
-from planner.measure.document import Nodes, RankRecord, RunRecord, Validation
+from planner.measure.document import Nodes, OutputsRecord, RankRecord, RunRecord, Validation
 from planner.measure.gathered import Gathered
 from planner.measure.job import Identity, Job
 from planner.measure.local import run_locally
+from planner.measure.machine import MachineFinding
+from planner.measure.plan_run import timed_windows
 from planner.measure.probe import follow_and_work
 from planner.measure.replay import replayed, serving_slots
 from planner.measure.seats import Seating
 from planner.measure.shape import emulated_shape
 from planner.measure.verdict import Evidence
 from planner.measure.wires import sent_copies_GV
-from planner.measure.worker import timed_windows, work
+from planner.measure.worker import work
 from planner.plan.placement import Placement
 from planner.plan.plan import Plan, read_plan
 
@@ -201,9 +203,6 @@ def judge(ready: Prepared, hellos: Sequence[Mapping[str, Any]], results: list[di
     levels, terms = verdict.judge_levels(found), verdict.judge_terms(found)
     runs, machine = verdict.placement_runs(found), verdict.judge_machine(found)
     decided, reasons = verdict.overall(found, counts, outputs, levels, terms, runs, machine)
-    failing = {host for finding in machine for host in finding.hosts}
-    failing |= {host for host in hosts if any(f"({host})" in text for text in outputs.findings)}
-    every = tuple(dict.fromkeys(hosts))
     return Validation(
         version=__version__,
         plan=str(job.plan_path),
@@ -211,18 +210,7 @@ def judge(ready: Prepared, hellos: Sequence[Mapping[str, Any]], results: list[di
         verdict=decided,
         reasons=reasons,
         tolerance=job.tolerance,
-        run=RunRecord(
-            mode=job.device,
-            backend=job.backend,
-            ranks=len(results),
-            hosts=tuple(hosts),
-            devices=tuple(hello["device"] for hello in hellos),
-            scale=emulated_shape(ready.instance, ready.cost.split, job.scale).scale if job.emulates else 1,
-            windows=windows,
-            timed_windows=timed,
-            repeats=0 if job.emulates else job.repeats,
-            shows=_SHOWS[job.device],
-        ),
+        run=_run_record(found, ready, hellos),
         counts=counts,
         outputs=outputs,
         levels=levels,
@@ -230,10 +218,34 @@ def judge(ready: Prepared, hellos: Sequence[Mapping[str, Any]], results: list[di
         placements=runs,
         ranks=_ranks(ready, results),
         machine=tuple(finding.message for finding in machine),
-        nodes=Nodes(
-            passing=tuple(host for host in every if host not in failing),
-            failing=tuple(host for host in every if host in failing),
-        ),
+        nodes=_nodes(hosts, machine, outputs),
+    )
+
+
+def _run_record(found: Evidence, ready: Prepared, hellos: Sequence[Mapping[str, Any]]) -> RunRecord:
+    job = found.job
+    return RunRecord(
+        mode=job.device,
+        backend=job.backend,
+        ranks=len(found.results),
+        hosts=tuple(found.hosts),
+        devices=tuple(hello["device"] for hello in hellos),
+        scale=emulated_shape(ready.instance, ready.cost.split, job.scale).scale if job.emulates else 1,
+        windows=int(found.results[0]["runs"]["plan"]["windows"]),
+        timed_windows=found.timed,
+        repeats=0 if job.emulates else job.repeats,
+        shows=_SHOWS[job.device],
+    )
+
+
+def _nodes(hosts: Sequence[str], machine: Sequence[MachineFinding], outputs: OutputsRecord) -> Nodes:
+    """Hosts that something was found against, and the others."""
+    failing = {host for finding in machine for host in finding.hosts}
+    failing |= {host for host in hosts if any(f"({host})" in text for text in outputs.findings)}
+    every = tuple(dict.fromkeys(hosts))
+    return Nodes(
+        passing=tuple(host for host in every if host not in failing),
+        failing=tuple(host for host in every if host in failing),
     )
 
 
