@@ -172,10 +172,11 @@ def _job(plan: Path, given: dict[str, Any]) -> Any:
 
 def _calibrate(validation: Any, ready: Any, target: Path, *, quiet: bool) -> None:
     from planner.files import write_whole
-    from planner.measure.calibrate import calibrated_text
+    from planner.measure.calibrate import calibrated_text, uncertain
 
     write_whole(target, calibrated_text(validation, ready.plan, ready.cost))
     if not quiet:
+        warn(uncertain(validation))
         click.echo(f"wrote {target}", err=True)
 
 

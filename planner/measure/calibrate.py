@@ -57,6 +57,16 @@ def calibrated_text(validation: Validation, plan: Plan, cost: SplitCost) -> str:
     return head + "\n" + yaml.safe_dump({"schema": "ep-plan/topology/1", **data}, sort_keys=False, width=120)
 
 
+def uncertain(validation: Validation) -> tuple[str, ...]:
+    """Corrections that rest on samples spread wider than the tolerance, to be told where the file is written."""
+    return tuple(
+        f"{term.name}: corrected by x {term.measured_s / term.predicted_s:.3g}, but its samples spread over "
+        f"{term.spread:.0%}: measure again on a quieter machine, or with more --repeats"
+        for term in validation.terms
+        if term.predicted_s and term.measured_s and term.spread > validation.tolerance
+    )
+
+
 def _gpus(file: TopologyFile) -> list[Gpu]:
     return [gpu for gpu in file.gpu_kinds() if isinstance(gpu, Gpu)]
 

@@ -21,6 +21,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext
 
 from planner.measure import store as stores
 from planner.measure.coordinate import Coordinator, Hello
+from planner.measure.identity import host_name
 from planner.measure.job import Identity, Job
 from planner.measure.worker import work
 
@@ -87,7 +88,7 @@ def _rank(job: Job, rank: int, ranks: int, meeting: stores.Meeting, listener: in
         os.environ.pop(name, None)  # for a cluster: here ranks meet on the loopback interface
     if job.device != "cuda":
         os.close(listener)  # inherited: the store must end with the process that serves it
-    code = work(job, Identity(rank, ranks, rank, socket.gethostname()), meeting)
+    code = work(job, Identity(rank, ranks, rank, host_name()), meeting)
     if code:
         sys.exit(code)
 

@@ -18,6 +18,7 @@ from planner.cost.prepare import from_plan
 from planner.cost.step import SplitCost, split_cost, stage_of_layers
 from planner.errors import BadAnswerError, UsageError
 from planner.files import sha256_of
+from planner.inputs.precision import WEIGHTS
 from planner.measure import devices, verdict
 from planner.measure import store as stores
 from planner.measure.coordinate import Coordinator, Hello
@@ -30,7 +31,7 @@ from planner.measure.plan_run import timed_windows
 from planner.measure.probe import follow_and_work
 from planner.measure.replay import replayed, serving_slots
 from planner.measure.seats import Seating
-from planner.measure.shape import emulated_shape
+from planner.measure.shape import emulated_shape, real_shape
 from planner.measure.verdict import Evidence
 from planner.measure.wires import sent_copies_GV
 from planner.measure.worker import work
@@ -117,9 +118,10 @@ def validate_here(job: Job) -> tuple[Validation, Prepared, list[dict[str, Any]]]
         devices.check_gpus(ranks, nodes)
     elif job.device == "cpu":
         devices.check_cores(ranks)
+        devices.check_room(ranks, _weight_bytes(ready), devices.free_memory(), emulated=False)
     else:
         at_once = min(ranks, job.most_ranks or ranks)
-        devices.check_room(at_once, _emulated_bytes(ready), devices.free_memory())
+        devices.check_room(at_once, _emulated_bytes(ready), devices.free_memory(), emulated=True)
     if job.most_ranks is not None and ranks > job.most_ranks:
         hellos, results = _in_turns(ready, job.most_ranks)
     else:
@@ -142,6 +144,14 @@ def _in_turns(ready: Prepared, most: int) -> tuple[list[Hello], list[dict[str, A
             result["runs"] = {name: {**run, "sums": []} for name, run in result["runs"].items()}
             found[gpu] = (hello, result)
     return [found[gpu][0] for gpu in sorted(found)], [found[gpu][1] for gpu in sorted(found)]
+
+
+def _weight_bytes(ready: Prepared) -> int:
+    """Expert weights at real size, mean of the ranks: what they hold at least."""
+    shape, split = real_shape(ready.instance, ready.cost.split), ready.cost.split
+    elements = (3 if shape.gated else 2) * shape.expert_hidden * shape.expert_width
+    slots = ready.cost.slots_per_rank * len(ready.layers) // split.pp
+    return int(slots * elements * WEIGHTS[shape.experts].bits / 8)
 
 
 def _emulated_bytes(ready: Prepared) -> int:
