@@ -19,7 +19,7 @@ from planner.inputs.documents import validated
 from planner.inputs.kernels import on_machine
 from planner.inputs.topology import resolve
 from planner.inputs.topology_file import TopologyFile
-from planner.measure.calibrate import calibrated_text
+from planner.measure.calibrate import calibrated_text, uncertain
 from planner.measure.predicted import predicted_parts
 from planner.plan.placement import Placement
 from planner.plan.split import Split
@@ -97,6 +97,16 @@ def test_calibrating_twice_replaces_what_was_written_first() -> None:
     assert predicted(cost_on(file))["attention all-reduce"] == pytest.approx(
         predicted(before)["attention all-reduce"], rel=1e-4
     )
+
+
+def test_corrections_that_rest_on_noise_are_told() -> None:
+    def term(name: str, spread: float, predicted_s: float | None = 1.0) -> SimpleNamespace:
+        return SimpleNamespace(name=name, predicted_s=predicted_s, measured_s=3.0, spread=spread)
+
+    terms = [term("experts", 0.1), term("dispatch", 1.06), term("counts", 2.0, None)]
+    validation: Any = SimpleNamespace(terms=terms, tolerance=0.25)
+    (told,) = uncertain(validation)
+    assert told.startswith("dispatch: corrected by x 3, but its samples spread over 106%")
 
 
 def test_nothing_is_calibrated_with_times_of_a_wrong_run() -> None:
