@@ -263,12 +263,18 @@ def test_the_launcher_killed_leaves_no_orphans(four_rank_plan: Path, tmp_path: P
     assert files_in(tmp_path) == set()
 
 
-def test_ctrl_c_ends_all_ranks(four_rank_plan: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [(signal.SIGINT, 130, "interrupted; nothing was written"), (signal.SIGTERM, -signal.SIGTERM, "")],
+)
+def test_a_signal_ends_all_ranks(
+    four_rank_plan: Path, tmp_path: Path, number: signal.Signals, code: int, words: str
+) -> None:
     with started(four_rank_plan, tmp_path) as (process, children):
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=LIMIT_S)
-        assert process.returncode == 130, err
-        assert (out, err) == ("", "interrupted; nothing was written\n")
+        assert process.returncode == code, err
+        assert (out, err.strip()) == ("", words)
         assert all_end(children)
     assert files_in(tmp_path) == set()
 
