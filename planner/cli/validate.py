@@ -204,10 +204,10 @@ def _write(validation: Any, output: Path, *, as_json: bool, verbose: bool, quiet
     from planner.report.validation_report import node_lists, render_validation
 
     text = validation_text(validation)
-    write_whole(output, text)
     lists = node_lists(validation, output)
     for path, hosts in lists.items():
         write_whole(path, hosts)
+    write_whole(output, text)  # last: where it stands, all of this run stands
     if as_json:
         click.echo(text, nl=False)
     elif not quiet:

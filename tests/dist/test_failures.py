@@ -108,7 +108,7 @@ def stopping(*arguments):
         os.kill(os.getpid(), signal.SIGSTOP)
     return usual(*arguments)
 micro_run.combine = stopping
-""".replace("SECONDS", "60")
+""".replace("SECONDS", "30")
     ended = ranks_with(four_rank_plan, tmp_path, stopped, before)
     others = [rank for rank in range(SIZE) if rank != stopped]
     assert [ended[rank].code for rank in others] == [7] * 3
