@@ -325,8 +325,10 @@ class PlanInputs(Frozen):
     """How the windows were made."""
 
 
-class Plan(Frozen):
+class Plan(Sparse):
     """A plan.json."""
+
+    optional_keys: ClassVar[frozenset[str]] = frozenset({"rejected_left_out"})
 
     version: str
     """Version of ep-plan."""
@@ -348,6 +350,8 @@ class Plan(Frozen):
     """What to know before trusting the figures."""
     candidates: tuple[CandidateRecord, ...]
     """Every split looked at."""
+    rejected_left_out: Whole = 0
+    """Rejected splits that are not listed, as in golden plans: `ep-plan check` finds them again."""
     inputs: PlanInputs
     """Everything needed to check the plan alone."""
 
@@ -375,6 +379,13 @@ class Plan(Frozen):
 
 
 _SCHEMA = "ep-plan/plan/1"
+
+
+def without_rejected(plan: Plan) -> Plan:
+    """The same plan, its rejected splits only counted: a fraction of the size."""
+    kept = tuple(record for record in plan.candidates if record.outcome != "rejected")
+    left_out = plan.rejected_left_out + len(plan.candidates) - len(kept)
+    return plan.model_copy(update={"candidates": kept, "rejected_left_out": left_out})
 
 
 def plan_text(plan: Plan) -> str:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.text import Text
 
-from planner.check import slots_of
 from planner.inputs.units import format_bytes, format_count, format_percent, format_rate, format_seconds
+from planner.plan.decision import slots_of
 from planner.plan.plan import BaselineRecord, CandidateRecord, Plan, SplitRecord
 from planner.report.machine_text import fullest_gpus, machine_of, machine_text
 from planner.report.rules_report import render_rejected, render_rules
@@ -119,7 +119,7 @@ def _proof(plan: Plan) -> str:
 
 def _all(plan: Plan) -> str:
     """What was looked at: all splits, or those with the degrees that were given."""
-    count = len(plan.candidates)
+    count = len(plan.candidates) + plan.rejected_left_out
     pins = ", ".join(f"{name}={value}" for name, value in plan.inputs.search.pins.items())
     looked = f"all {count} candidates" if count > 1 else "the one candidate"
     return looked + (f" with {pins}" if pins else "")
@@ -270,6 +270,8 @@ def _splits(plan: Plan, console: Console, verbose: bool) -> None:
     if hidden:
         console.print(f"and {hidden} more that fit (-v)", style="dim")
     render_rejected([(split_text(c.split), c) for c in rejected], console, verbose=verbose)
+    if plan.rejected_left_out:
+        console.print(f"{plan.rejected_left_out} rejected, not listed in this file", style="dim")
 
 
 def _split_row(candidate: CandidateRecord) -> tuple[str, ...]:
