@@ -2,6 +2,7 @@
 # make test    install what tests need and run them
 # make check   lint, types, architecture, docs up to date
 # make bench   figures (set EP_PLAN_DATA to a folder of recorded traces for all of them)
+# make golden  write the golden plans of the examples anew
 # make docs    write the generated parts of docs/, and the output shown in READMEs
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 SOURCES := $(shell find planner profiles -name '*.py' -o -name '*.yaml') pyproject.toml constraints.txt
 
-.PHONY: solve test check bench docs clean
+.PHONY: solve test check bench docs golden clean
 
 solve: $(VENV)/.installed
 	$(BIN)/ep-plan solve examples/tiny-moe/deployment.yaml -o plan.json
@@ -31,6 +32,9 @@ bench: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/outputs.py
+
+golden: $(VENV)/.dev
+	$(BIN)/ep-plan check --update examples
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

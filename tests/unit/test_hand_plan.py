@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from planner.errors import InputError
+from planner.inputs.deployment import ChecksSection
 from planner.plan.hand import HandPlan, read_any_plan
 from planner.plan.plan import Plan, read_plan
 from planner.review.check_files import check_file
 from planner.review.checked import Checked
+from tests.building import EXAMPLES
 from tests.golden_box import set_deployment, write_box
 
 ROW = [0, 7, 1, 4, 2, 3, 5, 6]
@@ -136,6 +139,19 @@ def test_as_golden_plan_it_must_not_be_beaten_by_itself(box: Path) -> None:
     wrong = check_file(box / "deployment.yaml")
     assert wrong.error is not None
     assert "is for prod.yaml, but lies beside deployment.yaml" in str(wrong.error)
+
+
+def test_the_plan_of_the_documentation_is_one(box: Path) -> None:
+    page = (EXAMPLES.parent / "docs" / "check.md").read_text()
+    (text,) = re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (box / "plan.json").write_text(text)
+    assert check_file(box / "plan.json").is_good
+
+
+def test_the_thresholds_of_the_documentation_are_all_there_are() -> None:
+    page = (EXAMPLES.parent / "docs" / "check.md").read_text()
+    named = set(re.findall(r"^  ([a-z_]+): .* # ", page, re.MULTILINE))
+    assert named | {"expect"} == set(ChecksSection.model_fields)
 
 
 def test_both_kinds_are_told_apart(box: Path) -> None:
