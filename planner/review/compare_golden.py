@@ -24,6 +24,8 @@ _BOOKED: Final = ("predicted", "baselines", "solver", "held_out", "candidates", 
 _OF_OTHERS: Final = re.compile(r"baselines|candidates\[\d+\]\.(free_bytes|spare_kv|most_seq|longest)")
 """Figures of other placements and splits, priced by the same cost model."""
 _SHOWN: Final = 3
+_SHOWN_SLOWER: Final = 5e-5
+"""What two digits of a percentage show."""
 _VALUES_SHOWN: Final = 4
 Status = Literal["same", "better", "as good", "regression", "created", "renewed", "unchanged"]
 
@@ -89,7 +91,7 @@ def _judged(compared: Compared, golden: Golden, plan: Plan, deployment: Deployme
     if compared.rows or compared.causes:
         slower = plan.solver.objective_s / reached.step_s - 1 if reached else 0.0
         notes = compared.notes
-        if slower > CLOSE:
+        if slower > _SHOWN_SLOWER:
             within = "the gap asked for" if slower > NOISE else "what counts as noise"
             notes = (f"{format_percent(slower, 2)} slower than the golden plan, within {within}", *notes)
         return replace(compared, status="as good", notes=notes, to_do=f"to renew: {update}")
