@@ -381,13 +381,6 @@ class Plan(Sparse):
 _SCHEMA = "ep-plan/plan/1"
 
 
-def without_rejected(plan: Plan) -> Plan:
-    """The same plan, its rejected splits only counted: a fraction of the size."""
-    kept = tuple(record for record in plan.candidates if record.outcome != "rejected")
-    left_out = plan.rejected_left_out + len(plan.candidates) - len(kept)
-    return plan.model_copy(update={"candidates": kept, "rejected_left_out": left_out})
-
-
 def plan_text(plan: Plan) -> str:
     """The plan as JSON, one row per layer, ending in a newline."""
     data = {"schema": _SCHEMA, **plan.model_dump(mode="json")}

@@ -12,7 +12,7 @@ from planner import __version__
 from planner.inputs.deployment import Deployment
 from planner.inputs.units import format_percent, format_seconds
 from planner.plan.finding import CLOSE, Finding
-from planner.plan.plan import Plan, plan_text, without_rejected
+from planner.plan.plan import Plan, plan_text
 from planner.review.golden import Golden
 from planner.review.input_changes import Cause, input_changes
 from planner.review.plan_changes import Row, Side, changes
@@ -50,8 +50,10 @@ class Compared:
 
 
 def golden_text(plan: Plan) -> str:
-    """A plan as it is kept beside a deployment."""
-    return plan_text(without_rejected(plan))
+    """A plan as it is kept beside a deployment: its rejected splits only counted, a fraction of the size."""
+    kept = tuple(record for record in plan.candidates if record.outcome != "rejected")
+    left_out = len(plan.candidates) - len(kept)
+    return plan_text(plan.model_copy(update={"candidates": kept, "rejected_left_out": left_out}))
 
 
 def compare_golden(golden: Golden, plan: Plan, today: Priced, deployment: Deployment) -> Compared:
