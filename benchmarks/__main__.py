@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks import affinity, ceiling, generalisation, held_out, predictions, routing, scale, speed, traces
+from benchmarks import affinity, bounds, ceiling, generalisation, held_out, predictions, routing, scale, speed, traces
 from benchmarks.accuracy import page as accuracy
 
 _ALL = {
@@ -19,6 +19,7 @@ _ALL = {
     "generalisation": generalisation.run,
     "ceiling": ceiling.run,
     "affinity": affinity.run,
+    "bounds": bounds.run,
     "scale": scale.run,
     "routing": routing.run,
     "predictions": predictions.run,
