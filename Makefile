@@ -5,6 +5,7 @@
 # make docs    write the generated parts of docs/, and the output shown on pages
 # make docs-test   run the commands of all pages, and hold what is shown against what is printed
 # make docs-site   build the documentation as a site in build/site
+# make golden  write the golden plans of the examples anew
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 SOURCES := $(shell find planner profiles -name '*.py' -o -name '*.yaml') pyproject.toml constraints.txt
 
-.PHONY: solve test check bench docs docs-test docs-site clean
+.PHONY: solve test check bench docs docs-test docs-site golden clean
 
 solve: $(VENV)/.installed
 	$(BIN)/ep-plan solve examples/tiny-moe/deployment.yaml -o plan.json
@@ -39,6 +40,9 @@ docs-test: $(VENV)/.dev
 
 docs-site: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+golden: $(VENV)/.dev
+	$(BIN)/ep-plan check --update examples
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

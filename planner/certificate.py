@@ -139,6 +139,12 @@ def _candidates(plan: Plan, instance: Instance, limits: Limits) -> Iterator[Find
             yield from _outcome(name, record, plan.predicted.step_s)
         seen.add(key)
     missing = [key for key in grid if key not in seen]
+    left_out = sum(not grid[key].is_feasible for key in missing)
+    if plan.rejected_left_out:
+        if left_out != plan.rejected_left_out:
+            detail = f"booked {plan.rejected_left_out}, but {left_out} of those not listed are rejected"
+            yield Finding("rejected_left_out", detail)
+        missing = [key for key in missing if grid[key].is_feasible]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         yield Finding("candidates", f"{missing[0][0]} with {missing[0][1]} copies is missing{more}")

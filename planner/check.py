@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 from planner.baselines import score
 from planner.certificate import certificate
-from planner.cost.booking import book
+from planner.cost.booking import book, memory_G
 from planner.cost.instance import Instance
 from planner.cost.notes import notes
 from planner.cost.step import SplitCost, split_cost
 from planner.inputs.units import format_bytes
+from planner.plan.decision import Decided, cuts_of, placement_of, slots_of, split_of
 from planner.plan.finding import Finding, differences
 from planner.plan.placement import Placement, slots_of_ranks, violations
 from planner.plan.plan import Plan
-from planner.plan.split import Split
 from planner.rules import Limits, Shares, broken_rules, torn_group
 
 Ints = NDArray[np.int64]
@@ -39,19 +39,9 @@ def check(plan: Plan, instance: Instance) -> list[Finding]:
     if findings:
         return findings  # nothing else has a meaning
     findings += _windows(plan, instance)
-    split = split_of(plan)
-    limits = Limits(
-        plan.inputs.rules,
-        plan.inputs.engine or "engine",
-        keep_groups=plan.inputs.keep_groups == "node",
-        for_checkpoint=plan.inputs.target == "checkpoint",
-    )
-    shares = Shares(tuple(stage.gpus for stage in plan.stages), slots_of(plan))
-    broken = broken_rules(instance, split, plan.placement.redundant_experts, limits, shares)
-    findings += [Finding(rule.rule, rule.detail) for rule in broken]
-    cost = split_cost(instance, split, plan.placement.redundant_experts, shares.gpus, shares.slots_KR)
-    findings += _groups(plan, cost)
-    findings += _whole_groups(plan)
+    limits = limits_of(plan)
+    cost = cost_of(plan, instance)
+    findings += broken_by(plan, cost, limits)
     findings += _figures(plan, cost)
     findings += certificate(plan, instance, limits, cost)
     if plan.notes != (again := notes(instance, plan.solver.stopped_by, plan.solver.gap)):
@@ -59,7 +49,35 @@ def check(plan: Plan, instance: Instance) -> list[Finding]:
     return findings
 
 
-def structure(plan: Plan, instance: Instance) -> list[Finding]:
+def limits_of(plan: Plan) -> Limits:
+    """The rules that a plan was made under."""
+    return Limits(
+        plan.inputs.rules,
+        plan.inputs.engine or "engine",
+        keep_groups=plan.inputs.keep_groups == "node",
+        for_checkpoint=plan.inputs.target == "checkpoint",
+    )
+
+
+def cost_of(plan: Decided, instance: Instance) -> SplitCost:
+    """The instance bound to the split of a plan whose structure is sound."""
+    gpus = [stage.gpus for stage in plan.stages]
+    return split_cost(instance, split_of(plan), plan.placement.redundant_experts, gpus, slots_of(plan))
+
+
+def broken_by(plan: Decided, cost: SplitCost, limits: Limits) -> list[Finding]:
+    """The rules of engines, libraries, routing groups and memory that a plan of sound structure breaks."""
+    shares = Shares(tuple(stage.gpus for stage in plan.stages), slots_of(plan))
+    broken = broken_rules(cost.instance, cost.split, plan.placement.redundant_experts, limits, shares)
+    return [
+        *(Finding(rule.rule, rule.detail) for rule in broken),
+        *(_groups(plan, cost) if limits.keep_groups else ()),
+        *(_whole_groups(plan, cost.instance) if limits.for_checkpoint else ()),
+        *_memory(plan, cost),
+    ]
+
+
+def structure(plan: Decided, instance: Instance) -> list[Finding]:
     """What is wrong with the ranks, the stages and the slots; without these a plan cannot be priced."""
     return [*_grid(plan, instance), *_layers(plan, instance)] or [*_placement(plan, instance)]
 
@@ -69,41 +87,10 @@ def windows_of(instance: Instance) -> str:
     return "no trace: uniform routing" if instance.windows is None else instance.windows.how
 
 
-def split_of(plan: Plan) -> Split:
-    """The plan's split."""
-    return Split(**plan.split.model_dump())
-
-
-def placement_of(plan: Plan) -> Placement:
-    """The plan's placement as arrays."""
-    record = plan.placement
-    expert_LP = np.array(record.physical_to_logical, dtype=np.int64)
-    return Placement(record.layer_ids, record.slots_per_rank, expert_LP)
-
-
-def slots_of(plan: Plan) -> tuple[Ints, ...]:
-    """Filled slots of each EP rank, by stage, as in the stage's first MoE layer; even where it has none."""
-    record, ep = plan.placement, plan.split.ep
-    found = []
-    for stage in plan.stages:
-        rows = [row for row, layer in enumerate(record.layer_ids) if stage.layers[0] <= layer < stage.layers[1]]
-        if rows:
-            filled_P = np.array(record.physical_to_logical[rows[0]]) >= 0
-            found.append(filled_P.reshape(ep, -1).sum(axis=1))
-        else:
-            found.append(slots_of_ranks(plan.inputs.model.moe.num_experts + record.redundant_experts, ep))
-    return tuple(found)
-
-
-def cuts_of(plan: Plan) -> tuple[range, ...]:
-    """Hidden layers of each stage."""
-    return tuple(range(*stage.layers) for stage in plan.stages)
-
-
 # --- the grid -------------------------------------------------------------------------------------
 
 
-def _grid(plan: Plan, instance: Instance) -> Iterator[Finding]:
+def _grid(plan: Decided, instance: Instance) -> Iterator[Finding]:
     s = plan.split
     if s.tp * s.dp != s.etp * s.ep * s.edp:
         detail = f"tp {s.tp} x dp {s.dp} is not etp {s.etp} x ep {s.ep} x edp {s.edp}"
@@ -119,7 +106,7 @@ def _grid(plan: Plan, instance: Instance) -> Iterator[Finding]:
         yield Finding("GPUs", detail)
 
 
-def _layers(plan: Plan, instance: Instance) -> Iterator[Finding]:
+def _layers(plan: Decided, instance: Instance) -> Iterator[Finding]:
     expected = 0
     for number, stage in enumerate(plan.stages):
         first, end = stage.layers
@@ -130,7 +117,7 @@ def _layers(plan: Plan, instance: Instance) -> Iterator[Finding]:
         yield Finding("layers", f"the stages end at layer {expected} of {instance.model.num_layers}")
 
 
-def _placement(plan: Plan, instance: Instance) -> Iterator[Finding]:
+def _placement(plan: Decided, instance: Instance) -> Iterator[Finding]:
     record, moe = plan.placement, instance.model.moe
     if record.layer_ids != instance.model.moe_layer_ids:
         yield Finding("layer_ids", "these are not the MoE layers of the model")
@@ -149,7 +136,7 @@ def _placement(plan: Plan, instance: Instance) -> Iterator[Finding]:
     yield from _slots(plan, instance, placement)
 
 
-def _slots(plan: Plan, instance: Instance, placement: Placement) -> Iterator[Finding]:
+def _slots(plan: Decided, instance: Instance, placement: Placement) -> Iterator[Finding]:
     """Ranks of equal GPUs fill equal numbers of slots; unequal ones the same in all layers of a stage."""
     record, moe = plan.placement, instance.model.moe
     total = moe.num_experts + record.redundant_experts
@@ -169,8 +156,8 @@ def _slots(plan: Plan, instance: Instance, placement: Placement) -> Iterator[Fin
             yield Finding("slots", f"stage {number} fills {slots_R.sum()} slots, experts and copies need {total}")
 
 
-def _groups(plan: Plan, cost: SplitCost) -> Iterator[Finding]:
-    if plan.inputs.keep_groups != "node" or plan.split.ep == 1:
+def _groups(plan: Decided, cost: SplitCost) -> Iterator[Finding]:
+    if plan.split.ep == 1:
         return
     moe = cost.instance.model.moe
     per_group = moe.num_experts // moe.num_groups
@@ -187,10 +174,10 @@ def _groups(plan: Plan, cost: SplitCost) -> Iterator[Finding]:
                     yield Finding("keep_groups", f"layer {layer}: group {group} is on nodes {nodes.tolist()}")
 
 
-def _whole_groups(plan: Plan) -> Iterator[Finding]:
+def _whole_groups(plan: Decided, instance: Instance) -> Iterator[Finding]:
     """For a permuted checkpoint: the router takes consecutive experts as a group, so groups move as a whole."""
-    moe = plan.inputs.model.moe
-    if plan.inputs.target != "checkpoint" or moe.num_groups == 1:
+    moe = instance.model.moe
+    if moe.num_groups == 1:
         return
     for layer, row in zip(plan.placement.layer_ids, plan.placement.physical_to_logical, strict=True):
         if len(row) != moe.num_experts or min(row) < 0:
@@ -199,6 +186,16 @@ def _whole_groups(plan: Plan) -> Iterator[Finding]:
         if torn is not None:
             detail = f"layer {layer}: positions of group {torn} hold experts of several routing groups"
             yield Finding("checkpoint groups", detail)
+
+
+def _memory(plan: Decided, cost: SplitCost) -> Iterator[Finding]:
+    """The first GPU that does not hold what it must."""
+    used_G = memory_G(cost, cuts_of(plan), placement_of(plan)).tolist()
+    for gpu, (num_bytes, capacity) in enumerate(zip(used_G, cost.instance.usable_G.tolist(), strict=True)):
+        if num_bytes > capacity:
+            over = f"needs {format_bytes(num_bytes)} ({num_bytes:,} B), has {format_bytes(capacity)} ({capacity:,} B)"
+            yield Finding("memory", f"GPU {gpu} {over}")
+            return
 
 
 def _windows(plan: Plan, instance: Instance) -> Iterator[Finding]:
@@ -213,13 +210,7 @@ def _windows(plan: Plan, instance: Instance) -> Iterator[Finding]:
 
 def _figures(plan: Plan, cost: SplitCost) -> Iterator[Finding]:
     cuts = cuts_of(plan)
-    capacity_G = cost.instance.usable_G.tolist()
     again = book(cost, cuts, placement_of(plan))
-    for gpu, (num_bytes, capacity) in enumerate(zip(again.memory_bytes, capacity_G, strict=True)):
-        if num_bytes > capacity:
-            over = f"needs {format_bytes(num_bytes)} ({num_bytes:,} B), has {format_bytes(capacity)} ({capacity:,} B)"
-            yield Finding("memory", f"GPU {gpu} {over}")
-            break
     yield from differences("predicted", plan.predicted.model_dump(), again.model_dump())
     baselines = {name: record.model_dump() for name, record in score(cost, cuts).items()}
     yield from differences("baselines", {k: v.model_dump() for k, v in plan.baselines.items()}, baselines)

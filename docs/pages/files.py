@@ -19,6 +19,7 @@ from planner.inputs.model import Model
 from planner.inputs.topology import NodeFile
 from planner.inputs.topology_file import TopologyFile
 from planner.measure.document import Validation
+from planner.plan.hand import HandPlan
 from planner.plan.plan import Plan
 
 EXAMPLES: Final = Path(__file__).resolve().parent.parent.parent / "examples"
@@ -70,6 +71,12 @@ FILES: Final = (
         "What `ep-plan export --to checkpoint` keeps beside the permuted weights: what is done, and from what. JSON.",
     ),
     File("plan.json", "plan", Plan, "What `ep-plan solve` writes. JSON, one row of numbers per line."),
+    File(
+        "plan.json made by hand",
+        "plan",
+        HandPlan,
+        "What `ep-plan check` reads besides: a decision without figures ([check.md](check.md)). JSON.",
+    ),
     File("validation.json", "validation", Validation, "What `ep-plan validate` found. JSON."),
 )
 

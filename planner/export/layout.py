@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.check import placement_of, split_of, structure
+from planner.check import structure
 from planner.cost.instance import Instance
 from planner.errors import BadAnswerError
 from planner.inputs.model import Model
 from planner.inputs.topology import Topology, resolve
+from planner.plan.decision import placement_of, split_of
 from planner.plan.placement import Placement
 from planner.plan.plan import Plan
 from planner.plan.split import Split

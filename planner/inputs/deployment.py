@@ -118,6 +118,12 @@ class ChecksSection(Frozen):
     """Least part of the memory that the engine uses of a GPU that must stay free."""
     min_balancedness: Annotated[float, Field(ge=0, le=1)] | None = None
     """Least balancedness."""
+    max_held_out_imbalance: Annotated[float, Field(ge=1)] | None = None
+    """Most max/mean of the ranks' rows on windows that were not planned on."""
+    max_gap: Percentage | None = None
+    """Most that the plan may be away from its proven bound."""
+    max_step: Duration | None = None
+    """Longest step."""
     expect: Literal["feasible", "infeasible"] = "feasible"
     """infeasible: an example that must fail."""
 

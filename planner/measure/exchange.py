@@ -16,10 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from planner.cost.wires import Wires
 from planner.inputs.precision import ActivationName
 from planner.measure.clock import Clock
 from planner.measure.wire_format import Rows, decode, encode
-from planner.measure.wires import Wires
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from planner.check import cuts_of, placement_of, split_of
 from planner.cost.grid import Grid
 from planner.cost.instance import Instance
+from planner.cost.wires import wires_of
 from planner.errors import BadAnswerError
 from planner.inputs.topology import resolve
 from planner.inputs.units import format_bytes
@@ -32,7 +32,7 @@ from planner.measure.seats import Seat, Seating
 from planner.measure.shape import Shape, emulated_shape, real_shape
 from planner.measure.summary import summary
 from planner.measure.watch import Watch
-from planner.measure.wires import wires_of
+from planner.plan.decision import cuts_of, placement_of, split_of
 from planner.plan.placement import Placement
 from planner.plan.plan import Plan, read_plan
 

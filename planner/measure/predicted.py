@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.step import Cuts, SplitCost, combine_stages
-from planner.measure.wires import expected_copies_V
+from planner.cost.wires import expected_copies_V
 from planner.plan.placement import Placement
 
 Floats = NDArray[np.float64]

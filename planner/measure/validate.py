@@ -12,10 +12,11 @@ from torch.distributed import TCPStore
 
 from planner import __version__
 from planner.baselines import placements, weights_of
-from planner.check import cuts_of, placement_of, slots_of, split_of, structure
+from planner.check import structure
 from planner.cost.instance import Instance
 from planner.cost.prepare import from_plan
 from planner.cost.step import SplitCost, split_cost, stage_of_layers
+from planner.cost.wires import sent_copies_GV
 from planner.errors import BadAnswerError, UsageError
 from planner.files import sha256_of
 from planner.inputs.precision import WEIGHTS
@@ -33,8 +34,8 @@ from planner.measure.replay import replayed, serving_slots
 from planner.measure.seats import Seating
 from planner.measure.shape import emulated_shape, real_shape
 from planner.measure.verdict import Evidence
-from planner.measure.wires import sent_copies_GV
 from planner.measure.worker import work
+from planner.plan.decision import cuts_of, placement_of, slots_of, split_of
 from planner.plan.placement import Placement
 from planner.plan.plan import Plan, read_plan
 

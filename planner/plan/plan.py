@@ -341,8 +341,10 @@ class PlanInputs(Frozen):
     """How the windows were made."""
 
 
-class Plan(Frozen):
+class Plan(Sparse):
     """A plan.json."""
+
+    optional_keys: ClassVar[frozenset[str]] = frozenset({"rejected_left_out"})
 
     version: str
     """Version of ep-plan."""
@@ -364,6 +366,8 @@ class Plan(Frozen):
     """What to know before trusting the figures."""
     candidates: tuple[CandidateRecord, ...]
     """Every split looked at."""
+    rejected_left_out: Whole = 0
+    """Rejected splits that are not listed, as in golden plans: `ep-plan check` finds them again."""
     inputs: PlanInputs
     """Everything needed to check the plan alone."""
 
@@ -418,8 +422,11 @@ def _is_leaf(value: dict[str, Any] | list[Any], compact: str) -> bool:
     return len(compact) <= 160
 
 
-def read_plan(path: Path) -> Plan:
-    """Read a plan.json; raises `InputError` with all problems and their places."""
+_DERIVED = ("inputs", "predicted", "solver")
+
+
+def plan_data(path: Path) -> dict[str, Any]:
+    """The data of a plan.json, not yet validated; raises `InputError` if it is no plan."""
     hint = f"expected a file written by ep-plan solve (schema: {_SCHEMA})"
     try:
         data = documents.read_json(path)
@@ -428,6 +435,20 @@ def read_plan(path: Path) -> Plan:
     if not isinstance(data, dict) or data.get("schema") != _SCHEMA:
         found = data.get("schema") if isinstance(data, dict) else None
         raise InputError(Problem(f"not a plan: schema is {found!r}", Place(str(path)), hint))
+    return data
+
+
+def is_by_hand(data: dict[str, Any]) -> bool:
+    """Whether a plan only decides: it holds neither inputs nor figures."""
+    return data.keys().isdisjoint(_DERIVED)
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan.json; raises `InputError` with all problems and their places."""
+    data = plan_data(path)
+    if is_by_hand(data):
+        hint = "only ep-plan check reads such plans (docs/check.md); ep-plan solve writes what this command needs"
+        raise InputError(Problem("a plan made by hand: it holds no inputs and no figures", Place(str(path)), hint))
     values = {key: value for key, value in data.items() if key != "schema"}
     try:
         return documents.validated(Plan, values)

@@ -91,6 +91,8 @@ def _splits(plan: Plan, console: Console, verbose: bool) -> None:
         console.print(summary, style="dim")
         if verbose:
             render_rejected(texts.rejected(plan), console)
+    if plan.rejected_left_out:
+        console.print(texts.left_out(plan), style="dim")
 
 
 def _layers(plan: Plan, console: Console, verbose: bool) -> None:

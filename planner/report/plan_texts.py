@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.check import slots_of
 from planner.inputs.units import format_bytes, format_count, format_percent, format_seconds
+from planner.plan.decision import slots_of
 from planner.plan.plan import BaselineRecord, CandidateRecord, Plan, SplitRecord, TermRecord
 from planner.report.machine_text import fullest_gpus, machine_of, machine_text
 
@@ -99,7 +99,7 @@ def proof(plan: Plan) -> str:
 
 def _looked_at(plan: Plan) -> str:
     """All splits, or those with the degrees that were given."""
-    count = len(plan.candidates)
+    count = len(plan.candidates) + plan.rejected_left_out
     pins = ", ".join(f"{name}={value}" for name, value in plan.inputs.search.pins.items())
     looked = f"all {count} candidates" if count > 1 else "the one candidate"
     return looked + (f" with {pins}" if pins else "")
@@ -259,6 +259,11 @@ def _split_row(candidate: CandidateRecord) -> tuple[str, ...]:
 def rejected(plan: Plan) -> list[tuple[str, CandidateRecord]]:
     """The splits that break a rule, by name."""
     return [(split_text(one.split), one) for one in plan.candidates if one.outcome == "rejected"]
+
+
+def left_out(plan: Plan) -> str:
+    """That rejected splits are only counted in this plan (golden plans)."""
+    return f"{plan.rejected_left_out} rejected, not listed in this file"
 
 
 def rejected_summary(plan: Plan) -> str:

@@ -2,46 +2,36 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
-from planner.check import check
-from planner.cost.prepare import from_plan
 from planner.errors import PlannerError, UsageError
 from planner.inputs.deployment import model_named
 from planner.plan.plan import read_plan
 from planner.review.check_deployment import check_deployment
-from planner.review.map_doctor import About, Balance, examine
-
-
-@dataclass(frozen=True)
-class Checked:
-    """One file and what was found in it."""
-
-    path: Path
-    kind: str
-    findings: tuple[str, ...]
-    error: PlannerError | None = None
-    notes: tuple[str, ...] = ()
-    """What else there is to say of a map."""
-    balance: Balance | None = None
-    """How a map balances on a trace."""
-
-    @property
-    def is_good(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.findings and self.error is None
+from planner.review.check_plan import check_plan
+from planner.review.checked import Checked
+from planner.review.golden import NAME, golden_beside
+from planner.review.map_doctor import About, examine
+from planner.solve.watch import NoWatch, Watch
 
 
 def files_to_check(paths: Sequence[Path]) -> Iterator[Path]:
-    """Plans and deployments among files and folders, folders searched for both; empty folders as they are."""
+    """Plans and deployments among files and folders, folders searched for both; empty folders as they are.
+
+    Hidden folders are left out, and golden plans beside a deployment, with which they are compared.
+    """
     for path in paths:
-        if path.is_dir():
-            found = sorted([*path.rglob("deployment.yaml"), *path.rglob("plan*.json")])
-            yield from found or [path]
-        else:
+        if not path.is_dir():
             yield path
+            continue
+        found = sorted([*path.rglob("deployment.yaml"), *path.rglob("plan*.json"), *path.rglob(f"*.{NAME}")])
+        seen = [one for one in found if not any(part.startswith(".") for part in one.relative_to(path).parts)]
+        owned = {golden_beside(one) for one in seen if one.suffix == ".yaml"}
+        others = [one for one in seen if one not in owned]
+        yield from others or [path]
 
 
 def check_map(path: Path, name: str, about: About) -> Checked:
@@ -49,8 +39,9 @@ def check_map(path: Path, name: str, about: About) -> Checked:
     try:
         found = examine(path, name, about)
     except PlannerError as error:
-        return Checked(path, "map", (), error)
-    return Checked(path, "map", found.findings, None, found.notes, found.balance)
+        return Checked(path, "map", error=error)
+    told = "nothing is wrong with the map"
+    return Checked(path, "map", found.findings, notes=found.notes, balance=found.balance, summary=told)
 
 
 def about_of(model: str | None, ep: int | None, plan: Path | None, traces: Sequence[Path]) -> About:
@@ -63,16 +54,30 @@ def about_of(model: str | None, ep: int | None, plan: Path | None, traces: Seque
     return About(read.inputs.model, None, read, tuple(traces))
 
 
-def check_file(path: Path, traces: Sequence[Path] | None = None) -> Checked:
-    """Check one plan or deployment; problems are returned, not raised."""
+def check_file(
+    path: Path, traces: Sequence[Path] | None = None, watch: Watch | None = None, *, update: bool = False
+) -> Checked:
+    """Check one plan or deployment; problems are returned, not raised.
+
+    Args:
+        path: the file.
+        traces: recorded routing that counts instead of the one it names.
+        watch: who looks on while a deployment is solved.
+        update: renew the golden plan of a deployment.
+    """
+    started = time.monotonic()
     kind = "plan" if path.suffix == ".json" else "deployment"
     try:
         if path.is_dir():
             raise UsageError(f"{path}: holds neither a deployment.yaml nor a plan*.json")
         if kind == "plan":
-            plan = read_plan(path)
-            findings = check(plan, from_plan(plan, path, traces).instance)
-            return Checked(path, kind, tuple(str(finding) for finding in findings))
-        return Checked(path, kind, check_deployment(path))
+            if update:
+                hint = "name the deployment beside it, or the folder"
+                raise UsageError(f"{path}: --update makes golden plans of deployments", hint=hint)
+            found = check_plan(path, traces)
+        else:
+            named = tuple(map(str, traces or ()))
+            found = check_deployment(path, named, watch or NoWatch(), update=update)
     except PlannerError as error:
-        return Checked(path, kind, (), error)
+        found = Checked(path, kind, error=error)
+    return replace(found, seconds=time.monotonic() - started)

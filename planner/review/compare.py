@@ -20,13 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.baselines import duplicates, placements, weights_of
-from planner.check import cuts_of, placement_of, slots_of, split_of, structure
+from planner.check import structure
 from planner.cost.prepare import from_plan
 from planner.cost.step import Cuts, SplitCost, predict, split_cost, stage_of_layers
 from planner.errors import BadAnswerError, InputError, Place, PlannerError, Problem, UsageError
 from planner.export.maps import placement_of_map
 from planner.export.table import MAPS
 from planner.export.write import read_map_file
+from planner.plan.decision import cuts_of, placement_of, slots_of, split_of
 from planner.plan.placement import Placement, violations
 from planner.plan.plan import Plan
 

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.baselines import placements, weights_of
-from planner.check import cuts_of, placement_of, slots_of, split_of, structure
+from planner.check import structure
 from planner.cost.booking import book
 from planner.cost.prepare import from_plan
 from planner.cost.step import Cuts, SplitCost, split_cost, stage_of_layers
 from planner.cost.traffic import copies_between
 from planner.errors import BadAnswerError
+from planner.plan.decision import cuts_of, placement_of, slots_of, split_of
 from planner.plan.placement import Placement
 from planner.plan.plan import Plan
 

@@ -30,7 +30,8 @@ Ints = NDArray[np.int64]
 ONE: Final = 1 << 24
 """A visit for certain, as an integer; parts of it are rounded down."""
 _MOST_ROWS: Final = 2000
-_MOST_VISITS: Final = 1500
+_MOST_VISITS: Final = 300
+"""Pairs of set and unit; with more the program spends its effort and proves nothing."""
 
 
 class Visits:

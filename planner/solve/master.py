@@ -189,9 +189,10 @@ class Master:
             self._note(bound)
             if best_s - bound <= CLOSED * best_s:
                 return "proof"
-            if best_s - bound <= self.options.gap * best_s:
+            wanted = CLOSED if self._first_effort is None else self.options.gap  # one candidate is placed in any case
+            if best_s - bound <= wanted * best_s:
                 return "gap"
-            waiting = [w for w in works if w.level < _DONE and w.candidate.bound_s < best_s * (1 - self.options.gap)]
+            waiting = [work for work in works if work.level < _DONE and work.candidate.bound_s < best_s * (1 - wanted)]
             if not waiting or (self._first_effort is not None and self._left() <= 0):
                 return "effort"
             self._process(min(waiting, key=lambda work: work.turn))

@@ -67,6 +67,7 @@ def run(
     env: Mapping[str, str] | None = None,
     stdout: int = subprocess.PIPE,
     before: Callable[[], object] | None = None,
+    timeout_s: float = TIMEOUT_S,
 ) -> Result:
     """Run a command line to its end; a traceback is never an answer."""
     done = subprocess.run(
@@ -77,7 +78,7 @@ def run(
         stdout=stdout,
         stderr=subprocess.PIPE,
         encoding="utf-8",
-        timeout=TIMEOUT_S,
+        timeout=timeout_s,
         check=False,
         preexec_fn=before,  # these tests start no threads
     )

@@ -7,11 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from planner.cost.prepare import from_deployment, load
+from planner.cost.step import predict
 from planner.inputs.workload import Dedup
 from planner.plan.placement import Placement, linear, slots_of_ranks, violations
 from planner.solve.bounds import layer_bound, layer_bound_S, least_touched_S
+from planner.solve.candidates import Bounder, all_candidates
 from planner.solve.place import ROBUST, LayerJob, place_layer
 from planner.solve.problem import LayerProblem, mean_tangent, plain_load_problem, tangent
+from planner.solve.request import search_space
 from tests import building
 from tests.oracle.plain_cost import all_placements
 
@@ -115,6 +119,20 @@ def test_proved_bounds_hold_for_every_placement(dedup: Dedup, recorded: bool) ->
         assert found.seconds >= min(every) / ROUND, seed
         if dedup == "expert":
             assert found.seconds == pytest.approx(min(every), rel=1e-6), seed
+
+
+def test_no_candidate_is_bounded_by_what_another_split_of_the_attention_hides() -> None:
+    # Shared experts hide more of the exchange where tensor parallelism leaves them more of the work.
+    loaded = load(building.EXAMPLES / "eight-h100" / "deployment.yaml")
+    instance = from_deployment(loaded).instance
+    candidates = all_candidates(instance, search_space(loaded), Bounder(instance), lambda: None)
+    feasible = [candidate for candidate in candidates if candidate.is_feasible]
+    assert len({candidate.split.tp for candidate in feasible}) > 1
+    for candidate in feasible:
+        cost, layer_ids = candidate.cost, instance.model.moe_layer_ids
+        rows = np.tile(cost.linear_P(cost.stages[0]), (len(layer_ids), 1))
+        step_s = predict(cost, candidate.cuts, Placement(layer_ids, cost.slots_per_rank, rows)).step_s
+        assert candidate.bound_s <= step_s * ROUND, candidate.split
 
 
 # The example of deepseek-ai/EPLB's README under the plain load. EPLB's own placement reaches 156.0 and

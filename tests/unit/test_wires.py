@@ -9,11 +9,11 @@ import pytest
 
 from planner.cost.grid import stages_of
 from planner.cost.step import split_cost
+from planner.cost.wires import expected_copies_V, sent_copies_GV
 from planner.inputs.documents import validated
 from planner.inputs.topology import Topology, resolve
 from planner.inputs.topology_file import TopologyFile
 from planner.inputs.workload import Dedup
-from planner.measure.wires import expected_copies_V, sent_copies_GV
 from planner.plan.split import Split
 from tests.building import constants, instance, model, random_placement, routed, topology
 

@@ -77,6 +77,8 @@ def _splits(plan: Plan) -> Section:
         tables.insert(
             1, _rules("Splits that were rejected, with every rule that they break", broken, folded=len(out) > 12)
         )
+    if plan.rejected_left_out:
+        says.append(_sentence(texts.left_out(plan)))
     return Section("splits", "The split, and why", tuple(says), tables=tuple(tables))
 
 

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from planner.cost.grid import EpGroup, Grid
 from planner.cost.instance import LayerLoad
-from planner.cost.step import StageCost
+from planner.cost.step import Cuts, SplitCost, StageCost
 from planner.cost.traffic import visits
 from planner.inputs.workload import Dedup
+from planner.plan.placement import Placement
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -131,7 +132,7 @@ def _by_level(sent_RR: Ints, wires: Wires) -> Ints:
     return sent_RV
 
 
-def expected_copies_V(stage: StageCost, load: LayerLoad, expert_P: Ints, tokens_S: Ints) -> Floats:
+def expected_copies_V(stage: StageCost, load: LayerLoad, expert_P: Ints, tokens_S: Floats | Ints) -> Floats:
     """Copies that the cost model expects over each level, all GPUs and windows of one layer together [V].
 
     Args:
@@ -162,7 +163,7 @@ def expected_copies_V(stage: StageCost, load: LayerLoad, expert_P: Ints, tokens_
     return total_V / len(grid.every_group)
 
 
-def _between(visit_SD: Floats, wires: Wires, tokens_S: Ints) -> Floats:
+def _between(visit_SD: Floats, wires: Wires, tokens_S: Floats | Ints) -> Floats:
     """Copies that enter domains, by level."""
     ranks = len(wires.domain_R)
     total_V = np.zeros(wires.num_levels)
@@ -175,3 +176,28 @@ def _between(visit_SD: Floats, wires: Wires, tokens_S: Ints) -> Floats:
             copies = float(visit_SD[:, domain] @ tokens_S) / ranks
             np.add.at(total_V, levels, copies / len(entries))
     return total_V
+
+
+def step_bytes_V(cost: SplitCost, cuts: Cuts, placement: Placement) -> Floats:
+    """Bytes that dispatch and combine of the MoE layers put on each link level in a step, mean over windows [V].
+
+    Layers without recorded routing count as the mean of those with it. Collectives of attention and sends
+    between stages are not in it.
+    """
+    instance = cost.instance
+    total_V = np.zeros(len(instance.topology.links))
+    if cost.split.ep == 1:
+        return total_V
+    row_of = {layer: row for row, layer in enumerate(placement.layer_ids)}
+    load_of = dict(zip(instance.traced_layer_ids, instance.loads, strict=True))
+    tokens_S = np.full(instance.num_windows, instance.step_tokens / instance.num_windows)
+    counted = 0
+    for stage, layers in zip(cost.stages, cuts, strict=True):
+        moe = stage.moe
+        copy_bytes = moe.dispatch_bytes + moe.combine_light_bytes
+        for layer in layers:
+            if layer in row_of and layer in load_of:
+                copies_V = expected_copies_V(stage, load_of[layer], placement.expert_LP[row_of[layer]], tokens_S)
+                total_V += copies_V * copy_bytes
+                counted += 1
+    return total_V * (len(row_of) / max(1, counted))
