@@ -228,6 +228,40 @@ def load_deployment(
     assert None not in (file, found, topology_found, engine, kernel), "a missing part was noted as a problem"
     model, warnings, model_paths = found
     topology, topology_paths = topology_found
+    named = Found(model, topology, traces, (path, *model_paths, *topology_paths, *traces), warnings)
+    return assembled(path, file, named, engine, kernel)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a deployment names, looked up."""
+
+    model: Model
+    topology: Topology
+    trace_paths: tuple[Path, ...]
+    read_paths: tuple[Path, ...]
+    warnings: tuple[str, ...] = ()
+
+
+def assembled(
+    path: Path, file: DeploymentFile, found: Found, engine: EngineFile | None = None, kernel: KernelFile | None = None
+) -> Deployment:
+    """A deployment from its file and what that names; everything left out gets its default.
+
+    Args:
+        path: the deployment file.
+        file: what stands in it.
+        found: what it names.
+        engine: its engine, if that has been read; so, too, its kernel.
+        kernel: the communication kernel's profile.
+
+    Raises:
+        InputError: no such engine or kernel.
+    """
+    model, topology = found.model, found.topology
+    engine = engine or load_engine(file.engine)
+    kernel_name = _kernel_name(file, engine, topology)
+    kernel = kernel or load_kernel(kernel_name)
     return Deployment(
         path=path,
         file=file,
@@ -247,9 +281,9 @@ def load_deployment(
         default_efficiency=load_default_efficiency(),
         engine_memory=_engine_memory(engine, file.memory_share),
         workload=file.workload,
-        trace_paths=traces,
-        read_paths=(path, *model_paths, *topology_paths, *traces),
-        warnings=warnings,
+        trace_paths=found.trace_paths,
+        read_paths=found.read_paths,
+        warnings=found.warnings,
     )
 
 

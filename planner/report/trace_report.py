@@ -12,10 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from planner.capacity.verdict import saved_text
 from planner.inputs.units import format_number_of
 from planner.report.style import heat, plain_table, shortened
 from planner.review.describe import Description
-from planner.review.verdict import saved_text
 from planner.trace.drift import Drift
 
 _STEPS: Final = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)

@@ -13,11 +13,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.capacity.placing import Ranks, eplb_place, linear_place, ranks_for, search_place
+from planner.capacity.verdict import Verdict, imbalance, rank_loads, verdict
 from planner.errors import UsageError
 from planner.inputs.workload import Phase
 from planner.plan.placement import slots_of_ranks
-from planner.review.placing import Ranks, eplb_place, linear_place, ranks_for, search_place
-from planner.review.verdict import Verdict, imbalance, rank_loads, verdict
 from planner.solve.workers import Workers
 from planner.trace import affinity
 from planner.trace.affinity import CoActivation, NextLayer

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from planner.capacity.placing import Place, Ranks, eplb_place, linear_place, ranks_for, search_place
+from planner.capacity.verdict import Criteria, Trial, Verdict, peak_S, rank_loads, trial
+from planner.capacity.verdict import verdict as judge
 from planner.errors import UsageError
-from planner.review.placing import Place, Ranks, eplb_place, linear_place, ranks_for, search_place
-from planner.review.verdict import Criteria, Trial, Verdict, peak_S, rank_loads, trial
-from planner.review.verdict import verdict as judge
 from planner.solve.workers import Workers
 from planner.trace.windows import Windows
 from tests import building

@@ -21,8 +21,8 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.capacity.placing import Place, Ranks, linear_place
 from planner.inputs.units import format_number_of
-from planner.review.placing import Place, Ranks, linear_place
 from planner.trace.statistics import noise_floor
 from planner.trace.windows import Windows, subset
 
