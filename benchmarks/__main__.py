@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks import ceiling, generalisation, held_out, predictions, routing, speed, traces
+from benchmarks import affinity, ceiling, generalisation, held_out, predictions, routing, scale, speed, traces
 from benchmarks.accuracy import page as accuracy
 
 _ALL = {
@@ -18,6 +18,8 @@ _ALL = {
     "held-out": held_out.run,
     "generalisation": generalisation.run,
     "ceiling": ceiling.run,
+    "affinity": affinity.run,
+    "scale": scale.run,
     "routing": routing.run,
     "predictions": predictions.run,
 }

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from benchmarks.cases import DEEPSEEK, arrays_of
 from planner.baselines import eplb_layer
+from planner.solve.held import Held
 from planner.solve.primal import Search
 from planner.solve.problem import LayerProblem, plain_load_problem
 from planner.solve.start import start
@@ -31,11 +32,11 @@ def placed(problem: LayerProblem, stretch: Stretch, *, polish: bool) -> Ints:
     """Local search with a given stretch of windows, with or without the sharp polish."""
     weights = weight_table(problem)
     smooth = smooth_table(weights, problem.num_ranks, stretch)
-    search = Search(problem, weights, smooth, start(problem, smooth, None))
+    search = Search(Held(problem, start(problem, smooth, None)), weights, smooth)
     search.improve_smooth()
     if polish:
         search.improve_sharp()
-    return search.placement()
+    return search.held.placement()
 
 
 def imbalance(expert_P: Ints, load_E: Floats, ranks: int) -> float:

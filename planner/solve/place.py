@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from planner.plan.placement import from_ranks, linear, ordered
 from planner.solve.bounds import layer_bound
 from planner.solve.groups import assign_groups
+from planner.solve.held import Held
+from planner.solve.joint import POWERS, JointSearch, is_joint
 from planner.solve.primal import Search
 from planner.solve.problem import CLOSED, LayerProblem
 from planner.solve.start import start
@@ -96,15 +98,26 @@ def searched(problem: LayerProblem, known_P: Ints, known: float) -> tuple[Ints, 
     """Local search; the placement, its seconds, and the effort spent."""
     weights = weight_table(problem)
     smooth = smooth_table(weights, problem.num_ranks)
-    search = Search(problem, weights, smooth, start(problem, smooth, assign_groups(problem)))
+    search = Search(Held(problem, start(problem, smooth, assign_groups(problem))), weights, smooth)
     search.improve_smooth()
-    smooth_P = search.placement()
+    smooth_P = search.held.placement()
     search.improve_sharp()
-    sharp_P = search.placement()
-    effort = search.evaluations * problem.num_windows / _EVALUATIONS_PER_EFFORT
-    best_P, best = min(((known_P, known), (sharp_P, problem.seconds(sharp_P))), key=lambda pair: pair[1])
+    best_P, best = _kept(problem, (known_P, known), smooth_P, search.held.placement())
+    evaluations = float(search.evaluations * problem.num_windows)
+    if is_joint(problem):
+        joint = JointSearch(Held.of(problem, best_P))
+        for power in POWERS:
+            joint.improve(power)
+        smooth_P = joint.held.placement()
+        joint.improve(None)
+        best_P, best = _kept(problem, (best_P, best), smooth_P, joint.held.placement())
+        evaluations += joint.evaluations
+    return best_P, best, evaluations / _EVALUATIONS_PER_EFFORT
+
+
+def _kept(problem: LayerProblem, known: tuple[Ints, float], smooth_P: Ints, sharp_P: Ints) -> tuple[Ints, float]:
+    """Of a placement with its seconds and two others the best; the smooth one if it is nearly as good."""
+    best_P, best = min((known, (sharp_P, problem.seconds(sharp_P))), key=lambda pair: pair[1])
     smooth_s = problem.seconds(smooth_P)
     tolerance = ROBUST if problem.num_windows >= _MANY_WINDOWS else 0.0
-    if smooth_s <= best * (1 + tolerance):
-        best_P, best = smooth_P, smooth_s
-    return best_P, best, effort
+    return (smooth_P, smooth_s) if smooth_s <= best * (1 + tolerance) else (best_P, best)

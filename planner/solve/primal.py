@@ -21,18 +21,17 @@ Legend: S windows, E experts, R ranks, P slots (filled), Q slots of one rank, k 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.plan.placement import from_ranks
+from planner.solve.held import Held
 from planner.solve.problem import LayerProblem
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 _POWER_IS_8 = 3  # squarings
 _TINY = 1e-9
@@ -42,48 +41,34 @@ _TINY = 1e-9
 class Search:
     """A placement of one layer being improved, and what moves cost."""
 
-    problem: LayerProblem
+    held: Held
     weight_kSE: Floats
     """Seconds that one copy of an expert adds to its rank when the expert has k + 1 copies."""
     smooth_kSE: Floats
     """The same in the units and windows of the smooth objective: mean rank load 1."""
-    held: list[list[int]]
-    """Experts of each rank."""
     evaluations: int = 0
-    copies_E: Ints = field(init=False)
-    member_ER: Bools = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Recompute what follows from `held`."""
-        experts, ranks = self.problem.num_experts, self.problem.num_ranks
-        self.member_ER = np.zeros((experts, ranks), dtype=bool)
-        for rank, members in enumerate(self.held):
-            self.member_ER[members, rank] = True
-        self.copies_E = self.member_ER.sum(axis=1)
+    @property
+    def problem(self) -> LayerProblem:
+        """The layer."""
+        return self.held.problem
 
     # --- the two objectives -----------------------------------------------------------------------
 
     def unit_weights(self, table_kSE: Floats) -> Floats:
         """Weight [S, E] of one copy of each expert at its present number of copies."""
-        unit_SE: Floats = np.take_along_axis(table_kSE, (self.copies_E - 1)[None, None, :], axis=0)[0]
+        unit_SE: Floats = np.take_along_axis(table_kSE, (self.held.copies_E - 1)[None, None, :], axis=0)[0]
         return unit_SE
 
     def loads(self, table_kSE: Floats) -> Floats:
         """Load of each rank [S, R]."""
         unit_SE = self.unit_weights(table_kSE)
-        return np.stack([self._load(unit_SE, rank) for rank in range(len(self.held))], axis=1)
+        return np.stack([self._load(unit_SE, rank) for rank in range(self.problem.num_ranks)], axis=1)
 
     def _load(self, unit_SE: Floats, rank: int) -> Floats:
         """Load of one rank [S]: its copies' weights, times how slow it is."""
-        load_S: Floats = unit_SE[:, self.held[rank]].sum(axis=1) * self.problem.slow_R[rank]
+        load_S: Floats = unit_SE[:, self.held.of_rank[rank]].sum(axis=1) * self.problem.slow_R[rank]
         return load_S
-
-    def placement(self) -> Ints:
-        """Slots in canonical order."""
-        return from_ranks(self.held, int(self.problem.slots_R.max()))
 
     # --- swaps ------------------------------------------------------------------------------------
 
@@ -105,32 +90,6 @@ class Search:
             else:
                 return
 
-    def _slots(self) -> tuple[Ints, Ints]:
-        """Expert and rank of every filled slot."""
-        expert_P = np.concatenate([np.asarray(members, dtype=np.int64) for members in self.held])
-        rank_P = np.repeat(np.arange(len(self.held)), [len(members) for members in self.held])
-        return expert_P, rank_P
-
-    def _forbidden(self, rank: int, expert_P: Ints, rank_P: Ints) -> Bools:
-        """Swaps [Q, P] of a slot of `rank` with any slot that would break a rule."""
-        mine = self.held[rank]
-        bad = (rank_P == rank)[None, :] | self.member_ER[expert_P, rank][None, :]
-        bad = bad | self.member_ER[mine][:, rank_P]
-        if self.problem.group_E is not None:
-            node_R = self.problem.node_R
-            bad = bad | (node_R[rank_P] != node_R[rank])[None, :]
-        return np.asarray(bad)
-
-    def _swap(self, rank: int, mine: int, partner: int, rank_P: Ints) -> tuple[int, int, int]:
-        """Exchange slot `mine` of `rank` with slot `partner` of all; the experts and the other rank."""
-        other = int(rank_P[partner])
-        theirs = partner - int(np.searchsorted(rank_P, other))
-        first, second = self.held[rank][mine], self.held[other][theirs]
-        self.held[rank][mine], self.held[other][theirs] = second, first
-        self.member_ER[[first, second], rank] = [False, True]
-        self.member_ER[[first, second], other] = [True, False]
-        return first, second, other
-
     def _swaps_smooth(self) -> None:
         unit_SE = self.unit_weights(self.smooth_kSE)
         load_SR = self.loads(self.smooth_kSE)
@@ -143,8 +102,8 @@ class Search:
                 return
 
     def _swap_smooth(self, rank: int, load_SR: Floats, power_R: Floats, unit_SE: Floats) -> bool:
-        expert_P, rank_P = self._slots()
-        mine = np.asarray(self.held[rank])
+        expert_P, rank_P = self.held.slots()
+        mine = np.asarray(self.held.of_rank[rank])
         unit, load = unit_SE.astype(np.float32), load_SR.astype(np.float32)
         delta_SQP = unit[:, None, expert_P] - unit[:, mine][:, :, None]
         slow_R = self.problem.slow_R.astype(np.float32)
@@ -153,7 +112,7 @@ class Search:
         np.subtract(load[:, rank_P][:, None, :], delta_SQP, out=delta_SQP)
         after_QP += _power(delta_SQP).sum(axis=0)
         change_QP = after_QP - (power_R[rank] + power_R[rank_P])[None, :]
-        change_QP[self._forbidden(rank, expert_P, rank_P)] = np.inf
+        change_QP[self.held.forbidden(rank, expert_P, rank_P)] = np.inf
         self.evaluations += change_QP.size
         best = int(np.argmin(change_QP))
         slot, partner = divmod(best, len(expert_P))
@@ -163,16 +122,16 @@ class Search:
         change = _power(pair_SR).sum() - power_R[rank] - power_R[rank_P[partner]]
         if not (np.isfinite(change_QP.flat[best]) and change < -_TINY * power_R.sum()):
             return False
-        _, _, other = self._swap(rank, slot, partner, rank_P)
+        _, _, other = self.held.swap(rank, slot, partner, rank_P)
         for changed in (rank, other):
             load_SR[:, changed] = self._load(unit_SE, changed)
             power_R[changed] = _power(load_SR[:, changed]).sum()
         return True
 
     def _swap_sharp(self, rank: int, load_SR: Floats, unit_SE: Floats) -> bool:
-        expert_P, rank_P = self._slots()
-        mine = np.asarray(self.held[rank])
-        rest_SP = _fullest_without(load_SR, rank, rank_P)
+        expert_P, rank_P = self.held.slots()
+        mine = np.asarray(self.held.of_rank[rank])
+        rest_SP = fullest_without(load_SR, rank, rank_P)
         unit, load, rest = (array.astype(np.float32) for array in (unit_SE, load_SR, rest_SP))
         delta_SQP = unit[:, None, expert_P] - unit[:, mine][:, :, None]
         slow_R = self.problem.slow_R.astype(np.float32)
@@ -182,7 +141,7 @@ class Search:
         np.maximum(top_SQP, delta_SQP, out=top_SQP)
         np.maximum(top_SQP, rest[:, None, :], out=top_SQP)
         after_QP = top_SQP.sum(axis=0)
-        after_QP[self._forbidden(rank, expert_P, rank_P)] = np.inf
+        after_QP[self.held.forbidden(rank, expert_P, rank_P)] = np.inf
         self.evaluations += after_QP.size
         best = int(np.argmin(after_QP))
         slot, partner = divmod(best, len(expert_P))
@@ -192,7 +151,7 @@ class Search:
         after = np.maximum(pair_S, rest_SP[:, partner]).sum()
         if not (np.isfinite(after_QP.flat[best]) and after < load_SR.max(axis=1).sum() * (1 - _TINY)):
             return False
-        _, _, other = self._swap(rank, slot, partner, rank_P)
+        _, _, other = self.held.swap(rank, slot, partner, rank_P)
         for changed in (rank, other):
             load_SR[:, changed] = self._load(unit_SE, changed)
         return True
@@ -202,16 +161,16 @@ class Search:
     def _replace_smooth(self) -> bool:
         """The best replacement of one copy by a copy of another expert, if any helps."""
         table = self.smooth_kSE
-        if (self.copies_E < 2).all():
+        if (self.held.copies_E < 2).all():
             return False
         load_SR = self.loads(table)
         before = float(_power(load_SR).sum())
         best, choice = -_TINY * before, None
         unit_SE = self.unit_weights(table)
-        more_SE = np.take_along_axis(table, np.minimum(self.copies_E, len(table) - 1)[None, None, :], axis=0)[0]
-        for rank, members in enumerate(self.held):
+        more_SE = np.take_along_axis(table, np.minimum(self.held.copies_E, len(table) - 1)[None, None, :], axis=0)[0]
+        for rank, members in enumerate(self.held.of_rank):
             for slot, expert in enumerate(members):
-                if self.copies_E[expert] < 2:
+                if self.held.copies_E[expert] < 2:
                     continue
                 change_E = self._replacement(rank, expert, load_SR, unit_SE, more_SE) - before
                 wanted = int(np.argmin(change_E))
@@ -220,35 +179,29 @@ class Search:
         if choice is None:
             return False
         rank, slot, wanted = choice
-        self.held[rank][slot] = wanted
-        self.refresh()
+        self.held.replace(rank, slot, wanted)
         return True
 
     def _replacement(self, rank: int, expert: int, load_SR: Floats, unit_SE: Floats, more_SE: Floats) -> Floats:
         """Smooth objective [E] after a copy of `expert` on `rank` gives way to each other expert."""
-        fewer_S = self.smooth_kSE[self.copies_E[expert] - 2, :, expert]
+        fewer_S = self.smooth_kSE[self.held.copies_E[expert] - 2, :, expert]
         slow_R = self.problem.slow_R
         kept_SR = load_SR.copy()
         kept_SR[:, rank] -= unit_SE[:, expert] * slow_R[rank]
-        others = self.member_ER[expert].copy()
+        others = self.held.member_ER[expert].copy()
         others[rank] = False
         kept_SR[:, others] += (fewer_S - unit_SE[:, expert])[:, None] * slow_R[others]
         change_SE = more_SE - unit_SE
-        after_SER = kept_SR[:, None, :] + change_SE[:, :, None] * (self.member_ER[None] * slow_R)
+        after_SER = kept_SR[:, None, :] + change_SE[:, :, None] * (self.held.member_ER[None] * slow_R)
         after_SER[:, :, rank] = kept_SR[:, rank][:, None] + more_SE * slow_R[rank]
         value_E = np.asarray(_power(after_SER).sum(axis=(0, 2)))
-        impossible = self.member_ER[:, rank] | (self.copies_E >= len(self.smooth_kSE))
+        impossible = self.held.member_ER[:, rank] | (self.held.copies_E >= len(self.smooth_kSE))
         impossible[expert] = True
         if self.problem.group_E is not None:
-            impossible |= ~self._lives_with(rank)
+            impossible |= ~self.held.lives_with(rank)
         value_E[impossible] = np.inf
         self.evaluations += value_E.size
         return value_E
-
-    def _lives_with(self, rank: int) -> Bools:
-        """Experts [E] whose routing group is on the rank's node."""
-        node_R = self.problem.node_R
-        return np.asarray(self.member_ER[:, node_R == node_R[rank]].any(axis=1))
 
 
 def _power(load: NDArray[Any]) -> NDArray[Any]:
@@ -269,7 +222,7 @@ def _by_excess(load_SR: Floats) -> list[int]:
     return [int(rank) for rank in order if excess_R[rank] > 0]
 
 
-def _fullest_without(load_SR: Floats, rank: int, rank_P: Ints) -> Floats:
+def fullest_without(load_SR: Floats, rank: int, rank_P: Ints) -> Floats:
     """Fullest rank [S, P] when `rank` and the partner's rank are left out."""
     count = min(3, load_SR.shape[1])
     top = np.argsort(-load_SR, axis=1, kind="stable")[:, :count]

@@ -71,6 +71,17 @@ class LayerProblem:
         return self.moe.exchange.node_R if self.block_R is None else self.block_R
 
     @cached_property
+    def busy_R(self) -> Floats:
+        """Expert seconds of each rank with mean rows and mean touched experts, constants apart."""
+        rows = float(self.rows_SE.sum(axis=1).mean()) / self.num_ranks
+        touched = float(self.touched_SE(1.0).sum(axis=1).mean()) / self.num_ranks
+        by_class = [
+            float(self.moe.class_s(number, np.array(rows), np.array(touched), 0.0) - kernel.base_s)
+            for number, kernel in enumerate(self.moe.kernels_C)
+        ]
+        return np.asarray(np.array(by_class)[self.moe.class_R])
+
+    @cached_property
     def slow_R(self) -> Floats:
         """Seconds of each rank with balanced load over those of a mean rank; exactly 1 where ranks are alike.
 
@@ -80,13 +91,8 @@ class LayerProblem:
         if self.moe.num_classes == 1 and self.moe.exchange.alike:
             return np.ones(self.num_ranks)
         rows = float(self.rows_SE.sum(axis=1).mean()) / self.num_ranks
-        touched = float(self.touched_SE(1.0).sum(axis=1).mean()) / self.num_ranks
         per_byte = (self.moe.dispatch_bytes + self.moe.combine_bytes) / self.moe.etp
-        by_class = [
-            float(self.moe.class_s(number, np.array(rows), np.array(touched), 0.0) - kernel.base_s)
-            for number, kernel in enumerate(self.moe.kernels_C)
-        ]
-        seconds_R = np.array(by_class)[self.moe.class_R] + rows * per_byte * row_s_R
+        seconds_R = self.busy_R + rows * per_byte * row_s_R
         return np.asarray(seconds_R * (1.0 / seconds_R).mean())
 
     @cached_property

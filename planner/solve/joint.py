@@ -1,0 +1,198 @@
+"""Local search on the layer's time itself: balance and traffic in one objective, in seconds.
+
+Where a token travels once to a rank or a node, which experts sit together decides how much travels.
+So swaps are judged by the time of section 8: the slowest rank's experts (by their tangents) and the
+slowest port's copies (exactly, `visits.py`), with their overlap, on every window. There is no weight
+between the two to tune: links and kernels say what each costs.
+
+As in `primal.py` a smooth objective goes first, in which all ranks and ports pull: power means in
+place of the two maxima, of a low power (far-sighted), then a higher; at last the maxima themselves.
+
+Legend: S windows, R ranks, P slots (filled), Q slots of one rank, U ports, uplinks or pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.cost.traffic import RANKS
+from planner.solve.held import Held
+from planner.solve.primal import fullest_without
+from planner.solve.problem import LayerProblem, mean_tangent
+from planner.solve.visits import SetVisits, ShareVisits, Swap
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+POWERS: Final = (4, 8)
+_LIMIT: Final = 5e8
+"""Windows x swaps x units looked at in one layer, some seconds of work."""
+_IDLE: Final = 0.6
+"""Ports that are less busy than this part of the busiest in every window are left out."""
+_TINY: Final = 1e-7
+
+
+@dataclass
+class JointSearch:
+    """A placement of one layer, and the time that its swaps would give."""
+
+    held: Held
+    evaluations: float = 0.0
+    weight_kSE: Floats = field(init=False)
+    """Seconds that one copy of an expert adds to its rank when the expert has k + 1 copies; traffic apart."""
+    slow_R: Floats = field(init=False)
+    base_R: Floats = field(init=False)
+
+    def __post_init__(self) -> None:
+        problem = self.held.problem
+        plane = mean_tangent(problem)
+        rows_SE = problem.rows_SE
+        self.weight_kSE = np.stack(
+            [
+                plane.per_row_CS[0][:, None] * (rows_SE / copies)
+                + plane.per_touched_CS[0][:, None] * problem.touched_SE(float(copies))
+                for copies in range(1, problem.most_copies + 1)
+            ]
+        )
+        self.slow_R = problem.busy_R / problem.busy_R[problem.moe.class_R == 0].mean()
+        base_C, slot_C = np.array([(k.base_s, k.per_expert_s) for k in problem.moe.kernels_C]).T
+        self.base_R = base_C[problem.moe.class_R] + slot_C[problem.moe.class_R] * problem.slots_R
+        self._visits, self._table = self._exchange()
+
+    def _exchange(self) -> tuple[dict[int, SetVisits | ShareVisits], dict[int, Floats]]:
+        """Who is visited, and what a visit costs each unit [X, U], in seconds per byte."""
+        problem, exchange = self.held.problem, self.held.problem.moe.exchange
+        kind = ShareVisits if problem.load.sets is None else SetVisits
+        keys = list(dict.fromkeys(key for block in exchange.blocks for key in block.parts))
+        unit_of = {key: np.arange(problem.num_ranks) if key == RANKS else exchange.partitions[key] for key in keys}
+        sizes = [int(unit_of[key].max()) + 1 for key in keys]
+        ends = np.cumsum(sizes)
+        every = np.eye(int(ends[-1]))
+        ones = {key: every[:, end - size : end] for key, size, end in zip(keys, sizes, ends.tolist(), strict=True)}
+        table_XU = np.unique(exchange.unit_seconds_SU(ones), axis=1)  # one visit at a time: the coefficients
+        visits = {key: kind(problem.load, self.held, unit_of[key]) for key in keys}
+        visits_SX = np.concatenate([visits[key].visits_SX() for key in keys], axis=1)
+        seconds_SU = np.einsum("sx,xu->su", visits_SX, table_XU)
+        table_XU = table_XU[:, (seconds_SU >= _IDLE * seconds_SU.max(axis=1, keepdims=True)).any(axis=0)]
+        table_XU *= problem.moe.tokens / problem.moe.etp
+        tables = {key: table_XU[end - size : end] for key, size, end in zip(keys, sizes, ends.tolist(), strict=True)}
+        busy = [key for key in keys if tables[key].any()]
+        return {key: visits[key] for key in busy}, {key: tables[key] for key in busy}
+
+    def improve(self, power: int | None) -> None:
+        """Swaps until none lowers the mean time, with power means in place of maxima (None: maxima)."""
+        unit_SE = self._unit_weights()
+        load_SR = np.stack([self._load(unit_SE, rank) for rank in range(len(self.slow_R))], axis=1)
+        now, rank, idle = self.seconds(power), 0, 0
+        while idle < len(self.slow_R) and self.evaluations < _LIMIT:
+            found = self._best_swap(rank, load_SR, unit_SE, power)
+            if found is None or found[0] >= now * (1 - _TINY):
+                rank, idle = (rank + 1) % len(self.slow_R), idle + 1
+                continue
+            now, slot, partner, rank_P = found
+            first, second, other = self.held.swap(rank, slot, partner, rank_P)
+            for visits in self._visits.values():
+                visits.swapped(first, second, rank, other)
+            for changed in (rank, other):
+                load_SR[:, changed] = self._load(unit_SE, changed)
+            idle = 0
+
+    # --- seconds ----------------------------------------------------------------------------------
+
+    def _load(self, unit_SE: Floats, rank: int) -> Floats:
+        """Expert seconds of one rank [S]."""
+        load_S: Floats = unit_SE[:, self.held.of_rank[rank]].sum(axis=1) * self.slow_R[rank] + self.base_R[rank]
+        return load_S
+
+    def _units(self) -> Floats:
+        """Seconds per byte on each unit [S, U]."""
+        parts = [np.einsum("sx,xu->su", v.visits_SX(), self._table[key]) for key, v in self._visits.items()]
+        return np.asarray(sum(parts))
+
+    def seconds(self, power: int | None) -> float:
+        """The objective: mean over windows, with power means in place of maxima (None: maxima)."""
+        unit_SE = self._unit_weights()
+        load_SR = np.stack([self._load(unit_SE, rank) for rank in range(len(self.slow_R))], axis=1)
+        return float(self._total(_peak(load_SR, power), _peak(self._units(), power)).mean())
+
+    def _unit_weights(self) -> Floats:
+        """Weight [S, E] of one copy of each expert at its number of copies, which swaps do not change."""
+        return np.asarray(np.take_along_axis(self.weight_kSE, (self.held.copies_E - 1)[None, None, :], axis=0)[0])
+
+    def _total(self, expert: Floats, per_byte: Floats) -> Floats:
+        return self.held.problem.moe.times(expert, per_byte).total_S
+
+    def _best_swap(
+        self, rank: int, load_SR: Floats, unit_SE: Floats, power: int | None
+    ) -> tuple[float, int, int, Ints] | None:
+        """The swap of a slot of this rank that gives the least time: seconds, slot, partner, ranks of slots."""
+        held = self.held
+        expert_P, rank_P = held.slots()
+        swap = Swap(rank, np.asarray(held.of_rank[rank]), expert_P, rank_P)
+        units_SU = self._units()
+        units = np.broadcast_to(
+            units_SU[:, None, None], (len(units_SU), len(swap.mine_Q), len(expert_P), units_SU.shape[1])
+        )
+        for key, visits in self._visits.items():
+            first, second = visits.changes(swap)
+            table = self._table[key]
+            units = units + first[..., None] * table[visits.unit_R[rank]]
+            units += second[..., None] * table[visits.unit_R[rank_P]]
+        self.evaluations += units.size
+        total = self._total(self._experts(swap, load_SR, unit_SE, power), _peak(units, power))
+        seconds_QP = total.mean(axis=0)
+        seconds_QP[held.forbidden(rank, expert_P, rank_P)] = np.inf
+        best = int(np.argmin(seconds_QP))
+        if not np.isfinite(seconds_QP.flat[best]):
+            return None
+        slot, partner = divmod(best, len(expert_P))
+        return float(seconds_QP.flat[best]), slot, partner, rank_P
+
+    def _experts(self, swap: Swap, load_SR: Floats, unit_SE: Floats, power: int | None) -> Floats:
+        """Peak of the ranks' expert seconds [S, Q, P] after each swap."""
+        rank, rank_P = swap.rank, swap.rank_P
+        delta = unit_SE[:, None, swap.expert_P] - unit_SE[:, swap.mine_Q][:, :, None]
+        mine = load_SR[:, rank][:, None, None] + delta * self.slow_R[rank]
+        theirs = load_SR[:, rank_P][:, None, :] - delta * self.slow_R[rank_P]
+        if power is None:
+            rest_SP = fullest_without(load_SR, rank, rank_P)
+            return np.asarray(np.maximum(np.maximum(mine, theirs), rest_SP[:, None, :]))
+        scale_S = load_SR.mean(axis=1)
+        raised_SR = _raised(load_SR / scale_S[:, None], power)
+        rest_SP = raised_SR.sum(axis=1)[:, None] - raised_SR[:, rank][:, None] - raised_SR[:, rank_P]
+        scale = scale_S[:, None, None]
+        changed = _raised(mine / scale, power) + _raised(theirs / scale, power)
+        mean = (np.maximum(rest_SP, 0.0)[:, None, :] + changed) / load_SR.shape[1]
+        return np.asarray(_root(mean, power) * scale)
+
+
+def _raised(values: Floats, power: int) -> Floats:
+    """values**power, for a power of two."""
+    while power > 1:
+        values, power = values * values, power // 2
+    return values
+
+
+def _root(values: Floats, power: int) -> Floats:
+    while power > 1:
+        values, power = np.sqrt(values), power // 2
+    return values
+
+
+def _peak(values: Floats, power: int | None) -> Floats:
+    """Maximum along the last axis, or power mean."""
+    top = values.max(axis=-1)
+    if power is None:
+        return np.asarray(top)
+    scale = np.maximum(top, 1e-300)
+    return np.asarray(_root(_raised(values / scale[..., None], power).mean(axis=-1), power) * scale)
+
+
+def is_joint(problem: LayerProblem) -> bool:
+    """Whether it matters which experts sit together."""
+    exchange = problem.moe.exchange
+    return problem.moe.has_exchange and not exchange.ranks_share_volume
