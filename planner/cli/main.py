@@ -22,6 +22,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "check": ("planner.cli.check", "Re-derive every rule and figure of plans; validate deployments."),
     "compare": ("planner.cli.compare", "Score plans and baselines on a trace, window by window."),
     "what-if": ("planner.cli.what_if", "Change inputs of a plan, solve again, show only what changes; sweeps."),
+    "replan": ("planner.cli.replan", "Move few experts of a plan for recent routing, if that pays."),
     "export": ("planner.cli.export", "Write what an engine loads, permuted checkpoints and launch lines."),
     "lint-launch": ("planner.cli.lint_launch", "Tell what an engine would refuse, ignore or change in a command."),
     "validate": ("planner.cli.validate", "Run a plan's ranks, replay its routing, judge counts, results, times."),
@@ -32,7 +33,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "topology": ("planner.cli.topology", "Make a topology.yaml from what other tools say about a machine."),
     "env": ("planner.cli.env", "Versions and devices, to paste into an issue."),
 }
-_WRITING: Final = {"solve", "what-if", "export", "validate", "probe", "import", "record", "split", "synth"}
+_WRITING: Final = {"solve", "what-if", "replan", "export", "validate", "probe", "import", "record", "split", "synth"}
 """Commands, also in groups, that would have written a file."""
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

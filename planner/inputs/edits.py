@@ -102,7 +102,9 @@ def edited(deployment: Deployment, settings: Sequence[Setting], lost_nodes: Sequ
     if "topology" in whole:
         file = file.model_copy(update={"topology": str(whole["topology"].value)})
     found = Found(model, topology, deployment.trace_paths, deployment.read_paths, deployment.warnings)
-    made = None if log.problems else _tried(log, lambda: assembled(deployment.path, file, found))
+    made: Deployment | None = None
+    if not log.problems:
+        made = _tried(log, lambda: assembled(deployment.path, file, found))
     if made is None:
         names = next((one.where for one in settings if one.key[-1] in ("engine", "kernel")), None)
         raise UsageError.of([replace(one, where=one.where or names) for one in log.problems])

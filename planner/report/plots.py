@@ -44,7 +44,7 @@ def terminal_plot(series: Sequence[Series], axes: Axes) -> str:
 
     figure = plotille.Figure()
     figure.width, figure.height = _WIDTH, _HEIGHT
-    figure.x_label, figure.y_label = axes.x, axes.y
+    figure.x_label, figure.y_label = "x", "y"
     figure.color_mode = "names"
     figure.with_colors = False
     figure.register_label_formatter(float, _tick)
@@ -58,9 +58,10 @@ def terminal_plot(series: Sequence[Series], axes: Axes) -> str:
         draw(list(one.x), list(one.y), marker=marker)
     if axes.marked_x is not None and high > low:
         figure.axvline((axes.marked_x - low) / (high - low))
-    drawn = str(figure.show(legend=False))
-    named = [f"{letter}: {one.name}" for letter, one in _lettered(series)]
-    return "\n".join([drawn, ", ".join(named)]) if len(series) > 1 else drawn
+    said = [str(figure.show(legend=False)), f"x: {axes.x}, y: {axes.y}"]
+    if len(series) > 1:
+        said.append(", ".join(f"{letter}: {one.name}" for letter, one in _lettered(series)))
+    return "\n".join(said)
 
 
 def _lettered(series: Sequence[Series]) -> Iterator[tuple[str, Series]]:
