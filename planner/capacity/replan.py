@@ -37,9 +37,13 @@ from planner.trace.windows import subset
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Why = Literal["nothing", "gains", "too_few_windows", "chance", "costs_more"]
+Why = Literal["nothing", "gains", "too_few_windows", "chance", "small", "costs_more"]
 
 _LEAST_WINDOWS: Final = 4
+_SMALL: Final = 200_000
+"""Jobs whose sizes (windows x slots x experts) add up to less are done in this process."""
+LEAST_GAIN: Final = 0.005
+"""Part of a step: the search for placements leaves so much on purpose (`solve/place.py`)."""
 _ERRORS: Final = 2.0
 """A gain counts if it is so many times its standard error."""
 _BUDGETS: Final = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
@@ -68,6 +72,18 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What the user wants of a replan."""
+
+    interval_s: float
+    """How long the next plan will be in force."""
+    budget: int | None = None
+    """Most moves; None: as many as help."""
+    least_gain: float = LEAST_GAIN
+    """Part of a step that must be gained."""
+
+
+@dataclass(frozen=True)
 class Replan:
     """All answers, the first of them to do nothing, and the best."""
 
@@ -81,17 +97,14 @@ class Replan:
     placements: tuple[Placement, ...]
 
 
-def replan(
-    plan: Plan, path: Path, traces: Sequence[Path], interval_s: float, budget: int | None, watch: Watch
-) -> Replan:
+def replan(plan: Plan, path: Path, traces: Sequence[Path], asked: Asked, watch: Watch) -> Replan:
     """What to move for a new trace.
 
     Args:
         plan: the plan in force.
         path: its file.
         traces: recent routing.
-        interval_s: how long the next plan will be in force.
-        budget: most moves; default: as many as help.
+        asked: what the user wants of it.
         watch: told of every layer that is done.
 
     Raises:
@@ -99,21 +112,26 @@ def replan(
         InputError: the trace covers other layers.
     """
     prepared = from_plan(plan, path, traces, others=True)
-    return replanned(plan, prepared.instance, interval_s, budget, watch)
+    return replanned(plan, prepared.instance, asked, watch)
 
 
-def replanned(plan: Plan, instance: Instance, interval_s: float, budget: int | None, watch: Watch) -> Replan:
+def replanned(plan: Plan, instance: Instance, asked: Asked, watch: Watch) -> Replan:
     """The same for routing that has been read; arguments and errors as of `replan`."""
     broken = structure(plan, instance)
     if broken:
         raise BadAnswerError(f"the plan in force is broken: {broken[0]}", hint="see: ep-plan check")
     assert instance.windows is not None, "a trace was read"
-    deck = _Deck.of(plan, instance)
+    return replanned_from(Deck.of(plan, instance), asked, watch)
+
+
+def replanned_from(deck: Deck, asked: Asked, watch: Watch) -> Replan:
+    """The same from a placement that is in force; arguments as of `replan`."""
+    instance = deck.instance
     halves = [list(range(start, instance.num_windows, 2)) for start in (0, 1)]
     folds = [deck.on(half) for half in halves] if all(halves) else []
-    tables = _frontiers([deck, *folds], budget, watch)
+    tables = _frontiers([deck, *folds], asked.budget, watch)
     most = sum(options[-1].moves for options in tables[0])
-    most = most if budget is None else min(most, budget)
+    most = most if asked.budget is None else min(most, asked.budget)
     budgets = sorted({*(number for number in _BUDGETS if number < most), most})
     chosen = [spread(table, most) for table in tables]
     answers: list[Answer] = []
@@ -125,11 +143,13 @@ def replanned(plan: Plan, instance: Instance, interval_s: float, budget: int | N
         tried = [
             fold.placement(table, one[moves][1]) for fold, table, one in zip(folds, tables[1:], chosen[1:], strict=True)
         ]
-        answers.append(_answer(deck, placed, _Judged.of(deck, folds, tried), interval_s))
-        placements.append(placed)
+        answer = _answer(deck, placed, _Judged.of(deck, folds, tried), asked)
+        if not answers or answer.moves > answers[-1].moves:
+            answers.append(answer)
+            placements.append(placed)
     best = max(range(len(answers)), key=lambda index: (_worth(answers[index]), -index))
     migrations = tuple(_ordered(deck, placed) for placed in placements)
-    return Replan(interval_s, instance.num_windows, tuple(answers), best, migrations, tuple(placements))
+    return Replan(asked.interval_s, instance.num_windows, tuple(answers), best, migrations, tuple(placements))
 
 
 def _worth(answer: Answer) -> float:
@@ -137,8 +157,8 @@ def _worth(answer: Answer) -> float:
 
 
 @dataclass(frozen=True)
-class _Deck:
-    """The plan in force on some windows."""
+class Deck:
+    """A plan's split and placement on some windows."""
 
     instance: Instance
     cost: SplitCost
@@ -147,7 +167,8 @@ class _Deck:
     limits: Limits
 
     @staticmethod
-    def of(plan: Plan, instance: Instance) -> _Deck:
+    def of(plan: Plan, instance: Instance) -> Deck:
+        """The plan on the windows of an instance."""
         inputs = plan.inputs
         gpus = [stage.gpus for stage in plan.stages]
         cost = split_cost(instance, split_of(plan), plan.placement.redundant_experts, gpus, slots_of(plan))
@@ -157,9 +178,9 @@ class _Deck:
             keep_groups=inputs.keep_groups == "node",
             for_checkpoint=inputs.target == "checkpoint",
         )
-        return _Deck(instance, cost, cuts_of(plan), placement_of(plan), limits)
+        return Deck(instance, cost, cuts_of(plan), placement_of(plan), limits)
 
-    def on(self, windows: Sequence[int]) -> _Deck:
+    def on(self, windows: Sequence[int]) -> Deck:
         """The same on some of the windows."""
         assert self.instance.windows is not None
         instance = replace(self.instance, windows=subset(self.instance.windows, windows))
@@ -194,7 +215,7 @@ class _Deck:
         return predict(self.cost, self.cuts, placement).step_s
 
 
-def _frontiers(decks: Sequence[_Deck], budget: int | None, watch: Watch) -> list[list[tuple[Moved, ...]]]:
+def _frontiers(decks: Sequence[Deck], budget: int | None, watch: Watch) -> list[list[tuple[Moved, ...]]]:
     """For each deck and traced layer the placements with few moves."""
     jobs = []
     for deck in decks:
@@ -203,7 +224,8 @@ def _frontiers(decks: Sequence[_Deck], budget: int | None, watch: Watch) -> list
             jobs.append(MoveJob(problem, deck.before.expert_LP[row], most))
     watch.begin("looking for moves", len(jobs))
     found = []
-    for options in in_order(available_cores(), few_moves, jobs):
+    size = sum(job.problem.num_windows * job.problem.num_slots * job.problem.num_experts for job in jobs)
+    for options in in_order(available_cores() if size > _SMALL else 1, few_moves, jobs):
         found.append(options)
         watch.advance()
     layers = len(decks[0].problems)
@@ -218,7 +240,7 @@ class _Judged:
     before_S: Floats
 
     @staticmethod
-    def of(deck: _Deck, folds: Sequence[_Deck], tried: Sequence[Placement]) -> _Judged | None:
+    def of(deck: Deck, folds: Sequence[Deck], tried: Sequence[Placement]) -> _Judged | None:
         """Each fold's placement on the other fold's windows; None without folds."""
         if not folds:
             return None
@@ -237,13 +259,13 @@ class _Judged:
         return float((self.before_S - self.after_S).std(ddof=1) / math.sqrt(len(self.after_S)))
 
 
-def _answer(deck: _Deck, placed: Placement, judged: _Judged | None, interval_s: float) -> Answer:
+def _answer(deck: Deck, placed: Placement, judged: _Judged | None, asked: Asked) -> Answer:
     now_s, step_s = deck.step_s(deck.before), deck.step_s(placed)
     moved = migration(deck.cost, deck.cuts, deck.before, placed)
     gain_s, base_s = now_s - step_s, now_s
     if judged is not None:
         gain_s, base_s = judged.gain_s, float(judged.before_S.mean())
-    gained = interval_s * gain_s / base_s
+    gained = asked.interval_s * gain_s / base_s
     why: Why = "gains"
     if not moved.moves:
         why, gained = "nothing", 0.0
@@ -251,6 +273,8 @@ def _answer(deck: _Deck, placed: Placement, judged: _Judged | None, interval_s: 
         why = "too_few_windows"
     elif gain_s <= _ERRORS * judged.error_s:
         why = "chance"
+    elif gain_s < asked.least_gain * base_s:
+        why = "small"
     elif gained <= moved.seconds:
         why = "costs_more"
     return Answer(
@@ -266,7 +290,7 @@ def _answer(deck: _Deck, placed: Placement, judged: _Judged | None, interval_s: 
     )
 
 
-def _ordered(deck: _Deck, placed: Placement) -> Migration:
+def _ordered(deck: Deck, placed: Placement) -> Migration:
     """What moves, the layer first that gains most for each second of its migration."""
     moved = migration(deck.cost, deck.cuts, deck.before, placed)
     problem_of = {deck.before.layer_ids[row]: (row, problem) for row, problem in deck.problems}

@@ -21,6 +21,13 @@ from planner.cli.options import Quantity, json_option, paths, trace_option, verb
     show_default=True,
     help="How long the next plan will be in force.",
 )
+@click.option(
+    "--least-gain",
+    type=Quantity("fraction"),
+    default="0.5%",
+    show_default=True,
+    help="Part of a step that must be gained.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the plan that is recommended.")
 @json_option
 @verbosity
@@ -29,6 +36,7 @@ def command(
     traces: tuple[str, ...],
     budget: int | None,
     interval: float,
+    least_gain: float,
     output: Path | None,
     as_json: bool,
     verbose: bool,
@@ -43,7 +51,7 @@ def command(
     ep-plan replan plan.json --trace today.npz --budget 64 --interval "10 min" -o next.json
     """
     from planner.capacity.new_plan import plan_after
-    from planner.capacity.replan import replan
+    from planner.capacity.replan import Asked, replan
     from planner.files import check_target, refuse_overwriting, write_whole
     from planner.plan.plan import plan_text, read_plan
     from planner.report.progress import ProgressWatch
@@ -57,7 +65,7 @@ def command(
         refuse_overwriting(output, [plan, *paths(traces)])
     in_force = read_plan(plan)
     with ProgressWatch(console(stderr=True), quiet=quiet) as progress:
-        found = replan(in_force, plan, paths(traces), interval, budget, progress)
+        found = replan(in_force, plan, paths(traces), Asked(interval, budget, least_gain), progress)
         moves = found.answers[found.best].moves
         if output is not None and moves:
             made = plan_after(in_force, plan, paths(traces), found.placements[found.best], output, progress)

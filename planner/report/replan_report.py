@@ -20,6 +20,7 @@ _WHY: Final = {
     "gains": "pays",
     "too_few_windows": "too few windows to judge on",
     "chance": "no more than chance",
+    "small": "gains too little",
     "costs_more": "costs more than it gains",
 }
 
