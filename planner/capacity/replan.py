@@ -206,6 +206,14 @@ class Deck:
                 expert_LP[row] = widened(options[number].expert_P, problem.num_ranks, self.before.slots_per_rank)
         return replace(self.before, expert_LP=expert_LP)
 
+    def max_over_mean(self, placement: Placement) -> float:
+        """Rows of the fullest rank over those of the mean one, mean over traced layers and windows."""
+        found = []
+        for row, problem in self.problems:
+            rows_SR = problem.moe.rank_load(problem.load, placement.expert_LP[row])[0]
+            found.append(float((rows_SR.max(axis=1) / rows_SR.mean(axis=1)).mean()))
+        return float(np.mean(found))
+
     def step_S(self, placement: Placement) -> Floats:
         """Step time in each window."""
         return predict(self.cost, self.cuts, placement).step_S

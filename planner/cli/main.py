@@ -23,6 +23,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "compare": ("planner.cli.compare", "Score plans and baselines on a trace, window by window."),
     "what-if": ("planner.cli.what_if", "Change inputs of a plan, solve again, show only what changes; sweeps."),
     "replan": ("planner.cli.replan", "Move few experts of a plan for recent routing, if that pays."),
+    "advise": ("planner.cli.advise", "Is balancing worth it, how often, and is the plan in force still good?"),
     "export": ("planner.cli.export", "Write what an engine loads, permuted checkpoints and launch lines."),
     "lint-launch": ("planner.cli.lint_launch", "Tell what an engine would refuse, ignore or change in a command."),
     "validate": ("planner.cli.validate", "Run a plan's ranks, replay its routing, judge counts, results, times."),
