@@ -5,10 +5,11 @@ A job carries everything it needs, so that a worker on another machine opens no 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from planner.cost.prepare import Prepared, from_deployment
 from planner.errors import InfeasibleError, MissingEnvironmentError, UsageError
@@ -19,6 +20,9 @@ from planner.solve.diagnosis import infeasible
 from planner.solve.request import search_space, solve_deployment
 from planner.solve.watch import NoWatch, Watch
 from planner.solve.workers import Workers
+
+Job = TypeVar("Job")
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -62,35 +66,43 @@ def planned(job: PlanJob) -> Planned:
 
 
 def plan_all(jobs: Sequence[PlanJob], watch: Watch, dask: str | None = None) -> list[Planned]:
-    """Plan all jobs; answers in their order.
+    """Plan all jobs; answers in their order; arguments and errors as of `run_all`."""
+    watch.begin("planning", len(jobs))
+    return run_all(planned, jobs, watch, dask)
+
+
+def run_all(
+    function: Callable[[Job], Answer], jobs: Sequence[Job], watch: Watch, dask: str | None = None
+) -> list[Answer]:
+    """Call a function for all jobs; answers in their order.
 
     Args:
-        jobs: what to plan.
-        watch: told of every plan that is done.
+        function: of some module, so that other processes find it.
+        jobs: what it is called with.
+        watch: told of every job that is done.
         dask: address of a Dask scheduler whose workers do it; default: the cores of this machine.
 
     Raises:
         MissingEnvironmentError: no Dask is installed here, or there is no scheduler at that address.
     """
-    watch.begin("planning", len(jobs))
     if dask is None and (len(jobs) < 2 or available_cores() == 1):
-        return [_watched(planned(job), watch) for job in jobs]
+        return [_watched(function(job), watch) for job in jobs]
     from joblib import Parallel, delayed  # noqa: PLC0415  # only where there is work for it
 
-    found: dict[int, Planned] = {}
+    found: dict[int, Answer] = {}
     with _cluster(dask):
         processes = None if dask else min(available_cores(), len(jobs))
         parallel = Parallel(n_jobs=processes, return_as="generator_unordered", batch_size=1)
-        for number, answer in parallel(delayed(_numbered)(number, job) for number, job in enumerate(jobs)):
+        for number, answer in parallel(delayed(_numbered)(function, number, job) for number, job in enumerate(jobs)):
             found[number] = _watched(answer, watch)
     return [found[number] for number in range(len(jobs))]
 
 
-def _numbered(number: int, job: PlanJob) -> tuple[int, Planned]:
-    return number, planned(job)
+def _numbered(function: Callable[[Job], Answer], number: int, job: Job) -> tuple[int, Answer]:
+    return number, function(job)
 
 
-def _watched(answer: Planned, watch: Watch) -> Planned:
+def _watched(answer: Answer, watch: Watch) -> Answer:
     watch.advance()
     return answer
 

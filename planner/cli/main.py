@@ -21,6 +21,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "solve": ("planner.cli.solve", "Find the best split and placement; write plan.json; print the report."),
     "check": ("planner.cli.check", "Re-derive every rule and figure of plans; validate deployments."),
     "compare": ("planner.cli.compare", "Score plans and baselines on a trace, window by window."),
+    "size": ("planner.cli.size", "Find the fewest nodes that reach a throughput, and why one less does not do."),
     "what-if": ("planner.cli.what_if", "Change inputs of a plan, solve again, show only what changes; sweeps."),
     "replan": ("planner.cli.replan", "Move few experts of a plan for recent routing, if that pays."),
     "advise": ("planner.cli.advise", "Is balancing worth it, how often, and is the plan in force still good?"),

@@ -261,3 +261,17 @@ def _unknown(setting: Setting, message: str, known: Sequence[str], part: str = "
     close = difflib.get_close_matches(part, known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}" if known else ""
     return UsageError.of([Problem(message, setting.where, hint)])
+
+
+def on_machine(deployment: Deployment, topology: Topology, name: str) -> Deployment:
+    """The deployment on another machine, which is called so."""
+    file = deployment.file.model_copy(update={"topology": name})
+    found = Found(deployment.model, topology, deployment.trace_paths, deployment.read_paths, deployment.warnings)
+    return assembled(deployment.path, file, found)
+
+
+def with_tokens(deployment: Deployment, tokens_per_gpu: int) -> Deployment:
+    """The deployment with so many tokens per GPU and step."""
+    work = deployment.workload.model_copy(update={"tokens_per_gpu": tokens_per_gpu})
+    file = deployment.file.model_copy(update={"workload": work})
+    return replace(deployment, file=file, workload=work)
