@@ -196,9 +196,8 @@ def render_pairs(pairs: Sequence[Pair], console: Console) -> None:
         if one.transfer is not None and one.ttft_s is not None:
             moved = one.transfer
             size = f"{format_bytes(moved.bytes)}, {format_seconds(moved.seconds)} over {moved.level}"
-            console.print(
-                f"KV cache of a request: {size}; all need {format_percent(moved.link_share)} of what prefill's GPUs can send"
-            )
+            part = format_percent(moved.link_share)
+            console.print(f"KV cache of a request: {size}; all need {part} of what prefill's GPUs can send")
             console.print(f"first token after {format_seconds(one.ttft_s)}")
         together = one.aggregated
         if together.point is not None:

@@ -83,7 +83,9 @@ class Bounder:
 
     def rough_layers(self, cost: SplitCost, stage: StageCost) -> Floats:
         """Seconds that no placement beats, for each traced layer [M] on this kind of stage."""
-        key = (stage.moe.tokens, cost.split.ep, cost.split.etp, stage.kind)
+        moe = stage.moe  # what a layer takes besides its experts follows from tp, too
+        fixed = moe.dispatch_fixed.seconds, moe.combine_fixed.seconds, moe.beside_s
+        key = (moe.tokens, cost.split.ep, cost.split.etp, stage.kind, fixed)
         if key not in self._rough:
             problem = LayerProblem(stage.moe, self.stacked, stage.slots_R)
             bound_S = layer_bound_S(problem)

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.building import EXAMPLES
-from tests.cli.running import example, run
+from tests.cli.running import run
 
 TINY = EXAMPLES / "tiny-moe" / "trace.npz"
 
@@ -33,15 +33,13 @@ def test_one_verdict_with_trace_info(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def in_force(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def in_force(mixtral_plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plan for skewed routing."""
-    deployment = example("mixtral-4gpu", tmp_path_factory.mktemp("watch"))
-    counts(deployment.with_name("then.npz"), skew(0), 0)
-    plan = deployment.with_name("plan.json")
-    options = ("--trace", "then.npz", "--gap", "30%", "-q")
-    done = run("solve", deployment, "-o", plan, *options, cwd=deployment.parent)
+    folder = tmp_path_factory.mktemp("watch")
+    counts(folder / "then.npz", skew(0), 0)
+    done = run("replan", mixtral_plan, "--trace", "then.npz", "-o", "plan.json", "-q", cwd=folder)
     assert done.code == 0, done.err
-    return plan
+    return folder / "plan.json"
 
 
 @pytest.mark.parametrize(
