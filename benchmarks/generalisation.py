@@ -16,8 +16,9 @@ from rich.table import Table
 from benchmarks.cases import DEEPSEEK, arrays_of
 from planner.baselines import eplb_layer
 from planner.solve.held import Held
-from planner.solve.primal import Search
 from planner.solve.problem import LayerProblem, plain_load_problem
+from planner.solve.sharp import SharpSearch
+from planner.solve.smooth import SmoothSearch
 from planner.solve.start import start
 from planner.solve.weights import Stretch, smooth_table, stretch_of, weight_table
 
@@ -32,11 +33,11 @@ def placed(problem: LayerProblem, stretch: Stretch, *, polish: bool) -> Ints:
     """Local search with a given stretch of windows, with or without the sharp polish."""
     weights = weight_table(problem)
     smooth = smooth_table(weights, problem.num_ranks, stretch)
-    search = Search(Held(problem, start(problem, smooth, None)), weights, smooth)
-    search.improve_smooth()
+    held = Held(problem, start(problem, smooth, None))
+    SmoothSearch(held, smooth).improve()
     if polish:
-        search.improve_sharp()
-    return search.held.placement()
+        SharpSearch(held, weights).improve()
+    return held.placement()
 
 
 def imbalance(expert_P: Ints, load_E: Floats, ranks: int) -> float:

@@ -5,7 +5,7 @@ Legend: E experts, R ranks, P slots (filled), Q slots of one rank.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,66 +17,65 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 
-@dataclass
 class Held:
-    """A placement of one layer that keeps (C1) to (C3) and (C6)."""
+    """A placement of one layer that keeps (C1) to (C3) and (C6).
 
-    problem: LayerProblem
-    of_rank: list[list[int]]
-    """Experts of each rank."""
-    copies_E: Ints = field(init=False)
-    member_ER: Bools = field(init=False)
+    Args:
+        problem: the layer.
+        of_rank: experts of each rank.
+    """
 
-    def __post_init__(self) -> None:
-        self.refresh()
+    def __init__(self, problem: LayerProblem, of_rank: Sequence[Sequence[int]]) -> None:
+        self.problem = problem
+        self.of_rank = [list(members) for members in of_rank]
+        sizes = np.array([len(members) for members in self.of_rank], dtype=np.int64)
+        self.expert_P = np.array([expert for members in self.of_rank for expert in members], dtype=np.int64)
+        self.rank_P = np.repeat(np.arange(len(sizes)), sizes)
+        self.first_R: Ints = np.cumsum(sizes) - sizes
+        """Place of each rank's first slot."""
+        self.member_ER: Bools = np.zeros((problem.num_experts, problem.num_ranks), dtype=bool)
+        self.member_ER[self.expert_P, self.rank_P] = True
+        self.copies_E: Ints = self.member_ER.sum(axis=1)
 
     @staticmethod
     def of(problem: LayerProblem, expert_P: Ints) -> Held:
         """A placement given as slots."""
         return Held(problem, [row[row >= 0].tolist() for row in expert_P.reshape(problem.num_ranks, -1)])
 
-    def refresh(self) -> None:
-        """Recompute what follows from `of_rank`."""
-        experts, ranks = self.problem.num_experts, self.problem.num_ranks
-        self.member_ER = np.zeros((experts, ranks), dtype=bool)
-        for rank, members in enumerate(self.of_rank):
-            self.member_ER[members, rank] = True
-        self.copies_E = self.member_ER.sum(axis=1)
-
     def placement(self) -> Ints:
         """Slots in canonical order."""
         return from_ranks(self.of_rank, int(self.problem.slots_R.max()))
 
-    def slots(self) -> tuple[Ints, Ints]:
-        """Expert and rank of every filled slot."""
-        expert_P = np.concatenate([np.asarray(members, dtype=np.int64) for members in self.of_rank])
-        rank_P = np.repeat(np.arange(len(self.of_rank)), [len(members) for members in self.of_rank])
-        return expert_P, rank_P
-
-    def forbidden(self, rank: int, expert_P: Ints, rank_P: Ints) -> Bools:
+    def forbidden(self, rank: int) -> Bools:
         """Swaps [Q, P] of a slot of `rank` with any slot that would break a rule."""
-        mine = self.of_rank[rank]
-        bad = (rank_P == rank)[None, :] | self.member_ER[expert_P, rank][None, :]
-        bad = bad | self.member_ER[mine][:, rank_P]
+        bad_P = (self.rank_P == rank) | self.member_ER[self.expert_P, rank]
         if self.problem.group_E is not None:
             node_R = self.problem.node_R
-            bad = bad | (node_R[rank_P] != node_R[rank])[None, :]
-        return np.asarray(bad)
+            bad_P |= node_R[self.rank_P] != node_R[rank]
+        return np.asarray(bad_P[None, :] | self.member_ER[self.of_rank[rank]][:, self.rank_P])
 
-    def swap(self, rank: int, mine: int, partner: int, rank_P: Ints) -> tuple[int, int, int]:
-        """Exchange slot `mine` of `rank` with slot `partner` of all; the experts and the other rank."""
-        other = int(rank_P[partner])
-        theirs = partner - int(np.searchsorted(rank_P, other))
-        first, second = self.of_rank[rank][mine], self.of_rank[other][theirs]
-        self.of_rank[rank][mine], self.of_rank[other][theirs] = second, first
+    def at(self, place: int) -> tuple[int, int]:
+        """Rank and slot of a place."""
+        rank = int(self.rank_P[place])
+        return rank, place - int(self.first_R[rank])
+
+    def exchange(self, rank: int, slot: int, other: int, partner: int) -> tuple[int, int]:
+        """Let two experts change places, each given by rank and slot; the experts."""
+        first, second = self.of_rank[rank][slot], self.of_rank[other][partner]
+        self.of_rank[rank][slot], self.of_rank[other][partner] = second, first
+        self.expert_P[[self.first_R[rank] + slot, self.first_R[other] + partner]] = second, first
         self.member_ER[[first, second], rank] = [False, True]
         self.member_ER[[first, second], other] = [True, False]
-        return first, second, other
+        return first, second
 
     def replace(self, rank: int, slot: int, expert: int) -> None:
         """Put a copy of another expert into a slot."""
+        gone = self.of_rank[rank][slot]
         self.of_rank[rank][slot] = expert
-        self.refresh()
+        self.expert_P[self.first_R[rank] + slot] = expert
+        self.member_ER[[gone, expert], rank] = [False, True]
+        self.copies_E[gone] -= 1
+        self.copies_E[expert] += 1
 
     def lives_with(self, rank: int) -> Bools:
         """Experts [E] that have a copy on the rank's node."""

@@ -5,7 +5,7 @@ So swaps are judged by the time of section 8: the slowest rank's experts (by the
 slowest port's copies (exactly, `visits.py`), with their overlap, on every window. There is no weight
 between the two to tune: links and kernels say what each costs.
 
-As in `primal.py` a smooth objective goes first, in which all ranks and ports pull: power means in
+As in `smooth.py` a smooth objective goes first, in which all ranks and ports pull: power means in
 place of the two maxima, of a low power (far-sighted), then a higher; at last the maxima themselves.
 
 Legend: S windows, R ranks, P slots (filled), Q slots of one rank, U ports, uplinks or pairs.
@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from planner.cost.traffic import RANKS
 from planner.solve.held import Held
-from planner.solve.primal import fullest_without
 from planner.solve.problem import LayerProblem, mean_tangent
+from planner.solve.sharp import fullest_without
 from planner.solve.visits import SetVisits, ShareVisits, Swap
 
 Floats = NDArray[np.float64]
@@ -93,8 +93,9 @@ class JointSearch:
             if found is None or found[0] >= now * (1 - _TINY):
                 rank, idle = (rank + 1) % len(self.slow_R), idle + 1
                 continue
-            now, slot, partner, rank_P = found
-            first, second, other = self.held.swap(rank, slot, partner, rank_P)
+            now, slot, partner = found
+            other, at = self.held.at(partner)
+            first, second = self.held.exchange(rank, slot, other, at)
             for visits in self._visits.values():
                 visits.swapped(first, second, rank, other)
             for changed in (rank, other):
@@ -128,10 +129,10 @@ class JointSearch:
 
     def _best_swap(
         self, rank: int, load_SR: Floats, unit_SE: Floats, power: int | None
-    ) -> tuple[float, int, int, Ints] | None:
-        """The swap of a slot of this rank that gives the least time: seconds, slot, partner, ranks of slots."""
+    ) -> tuple[float, int, int] | None:
+        """The swap of a slot of this rank that gives the least time: seconds, slot, place of the other."""
         held = self.held
-        expert_P, rank_P = held.slots()
+        expert_P, rank_P = held.expert_P, held.rank_P
         swap = Swap(rank, np.asarray(held.of_rank[rank]), expert_P, rank_P)
         units_SU = self._units()
         units = np.broadcast_to(
@@ -145,12 +146,12 @@ class JointSearch:
         self.evaluations += units.size
         total = self._total(self._experts(swap, load_SR, unit_SE, power), _peak(units, power))
         seconds_QP = total.mean(axis=0)
-        seconds_QP[held.forbidden(rank, expert_P, rank_P)] = np.inf
+        seconds_QP[held.forbidden(rank)] = np.inf
         best = int(np.argmin(seconds_QP))
         if not np.isfinite(seconds_QP.flat[best]):
             return None
         slot, partner = divmod(best, len(expert_P))
-        return float(seconds_QP.flat[best]), slot, partner, rank_P
+        return float(seconds_QP.flat[best]), slot, partner
 
     def _experts(self, swap: Swap, load_SR: Floats, unit_SE: Floats, power: int | None) -> Floats:
         """Peak of the ranks' expert seconds [S, Q, P] after each swap."""

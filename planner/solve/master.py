@@ -105,7 +105,8 @@ class Master:
         self.bounder = Bounder(instance)
         self.best: Best | None = None
         self.effort = 0.0
-        self._searched = False
+        self._first_effort: float | None = None
+        """Effort until the layers of a candidate had all been placed."""
         self._known: dict[Key, Ints] = {}
         self._row = {layer: row for row, layer in enumerate(instance.traced_layer_ids)}
 
@@ -176,7 +177,7 @@ class Master:
             if best_s - bound <= self.options.gap * best_s:
                 return "gap"
             waiting = [w for w in works if w.level < _DONE and w.candidate.bound_s < best_s * (1 - self.options.gap)]
-            if not waiting or self.effort >= self.options.effort:
+            if not waiting or (self._first_effort is not None and self._left() <= 0):
                 return "effort"
             self._process(min(waiting, key=lambda work: work.turn))
 
@@ -191,15 +192,20 @@ class Master:
                 work.postponed = True
             return
         if work.level == 1:
-            if self._searched and self._effort_to_place(work) > self.options.effort - self.effort:
+            if self._first_effort is not None and self._effort_to_place(work) > self._left():
                 work.level = _DONE
                 return
             self._place(work, self._keys(work), 0.0)
-            self._searched = True
+            if self._first_effort is None:
+                self._first_effort = self.effort
         else:
             self._prove(work)
         work.level += 1
         self._settle(work)
+
+    def _left(self) -> float:
+        """Effort that is left: the first plan, however large the problem, does not count."""
+        return self.options.effort + (self._first_effort or 0.0) - self.effort
 
     def _effort_to_place(self, work: _Work) -> float:
         """What placing the other layers will take, judged by those of the sample."""
@@ -215,7 +221,7 @@ class Master:
         """
         waiting = self._distinct([key for key in self._keys(work) if not work.results[key].is_optimal])
         while waiting:
-            left = self.options.effort - self.effort
+            left = self._left()
             cost = np.cumsum([work.results[same[0]].effort + _EXACT_EFFORT for same in waiting])
             size = max(1, int(np.searchsorted(cost, left, side="right")))
             exact = min(_EXACT_EFFORT, left - work.results[waiting[0][0]].effort)

@@ -12,8 +12,9 @@ from planner.solve.bounds import layer_bound
 from planner.solve.groups import assign_groups
 from planner.solve.held import Held
 from planner.solve.joint import POWERS, JointSearch, is_joint
-from planner.solve.primal import Search
 from planner.solve.problem import CLOSED, LayerProblem
+from planner.solve.sharp import SharpSearch
+from planner.solve.smooth import SmoothSearch
 from planner.solve.start import start
 from planner.solve.weights import smooth_table, weight_table
 
@@ -98,12 +99,14 @@ def searched(problem: LayerProblem, known_P: Ints, known: float) -> tuple[Ints, 
     """Local search; the placement, its seconds, and the effort spent."""
     weights = weight_table(problem)
     smooth = smooth_table(weights, problem.num_ranks)
-    search = Search(Held(problem, start(problem, smooth, assign_groups(problem))), weights, smooth)
-    search.improve_smooth()
-    smooth_P = search.held.placement()
-    search.improve_sharp()
-    best_P, best = _kept(problem, (known_P, known), smooth_P, search.held.placement())
-    evaluations = float(search.evaluations * problem.num_windows)
+    held = Held(problem, start(problem, smooth, assign_groups(problem)))
+    search = SmoothSearch(held, smooth)
+    search.improve()
+    smooth_P = held.placement()
+    polish = SharpSearch(held, weights)
+    polish.improve()
+    best_P, best = _kept(problem, (known_P, known), smooth_P, held.placement())
+    evaluations = float((search.evaluations + polish.evaluations) * problem.num_windows)
     if is_joint(problem):
         joint = JointSearch(Held.of(problem, best_P))
         for power in POWERS:

@@ -34,18 +34,20 @@ def start(problem: LayerProblem, smooth_kSE: Floats, node_of_group: Ints | None)
     load_R = np.zeros(problem.num_ranks)
     room_R = problem.slots_R.copy()
     for expert in _packing_order(copies_E, mean_E):
+        homes: list[int] = []
         for _ in range(copies_E[expert]):
             allowed_R = room_R > 0
-            allowed_R[[rank for rank, members in enumerate(held) if expert in members]] = False
+            allowed_R[homes] = False
             if node_of_group is not None and problem.group_E is not None:
                 allowed_R &= problem.node_R == node_of_group[problem.group_E[expert]]
             if not allowed_R.any():
-                _make_room(expert, held, room_R, load_R, mean_E, problem, node_of_group)
+                homes.append(_make_room(expert, held, room_R, load_R, mean_E, problem, node_of_group))
                 continue
             rank = int(np.argmin(np.where(allowed_R, load_R, np.inf)))
             held[rank].append(expert)
             load_R[rank] += mean_E[expert] * problem.slow_R[rank]
             room_R[rank] -= 1
+            homes.append(rank)
     return held
 
 
@@ -62,8 +64,8 @@ def _make_room(
     mean_E: Floats,
     problem: LayerProblem,
     node_of_group: Ints | None,
-) -> None:
-    """Free slots are only on ranks that hold the expert already: move another expert there.
+) -> int:
+    """Free slots are only on ranks that hold the expert already: move another expert there; the expert's new rank.
 
     Some rank without the expert holds one that the rank with room lacks; it moves, and the expert
     takes its slot. Such a pair exists because no rank has more slots than there are experts.
@@ -81,7 +83,7 @@ def _make_room(
             load_R[source] += (mean_E[expert] - mean_E[moved]) * problem.slow_R[source]
             load_R[target] += mean_E[moved] * problem.slow_R[target]
             room_R[target] -= 1
-            return
+            return int(source)
     raise AssertionError("no legal slot for a copy: slots per rank exceed the number of experts")
 
 

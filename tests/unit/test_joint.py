@@ -17,10 +17,10 @@ from planner.plan.split import Split
 from planner.solve.held import Held
 from planner.solve.joint import JointSearch, is_joint
 from planner.solve.place import searched
-from planner.solve.primal import Search
 from planner.solve.problem import LayerProblem
+from planner.solve.smooth import SmoothSearch
 from planner.solve.start import start
-from planner.solve.weights import weight_table
+from planner.solve.weights import smooth_table, weight_table
 from tests import building
 
 Ints = NDArray[np.int64]
@@ -65,9 +65,9 @@ def placed(of: LayerProblem) -> tuple[Ints, float]:
 def balanced(of: LayerProblem) -> Ints:
     """What a search that sees no traffic finds."""
     weights = weight_table(of)
-    search = Search(Held(of, start(of, weights, None)), weights, weights / weights[0].sum(axis=1)[:, None] * RANKS)
-    search.improve_smooth()
-    return search.held.placement()
+    held = Held(of, start(of, weights, None))
+    SmoothSearch(held, smooth_table(weights, RANKS)).improve()
+    return held.placement()
 
 
 def test_neighbours_come_together_where_tokens_travel_once_to_a_node() -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from planner.cost.instance import LayerLoad
 from planner.cost.traffic import visits
 from planner.solve.held import Held
-from planner.solve.problem import LayerProblem, plain_load_problem
+from planner.solve.problem import plain_load_problem
 from planner.solve.start import start
 from planner.solve.visits import SetVisits, ShareVisits, Swap
 from planner.solve.weights import weight_table
@@ -52,11 +52,9 @@ def visits_anew(of: LayerLoad, now: Held, unit_R: Ints) -> Floats:
     return visits(of, part_ER @ (np.arange(unit_R.max() + 1) == unit_R[:, None]))
 
 
-def legal_swaps(problem: LayerProblem, now: Held, rank: int) -> tuple[Swap, NDArray[np.bool_]]:
-    expert_P, rank_P = now.slots()
-    assert problem.num_slots == len(expert_P)
-    swap = Swap(rank, np.asarray(now.of_rank[rank]), expert_P, rank_P)
-    return swap, ~now.forbidden(rank, expert_P, rank_P)
+def legal_swaps(now: Held, rank: int) -> tuple[Swap, NDArray[np.bool_]]:
+    swap = Swap(rank, np.asarray(now.of_rank[rank]), now.expert_P.copy(), now.rank_P)
+    return swap, ~now.forbidden(rank)
 
 
 @pytest.mark.parametrize("recorded", [True, False])
@@ -69,7 +67,7 @@ def test_every_swap_is_foretold_and_then_done(slots: int, units: str, recorded: 
     rng = np.random.default_rng(7)
     np.testing.assert_allclose(model.visits_SX(), visits_anew(of, now, unit_R), rtol=1e-12)
     for rank in (*range(RANKS), *range(RANKS)):
-        swap, legal = legal_swaps(now.problem, now, rank)
+        swap, legal = legal_swaps(now, rank)
         first, second = model.changes(swap)
         before = visits_anew(of, now, unit_R)
         pairs = np.argwhere(legal)
@@ -87,6 +85,8 @@ def test_every_swap_is_foretold_and_then_done(slots: int, units: str, recorded: 
             np.testing.assert_allclose(first[:, slot, partner], change[:, unit_R[rank]], atol=1e-12)
             np.testing.assert_allclose(second[:, slot, partner], change[:, unit_R[other]], atol=1e-12)
         slot, partner = pairs[rng.integers(len(pairs))]
-        one, two, other = now.swap(rank, int(slot), int(partner), swap.rank_P)
+        other = int(swap.rank_P[partner])
+        at = now.of_rank[other].index(int(swap.expert_P[partner]))
+        one, two = now.exchange(rank, int(slot), other, at)
         model.swapped(one, two, rank, other)
         np.testing.assert_allclose(model.visits_SX(), visits_anew(of, now, unit_R), atol=1e-12)
