@@ -2,7 +2,7 @@
 
 For every kind of node the count rises until a plan does what is wanted; GPUs may be left idle, so no larger count
 needs to be looked at, and the count before it is the reason why one node less does not do. Where a throughput is
-wanted the batch is the smallest that reaches it, because every larger one takes longer per token. Nothing is said
+wanted the batch is the smallest that reaches it (to a sixteenth), because every larger one takes longer per token. Nothing is said
 about queueing: a step always finds its batch full.
 """
 
@@ -26,6 +26,8 @@ from planner.solve.workers import Workers
 
 _MOST_TOKENS = 1 << 20
 """Per GPU: larger batches are not looked for."""
+_EXACT = 16
+"""The smallest batch is found to this part of it, or exactly where it decides."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ def _batches(job: SizeJob, machine: Deployment) -> Iterator[Point]:
 
 
 def _until_fast(job: SizeJob, machine: Deployment, point: Point, plan: Plan) -> Iterator[Point]:
-    """Ever larger batches until the throughput is reached; then the smallest that reaches it."""
+    """Ever larger batches until the throughput is reached; then the smallest that reaches it, to a sixteenth."""
     below, room = point.tokens_per_gpu, _most_tokens(plan)
     while True:
         yield point
@@ -226,7 +228,7 @@ def _until_fast(job: SizeJob, machine: Deployment, point: Point, plan: Plan) -> 
         below, tokens = point.tokens_per_gpu, min(2 * point.tokens_per_gpu, room)
         point, _ = _planned(job, machine, tokens)
     above = point
-    while above.tokens_per_gpu - below > 1 and not above.does:
+    while above.tokens_per_gpu - below > (max(1, above.tokens_per_gpu // _EXACT) if above.does else 1):
         point, _ = _planned(job, machine, (below + above.tokens_per_gpu) // 2)
         yield point
         if _reaches(point, job.wanted):

@@ -175,7 +175,7 @@ class _Walk:
             return False
         best = min(steps, key=lambda step: (step.score, not step.is_swap, step.rank, step.slot, step.partner))
         if best.is_swap:
-            self.held.swap(best.rank, best.slot, best.partner, self.held.slots()[1])
+            self.held.exchange(best.rank, best.slot, *self.held.at(best.partner))
         else:
             self.held.replace(best.rank, best.slot, best.partner)
         self._refresh()
@@ -216,13 +216,13 @@ class _Walk:
 
     def _swaps(self, rank: int) -> tuple[Floats, Ints]:
         """Change of the smooth objective and of the moves [Q, P] if a slot of a rank is swapped with another."""
-        expert_P, rank_P = self.held.slots()
+        expert_P, rank_P = self.held.expert_P, self.held.rank_P
         mine_Q = np.asarray(self.held.of_rank[rank])
         delta_SQP = self.unit_SE[:, None, expert_P] - self.unit_SE[:, mine_Q][:, :, None]
         after_QP = _power(self.load_SR[:, rank][:, None, None] + delta_SQP * self.slow_R[rank]).sum(axis=0)
         after_QP += _power(self.load_SR[:, rank_P][:, None, :] - delta_SQP * self.slow_R[rank_P]).sum(axis=0)
         change_QP = after_QP - (self.power_R[rank] + self.power_R[rank_P])[None, :]
-        change_QP[self.held.forbidden(rank, expert_P, rank_P)] = np.inf
+        change_QP[self.held.forbidden(rank)] = np.inf
         away_ER = self.away_ER
         come_QP = away_ER[expert_P, rank][None, :] + away_ER[mine_Q][:, rank_P]
         gone_QP = away_ER[mine_Q, rank][:, None] + away_ER[expert_P, rank_P][None, :]
