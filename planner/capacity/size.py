@@ -2,8 +2,8 @@
 
 For every kind of node the count rises until a plan does what is wanted; GPUs may be left idle, so no larger count
 needs to be looked at, and the count before it is the reason why one node less does not do. Where a throughput is
-wanted the batch is the smallest that reaches it (to a sixteenth), because every larger one takes longer per token. Nothing is said
-about queueing: a step always finds its batch full.
+wanted the batch is the smallest that reaches it (to a sixteenth), because every larger one takes longer per token.
+Nothing is said about queueing: a step always finds its batch full.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.text import Text
 
+from planner.capacity.redundancy import curve_of, gains, knee
 from planner.check import slots_of
 from planner.inputs.units import format_bytes, format_count, format_percent, format_rate, format_seconds
 from planner.plan.plan import BaselineRecord, CandidateRecord, Plan, SplitRecord
@@ -35,6 +36,8 @@ def render_plan(plan: Plan, console: Console, *, verbose: bool = False) -> None:
     _time(plan, console)
     console.print()
     _splits(plan, console, verbose)
+    if plan.inputs.search.redundant_experts == "auto":
+        _copies(plan, console)
     if plan.predicted.layer_imbalance:
         console.print()
         _layers(plan, console, verbose)
@@ -270,6 +273,23 @@ def _splits(plan: Plan, console: Console, verbose: bool) -> None:
     if hidden:
         console.print(f"and {hidden} more that fit (-v)", style="dim")
     render_rejected([(split_text(c.split), c) for c in rejected], console, verbose=verbose)
+
+
+def _copies(plan: Plan, console: Console) -> None:
+    """What each number of redundant experts that was priced for the plan's split gains and costs."""
+    curve = curve_of(plan)
+    if len(curve) < 2:
+        return
+    bend = knee(curve)
+    table = plain_table("copies", "step", "gained per copy", "KV tokens lost", right=range(4))
+    for one, gain in zip(curve, gains(curve), strict=True):
+        own = one.redundant_experts == plan.placement.redundant_experts
+        name = ("* " if one.redundant_experts == bend else "") + str(one.redundant_experts)
+        per_copy = format_seconds(gain.step_s_per_expert)
+        lost = "-" if gain.kv_tokens is None else f"{gain.kv_tokens:,}"
+        table.add_row(name, format_seconds(one.step_s), per_copy, lost, style="green" if own else None)
+    console.print(table)
+    console.print("* the knee: beyond it each more gains less than the mean one", style="dim")
 
 
 def _split_row(candidate: CandidateRecord) -> tuple[str, ...]:
