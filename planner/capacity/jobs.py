@@ -5,6 +5,7 @@ A job carries everything it needs, so that a worker on another machine opens no 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,7 +50,9 @@ def job_of(deployment: Deployment, output: Path) -> PlanJob:
 
 
 def plan_of(job: PlanJob, workers: Workers, watch: Watch) -> Plan:
-    """The plan of a deployment; raises `InfeasibleError` if there is none."""
+    """The plan of a deployment, its time limit kept; raises `InfeasibleError` if there is none."""
+    limit_s = job.deployment.file.solve.time_limit
+    workers.deadline = None if limit_s is None else time.monotonic() + limit_s
     found = solve_deployment(job.deployment, job.prepared, job.output, workers, watch)
     if found.plan is None:
         raise infeasible(job.prepared.instance, search_space(job.deployment), found.solution.candidates)

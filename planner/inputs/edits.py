@@ -19,9 +19,10 @@ from pydantic import ValidationError
 
 from planner.errors import InputError, Place, Problem, ProblemLog, UsageError
 from planner.inputs import documents
-from planner.inputs.deployment import Deployment, DeploymentFile, Found, assembled, model_named
+from planner.inputs.deployment import Deployment, DeploymentFile, Found, assembled
 from planner.inputs.documents import Frozen
 from planner.inputs.gpu import load_gpu
+from planner.inputs.model_files import model_named
 from planner.inputs.named_files import Named, topology_of
 from planner.inputs.strict_yaml import Document, Key, key_text, parse_yaml
 from planner.inputs.topology import Topology, resolve

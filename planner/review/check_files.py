@@ -9,7 +9,7 @@ from pathlib import Path
 from planner.check import check
 from planner.cost.prepare import from_plan
 from planner.errors import PlannerError, UsageError
-from planner.inputs.deployment import model_named
+from planner.inputs.model_files import model_named
 from planner.plan.plan import read_plan
 from planner.review.check_deployment import check_deployment
 from planner.review.map_doctor import About, Balance, examine

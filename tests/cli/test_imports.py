@@ -14,6 +14,7 @@ HEAVY = {"torch", "transformers", "ortools", "numpy", "pydantic", "rich"}
 SOLVERS = {"torch", "transformers", "ortools"}
 TRACE_COMMANDS = ["record", "import", "info", "split", "synth"]
 COMMANDS = ["solve", "check", "compare", "export", "lint-launch", "validate", "probe"]
+COMMANDS += ["size", "what-if", "replan", "advise"]
 COMMANDS += ["show", "profiles", "trace", "topology", "env"]
 
 
