@@ -209,6 +209,14 @@ def random_windows(rng: np.random.Generator, of: Model, count: int, tokens: int 
     return counted(counts.astype(np.int64), list(of.moe_layer_ids), of.moe.top_k)
 
 
+def random_sets(rng: np.random.Generator, of: Model, count: int, tokens: int) -> Windows:
+    """Skewed token sets for all MoE layers, so many tokens in each window."""
+    layers, experts, top_k = len(of.moe_layer_ids), of.moe.num_experts, of.moe.top_k
+    score = rng.gumbel(size=(count * tokens, layers, experts)) + 1.5 * rng.standard_normal((layers, experts))
+    chosen = np.argsort(-score, axis=2)[:, :, :top_k].astype(np.int64)
+    return routed(chosen, np.repeat(np.arange(count, dtype=np.int32), tokens), list(of.moe_layer_ids), experts)
+
+
 def space(redundant: int | None = 0, **pins: int) -> SearchSpace:
     """Everything allowed, except what is pinned."""
     return SearchSpace(Limits(FREE, "engine", keep_groups=False), pins, redundant)

@@ -112,6 +112,20 @@ class Exchange:
             return np.zeros((len(volumes[RANKS]), 1))
         return np.concatenate(columns, axis=1)
 
+    def unit_tables(self) -> dict[int, Floats]:
+        """What one copy that arrives at each rank or domain costs each unit [X, U], by key, in seconds per byte."""
+        keys = list(dict.fromkeys(key for block in self.blocks for key in block.parts))
+        ends = np.cumsum([int(unit_of_rank(self, key).max()) + 1 for key in keys]).tolist()
+        spans = list(zip(keys, [0, *ends], ends, strict=False))
+        every = np.eye(ends[-1])
+        table_XU = self.unit_seconds_SU({key: every[:, first:end] for key, first, end in spans})
+        return {key: table_XU[first:end] for key, first, end in spans}
+
+
+def unit_of_rank(exchange: Exchange, key: int) -> Ints:
+    """Of each rank [R] the unit whose volume has this key: itself, or its scale-up domain."""
+    return np.arange(exchange.num_ranks) if key == RANKS else exchange.partitions[key]
+
 
 def no_exchange(grid: Grid, dedup: Dedup) -> Exchange:
     """No all-to-all: nothing that depends on the placement travels."""

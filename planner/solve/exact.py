@@ -8,7 +8,8 @@ the smooth maximum, sent[s] the slowest unit's traffic, total[s] both with their
 (C2) sum_{e, k} x[e, r, k] = slots[r]
 (C3) sum_k x[e, r, k] <= 1
 (C4) busy[s] >= each tangent of each rank, of its own class, with rows n[e, s] / k and touches as data
-(C5) sent[s] >= each unit's traffic, linear in rows without de-duplication; else only its bound
+(C5) sent[s] >= each unit's traffic: linear in rows without de-duplication, else in visits of recorded
+     sets where they are few (`exact_visits.py`); else only its bound
 (C6) x[e, r, k] <= g[group of e, node of r] and sum_n g[a, n] = 1
 
 CP-SAT needs integers: seconds are counted in a quantum chosen so that the sum of any row's Boolean
@@ -34,12 +35,15 @@ from ortools.sat.python import cp_model
 from planner.cost.traffic import RANKS
 from planner.plan.placement import from_ranks
 from planner.solve.bounds import bound_parts_S
+from planner.solve.exact_visits import ONE, Visits
 from planner.solve.problem import CLOSED, LayerProblem, Tangent, mean_tangent, tangent
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _ROW_LIMIT = 1 << 29
+_FINE = 16
+"""Steps of a quantum in rows of visits; with these, `exact_visits.ONE` and 64 windows they stay below 2**63."""
 _ROUNDS = 12
 
 
@@ -182,6 +186,7 @@ class _Program:
         part_R = speed_R.sum() / speed_R  # of the mean over ranks, weighted so that unequal ranks count alike
         per_byte = moe.dispatch_bytes + moe.combine_bytes
         units, gather = self._units() * per_byte, moe.gather_s_per_row_byte * per_byte
+        visited = Visits(p, self.model, self.x).rows() if Visits.fit(p) else []
         self.quantum = self._quantum(costs, rows_SEk, units, gather)
         expert_floor_S, byte_floor_S = self.floor
         sent_floor_S = byte_floor_S * per_byte + moe.fixed_traffic_s
@@ -198,6 +203,8 @@ class _Program:
                 mean = self._row(self.x, (cost_REk / part_R[:, None, None]).transpose(1, 0, 2))
                 self.model.add(busy >= mean + self._down(float((slot_s_R * speed_R).sum() / speed_R.sum())))
             moved, gathered = self._variable(f"moved[{s}]"), self._variable(f"gathered[{s}]")
+            for terms in visited[s] if visited else ():
+                self._add_visits(moved, terms, per_byte)
             for weight_R in units:
                 self.model.add(moved >= self._row(self.x, weight_R[None, :, None] * rows_SEk[s][:, None, :]))
             for rank in range(p.num_ranks if gather else 0):
@@ -218,6 +225,14 @@ class _Program:
         """Sum of variables times seconds, rounded down to the quantum."""
         down = np.floor(np.broadcast_to(seconds, variables.shape) / self.quantum).astype(np.int64)
         return cp_model.LinearExpr.weighted_sum(variables.reshape(-1).tolist(), down.reshape(-1).tolist())
+
+    def _add_visits(
+        self, moved: cp_model.IntVar, terms: Sequence[tuple[cp_model.IntVar, float]], per_byte: float
+    ) -> None:
+        """A unit's traffic by the visits that it takes part in, in a finer quantum: many are rounded down."""
+        parts = [math.floor(seconds * per_byte / self.quantum * _FINE) for _, seconds in terms]
+        variables = [variable for variable, _ in terms]
+        self.model.add(_FINE * ONE * moved >= cp_model.LinearExpr.weighted_sum(variables, parts))
 
     def _variable(self, name: str, least_s: float = 0.0) -> cp_model.IntVar:
         """Seconds in quanta, up to what the incumbent needs over all windows, and what else traffic hides behind."""

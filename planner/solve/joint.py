@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.traffic import RANKS
+from planner.cost.traffic import unit_of_rank
 from planner.solve.held import Held
 from planner.solve.problem import LayerProblem, mean_tangent
 from planner.solve.sharp import fullest_without
@@ -67,21 +67,17 @@ class JointSearch:
         """Who is visited, and what a visit costs each unit [X, U], in seconds per byte."""
         problem, exchange = self.held.problem, self.held.problem.moe.exchange
         kind = ShareVisits if problem.load.sets is None else SetVisits
-        keys = list(dict.fromkeys(key for block in exchange.blocks for key in block.parts))
-        unit_of = {key: np.arange(problem.num_ranks) if key == RANKS else exchange.partitions[key] for key in keys}
-        sizes = [int(unit_of[key].max()) + 1 for key in keys]
-        ends = np.cumsum(sizes)
-        every = np.eye(int(ends[-1]))
-        ones = {key: every[:, end - size : end] for key, size, end in zip(keys, sizes, ends.tolist(), strict=True)}
-        table_XU = np.unique(exchange.unit_seconds_SU(ones), axis=1)  # one visit at a time: the coefficients
-        visits = {key: kind(problem.load, self.held, unit_of[key]) for key in keys}
-        visits_SX = np.concatenate([visits[key].visits_SX() for key in keys], axis=1)
+        tables = exchange.unit_tables()
+        visits = {key: kind(problem.load, self.held, unit_of_rank(exchange, key)) for key in tables}
+        visits_SX = np.concatenate([visits[key].visits_SX() for key in tables], axis=1)
+        table_XU = np.unique(np.concatenate(list(tables.values())), axis=1)
         seconds_SU = np.einsum("sx,xu->su", visits_SX, table_XU)
         table_XU = table_XU[:, (seconds_SU >= _IDLE * seconds_SU.max(axis=1, keepdims=True)).any(axis=0)]
-        table_XU *= problem.moe.tokens / problem.moe.etp
-        tables = {key: table_XU[end - size : end] for key, size, end in zip(keys, sizes, ends.tolist(), strict=True)}
-        busy = [key for key in keys if tables[key].any()]
-        return {key: visits[key] for key in busy}, {key: tables[key] for key in busy}
+        parts = np.split(
+            table_XU * (problem.moe.tokens / problem.moe.etp), np.cumsum([len(t) for t in tables.values()])[:-1]
+        )
+        busy = {key: part for key, part in zip(tables, parts, strict=True) if part.any()}
+        return {key: visits[key] for key in busy}, busy
 
     def improve(self, power: int | None) -> None:
         """Swaps until none lowers the mean time, with power means in place of maxima (None: maxima)."""
@@ -186,6 +182,7 @@ def _root(values: Floats, power: int) -> Floats:
 
 def _peak(values: Floats, power: int | None) -> Floats:
     """Maximum along the last axis, or power mean."""
+    values = np.maximum(values, 0.0)  # swaps that a rule forbids may give less, as nothing is meant by them
     top = values.max(axis=-1)
     if power is None:
         return np.asarray(top)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import combinations, product
 from typing import Any
@@ -23,6 +24,19 @@ Placement = tuple[frozenset[int], ...]
 """Experts of each EP rank."""
 
 
+@dataclass(frozen=True)
+class Routed:
+    """What one window routed in one layer."""
+
+    share: list[float]
+    choices: float
+    """Per token."""
+    tokens: float
+    """Of a step, in one copy of the expert grid."""
+    sets: dict[tuple[int, ...], float]
+    """Sets of experts chosen together, if recorded, with their part of the tokens."""
+
+
 Message = tuple[int, int, float]
 """Sender and receiver, as GPU ids, and bytes."""
 
@@ -34,7 +48,7 @@ class PlainCost:
         self.i, self.s, self.gpus = instance, split, [list(stage) for stage in gpus]
         # What no placement changes is worked out once: enumeration asks for it again and again.
         self.beside_s, self.collective_s = cache(self._beside_s), cache(self._collective_s)
-        self.exchange_s = cache(self._exchange_s)
+        self.exchange_s, self.recorded = cache(self._exchange_s), cache(self._recorded)
         self.b = instance.workload.tokens_per_gpu * instance.topology.num_gpus
         constants = instance.constants
         self.eff, self.kernel = constants.efficiency, constants.kernel
@@ -246,22 +260,21 @@ class PlainCost:
         expert = max(self.expert_s(rows[r], hit[r], len(placement[r]), width, of_rank[r]) for r in range(s.ep))
         eta, mode = self.eff.overlap, self.i.constants.communication.overlap
         assert eta is not None
-        traffic = self.traffic_s(k, rows, placement, share, choices, tokens)
+        routed = Routed(share, choices, tokens, self.recorded(row, window))
+        traffic = self.traffic_s(k, rows, placement, routed)
         hiding = {"none": 0.0, "shared": self.beside_s(k, mode), "two_batch": expert + self.beside_s(k, mode)}
         return expert + traffic - eta.value * min(hiding[mode], traffic)
 
-    def traffic_s(
-        self, k: int, rows: list[float], placement: Placement, share: list[float], choices: float, tokens: float
-    ) -> float:
+    def traffic_s(self, k: int, rows: list[float], placement: Placement, routed: Routed) -> float:
         """Dispatch and combine: collectives where every rank gets all tokens, else an all-to-all."""
         s, kernel, token_bytes = self.s, self.kernel, 2 * self.i.model.hidden_size
         size = s.ep * s.etp
         if s.ep == 1 or kernel.method == "all_gather":
             if s.tp % size == 0:
-                return self.collective_s(k, size, tokens * token_bytes, 2)
-            return 2 * self.collective_s(k, size, tokens * token_bytes, 1)
-        volume = self.volume(k, rows, placement, share, choices, tokens)
-        gather_s, constants = self.exchange_s(k, tokens)
+                return self.collective_s(k, size, routed.tokens * token_bytes, 2)
+            return 2 * self.collective_s(k, size, routed.tokens * token_bytes, 1)
+        volume = self.volume(k, rows, placement, routed)
+        gather_s, constants = self.exchange_s(k, routed.tokens)
         num_bytes = (volume + max(rows) * gather_s) * (token_bytes + kernel.header_bytes)
         ways = (kernel.dispatch.value, kernel.combine.value)
         return sum(constant + num_bytes * way.slower for constant, way in zip(constants, ways, strict=True))
@@ -306,21 +319,32 @@ class PlainCost:
             for shard in range(s.etp)
         ]
 
-    def volume(
-        self, k: int, rows: list[float], placement: Placement, share: list[float], choices: float, tokens: float
-    ) -> float:
+    def _recorded(self, row: int, window: int) -> dict[tuple[int, ...], float]:
+        """Sets of experts that tokens of a window chose together, with their part of the tokens."""
+        assert self.i.windows is not None
+        if (sets := self.i.windows.sets) is None:
+            return {}
+        tokens = [t for t, w in enumerate(sets.window_N.tolist()) if w == window]
+        found: dict[tuple[int, ...], float] = defaultdict(float)
+        for token in tokens:
+            found[tuple(sorted(e for e in sets.experts_NLK[token, row].tolist() if e >= 0))] += 1 / len(tokens)
+        return found
+
+    def volume(self, k: int, rows: list[float], placement: Placement, routed: Routed) -> float:
         """Seconds per byte of a copy on the slowest port, uplink or pair, message by message."""
         if self.s.ep == 1:
             return 0.0
         dedup = self.i.constants.communication.dedup
-        copies = [sum(e in held for held in placement) for e in range(len(share))]
+        experts = range(len(routed.share))
+        copies = [sum(e in held for held in placement) for e in experts]
 
         def visited(some: Sequence[int]) -> float:
-            missed = 1.0
-            for e in range(len(share)):
-                part = sum(e in placement[r] for r in some) / copies[e]
-                missed *= 1 - min(1.0, share[e] * choices) * part
-            return (1 - missed) * tokens
+            part = [sum(e in placement[r] for r in some) / copies[e] for e in experts]
+            if routed.sets:
+                missed = sum(weight * math.prod(1 - part[e] for e in chosen) for chosen, weight in routed.sets.items())
+            else:
+                missed = math.prod(1 - min(1.0, routed.share[e] * routed.choices) * part[e] for e in experts)
+            return (1 - missed) * routed.tokens
 
         ranks = range(self.s.ep)
         arriving = rows if dedup == "expert" else [visited([r]) for r in ranks]

@@ -7,6 +7,7 @@ import pytest
 
 from planner.cost.instance import Instance
 from planner.inputs.constants import Constants
+from planner.inputs.workload import Dedup
 from planner.rules.grid import SearchSpace
 from planner.rules.ruled import all_ruled
 from planner.solve.master import Options
@@ -18,6 +19,7 @@ from tests.oracle.plain_cost import best_step
 
 INSTANCES = 300
 UNEQUAL = 60
+RECORDED = 140
 PER_TEST = 10
 
 
@@ -62,13 +64,37 @@ def _pins(rng: np.random.Generator, gpus: int, experts: int, layers: int) -> dic
     return {"pp": pp, "ep": pick(2, gpus // pp, experts)}
 
 
-def random_constants(rng: np.random.Generator) -> Constants:
+def random_constants(rng: np.random.Generator, dedup: Dedup = "expert") -> Constants:
     """Any way of sending tokens, and of hiding it."""
     return building.constants(
+        dedup,
         hides=rng.choice(["none", "shared", "two_batch"]),
         overlap=str(rng.choice(["50%", "70%"])),
         kernel=str(rng.choice(["all-to-all", "deepep-normal", "allgather-reducescatter"], p=[0.6, 0.25, 0.15])),
     )
+
+
+def recorded_instance(seed: int) -> tuple[Instance, SearchSpace]:
+    """Tokens travel once to a GPU or node, and which experts they chose together was recorded."""
+    rng = np.random.default_rng(2000 + seed)
+    nodes, per_node = ((1, 2), (1, 3), (2, 1), (2, 2), (3, 1), (1, 4))[rng.integers(6)]
+    experts = int(rng.integers(3, 6))
+    made = building.model(
+        experts=experts,
+        top_k=int(rng.integers(1, min(3, experts) + 1)),
+        layers=1,
+        hidden=int(64 * rng.integers(1, 4)),
+        width=int(48 * rng.integers(1, 5)),
+    )
+    machine = building.topology(
+        nodes, per_node, inner=f"{rng.integers(1, 40)} GB/s", outer=f"{rng.integers(1, 10)} GB/s"
+    )
+    windows = building.random_sets(rng, made, int(rng.integers(1, 3)), int(rng.integers(5, 40)))
+    using = random_constants(rng, str(rng.choice(["gpu", "node"])))  # type: ignore[arg-type]
+    phase = "decode" if rng.random() < 0.5 else "prefill"
+    tokens = int(rng.integers(1, 3000))
+    whole = building.instance(made, machine, phase=phase, tokens=tokens, windows=windows, using=using)  # type: ignore[arg-type]
+    return whole, building.space(int(rng.integers(0, 2)), **_pins(rng, machine.num_gpus, experts, made.num_layers))
 
 
 def unequal_instance(seed: int) -> tuple[Instance, SearchSpace]:
@@ -112,6 +138,12 @@ def compare_with_enumeration(whole: Instance, space: SearchSpace, seed: int) -> 
 def test_optimum_equals_enumeration(first: int) -> None:
     for seed in range(first, first + PER_TEST):
         compare_with_enumeration(*small_instance(seed), seed)
+
+
+@pytest.mark.parametrize("first", range(0, RECORDED, PER_TEST))
+def test_optimum_with_recorded_sets_equals_enumeration(first: int) -> None:
+    for seed in range(first, first + PER_TEST):
+        compare_with_enumeration(*recorded_instance(seed), seed)
 
 
 @pytest.mark.parametrize("first", range(0, UNEQUAL, PER_TEST))
