@@ -74,8 +74,9 @@ def knee(curve: Sequence[Copies]) -> int | None:
     def above(one: Copies) -> float:
         return (first.step_s - one.step_s) / gained - (one.redundant_experts - first.redundant_experts) / more
 
-    inside = [one for one in curve if one.redundant_experts <= best.redundant_experts]
-    return max(inside, key=lambda one: (above(one), -one.redundant_experts)).redundant_experts if more else None
+    inside = [one for one in curve if first.redundant_experts < one.redundant_experts < best.redundant_experts]
+    bend = max(inside, key=lambda one: (above(one), -one.redundant_experts), default=best)
+    return (bend if bend is not best and above(bend) > 0 else best).redundant_experts
 
 
 def curve_of(plan: Plan) -> list[Copies]:
