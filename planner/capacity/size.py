@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from planner.capacity.figures import Figures, figures_of
 from planner.capacity.jobs import job_of, plan_of, run_all
-from planner.errors import InfeasibleError, UsageError
+from planner.errors import InfeasibleError, InputError, Place, UsageError
 from planner.inputs.deployment import Deployment
 from planner.inputs.edits import on_machine, with_tokens
-from planner.inputs.named_files import TOPOLOGY_OPTION, Named, existing_file
+from planner.inputs.named_files import Named, existing_file
 from planner.inputs.topology import Topology, links_within, load_topology, resolve, topology_of_nodes
 from planner.inputs.topology_file import TopologyFile
 from planner.inputs.units import format_count, format_seconds
@@ -126,14 +127,21 @@ def kinds_of(deployment: Deployment, catalogue: Sequence[str]) -> list[Kind]:
     if not catalogue:
         file = deployment.topology.file
         return [Kind(deployment.file.topology, _plain(file, deployment.file.topology))]
-    found = []
-    for text in dict.fromkeys(catalogue):
-        named = Named(text, deployment.path.parent / "", replace(TOPOLOGY_OPTION, file="--catalogue"))
+    return [_named(text) for text in dict.fromkeys(catalogue)]
+
+
+def _named(text: str) -> Kind:
+    """An entry of a catalogue."""
+    option = Place("--catalogue")
+    named = Named(text, Path(), option)
+    try:
         if named.is_profile:
-            found.append(Kind(text, topology_of_nodes(2, text, named.where).file))
-        else:
-            found.append(Kind(text, _plain(load_topology(existing_file(named)).file, text)))
-    return found
+            return Kind(text, topology_of_nodes(2, text, option).file)
+        return Kind(text, _plain(load_topology(existing_file(named)).file, text))
+    except InputError as error:
+        if any(problem.where == option for problem in error.problems):
+            raise UsageError.of(error.problems) from None
+        raise
 
 
 def _plain(file: TopologyFile, name: str) -> TopologyFile:
