@@ -50,11 +50,12 @@ from planner.solve.watch import NoWatch
 from planner.solve.workers import Workers
 from planner.trace.drift import correlation, shares
 from planner.trace.native import read_trace
-from planner.trace.windows import Windows, cut, subset
+from planner.trace.windows import Windows, cut, of_layers, subset
 
 _EXAMPLE: Final = Path(__file__).resolve().parent.parent / "examples" / "tiny-moe" / "deployment.yaml"
 _RECORDING: Final = "tiny_moe_64e_drift.npz"
-_INTERVALS, _WINDOWS, _TOKENS, _TOP_K, _LAYERS, _EXPERTS = 10, 8, 8192, 4, 4, 64
+_INTERVALS, _WINDOWS, _TOKENS, _TOP_K, _LAYERS, _EXPERTS = 8, 6, 8192, 4, 2, 32
+_RECORDED_LAYERS: Final = (2, 5)
 _SKEW: Final = 0.6
 _ITERATIONS: Final = 250
 _DRIFTS: Final = {
@@ -62,7 +63,7 @@ _DRIFTS: Final = {
     "slow": ((0.955, np.inf), (0.015, 150 / _ITERATIONS), (0.03, 1500 / _ITERATIONS)),
     "fast": ((0.57, np.inf), (0.43, 1.6)),
 }
-_LENGTHS_S: Final = (1.0, 10.0, 100.0)
+_LENGTHS_S: Final = (0.1, 60.0)
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def _replan(length_s: float) -> Callable[[Deck], Placement]:
 
 
 def _synthetic(name: str) -> tuple[Deployment, list[Instance]]:
-    """Random popularity that drifts, for a model of four MoE layers on two nodes of four H100."""
+    """Random popularity that drifts, for a model of two MoE layers on two nodes of four H100."""
     deployment = replace(_deployment("topology=2 x hgx-h100", "gpus_per_node=4"), model=_model())
     return deployment, [_instance(deployment, windows) for windows in _drifting(name)]
 
@@ -193,9 +194,9 @@ def _drifting(name: str) -> Iterator[Windows]:
 
 
 def _recorded(path: Path) -> tuple[Deployment, list[Instance]]:
-    """The recording in order of time, on the machine of the tiny example."""
+    """Two layers of the recording in order of time, on the machine of the tiny example."""
     deployment = _deployment()
-    windows = cut([read_trace(path).trace], "prefill", 2048)
+    windows = of_layers(cut([read_trace(path).trace], "prefill", 2048), _RECORDED_LAYERS)
     stretches = np.array_split(np.arange(windows.num_windows), _INTERVALS)
     return deployment, [_instance(deployment, subset(windows, part.tolist())) for part in stretches]
 
