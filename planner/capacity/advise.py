@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 import numpy as np
 
-from planner.capacity.placing import Ranks, ranks_for, search_place
+from planner.capacity.placing import Ranks, eplb_place, ranks_for, search_place
 from planner.capacity.replan import Asked, Deck, replanned_from
 from planner.capacity.verdict import Verdict, verdict
 from planner.check import structure
@@ -50,6 +50,9 @@ class Advice:
 
     paths: tuple[Path, ...]
     verdict: Verdict
+    """With the placement that `ep-plan solve` would make."""
+    engine: Verdict
+    """With EPLB's, which is what engines make by themselves."""
     group: Ranks
     num_experts: int
     windows: int
@@ -105,7 +108,8 @@ def advice_on(paths: Sequence[Path], traces: Sequence[Trace], windows: Windows, 
         own = _joined(own, windows, work.step_tokens)
     layers = len(judged.layer_ids_L)
     tokens = int(judged.tokens_S.sum())
-    return Advice(tuple(paths), own, group, first.num_experts, judged.num_windows, tokens, layers, judged.how)
+    engine = verdict(judged, first.top_k, group, eplb_place(group))
+    return Advice(tuple(paths), own, engine, group, first.num_experts, judged.num_windows, tokens, layers, judged.how)
 
 
 def judged_windows(windows: Windows, traces: Sequence[Trace], step_tokens: int) -> Windows:

@@ -30,6 +30,8 @@ _STATES: Final = {
 def render_advice(found: Advice, console: Console) -> None:
     """Print the verdict, and how often to place anew."""
     table = verdict_table(found.verdict)
+    for number, line in enumerate(_engine_lines(found.engine)):
+        table.add_row("" if number else Text("EPLB", "bold"), Text(line))
     copies = found.group.slots - found.num_experts
     ranks = f"judged for {found.group.ranks} ranks with {copies} redundant experts"
     windows, layers = format_number_of(found.windows, "window"), format_number_of(found.layers, "layer")
@@ -39,6 +41,13 @@ def render_advice(found: Advice, console: Console) -> None:
     if found.verdict.schedules:
         console.print()
         console.print(_schedules(found.verdict))
+
+
+def _engine_lines(verdict: Verdict) -> Iterator[str]:
+    """The same for the placement that engines make by themselves."""
+    yield ANSWERS[verdict.answer][0]
+    yield from how_lines(verdict)
+    yield f"static holds: {verdict.static_holds}; {verdict.static_reason}"
 
 
 def verdict_table(verdict: Verdict) -> Table:

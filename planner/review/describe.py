@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.capacity.advise import Work, advice_on, judged_windows
-from planner.capacity.placing import Ranks, eplb_place, linear_place
-from planner.capacity.verdict import Verdict, imbalance, rank_loads, verdict
+from planner.capacity.placing import Ranks, linear_place
+from planner.capacity.verdict import Verdict, imbalance, rank_loads
 from planner.errors import UsageError
 from planner.inputs.workload import Phase
 from planner.plan.placement import slots_of_ranks
@@ -139,7 +139,7 @@ def describe(
         judged_layers=tuple(judged.layer_ids_L.tolist()),
         judged_tokens=tuple(judged.tokens_S.tolist()),
         verdict=advice.verdict,
-        engine_verdict=verdict(judged, top_k, group, eplb_place(group)),
+        engine_verdict=advice.engine,
         warnings=(*(warning for one in read for warning in one.warnings), *describe_suspicions(windows, traces)),
     )
 
