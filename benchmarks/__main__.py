@@ -12,6 +12,7 @@ from rich.console import Console
 
 from benchmarks import (
     affinity,
+    bounds,
     ceiling,
     generalisation,
     held_out,
@@ -30,6 +31,7 @@ _ALL = {
     "generalisation": generalisation.run,
     "ceiling": ceiling.run,
     "affinity": affinity.run,
+    "bounds": bounds.run,
     "scale": scale.run,
     "routing": routing.run,
     "replanning": replanning.run,

@@ -83,6 +83,10 @@ def _machine(given: dict[str, Any]) -> Any:
         probes=True,
     )
     if not given["worker"]:
+        if given["rendezvous"] is not None:
+            raise click.UsageError(
+                "--rendezvous is for --worker: ranks that are started here meet on the loopback address"
+            )
         return 0, probe_here(job, given["ranks"])
     if given["rendezvous"] is None:
         raise click.UsageError("--worker needs --rendezvous HOST:PORT, an address of rank 0's host")

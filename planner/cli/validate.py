@@ -75,17 +75,9 @@ def command(plan: Path, output: Path, as_json: bool, verbose: bool, quiet: bool,
     if given["launcher"] is not None:
         click.echo(_script(plan, output, given), nl=False)
         return 0
-    for name in ("hosts", "image"):
-        if given[name] is not None:
-            raise click.UsageError(f"--{name} is for --print-launch")
     from planner.errors import BadAnswerError
-    from planner.files import check_target, refuse_overwriting
 
-    for target in filter(None, (output, given["calibrate"])):
-        check_target(target)
-        refuse_overwriting(target, [plan, *paths(given["traces"])])
-    if given["calibrate"] is not None and given["emulate"]:
-        raise click.UsageError("--calibrate needs measured times; an emulation has none")
+    _check_options(plan, output, given)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what went wrong is told in one line
     from planner.measure.devices import require_torch
 
@@ -104,6 +96,24 @@ def command(plan: Path, output: Path, as_json: bool, verbose: bool, quiet: bool,
     return 0 if validation.verdict == "pass" else int(BadAnswerError.exit_code)
 
 
+def _check_options(plan: Path, output: Path, given: dict[str, Any]) -> None:
+    """Refuse options that would be ignored, and targets that cannot be written, before anything runs."""
+    from planner.files import check_target, refuse_overwriting
+
+    for name in ("hosts", "image"):
+        if given[name] is not None:
+            raise click.UsageError(f"--{name} is for --print-launch")
+    if given["rendezvous"] is not None and not given["worker"]:
+        raise click.UsageError("--rendezvous is for --worker: ranks that are started here meet on the loopback address")
+    if given["calibrate"] is not None and given["emulate"]:
+        raise click.UsageError("--calibrate needs measured times; an emulation has none")
+    for target in filter(None, (output, given["calibrate"])):
+        check_target(target)
+        refuse_overwriting(target, [plan, *paths(given["traces"])])
+    if given["calibrate"] is not None and given["calibrate"].resolve() == output.resolve():
+        raise click.UsageError(f"--calibrate and -o both name {output}")
+
+
 def _script(plan: Path, output: Path, given: dict[str, Any]) -> str:
     from planner.measure.script import Launch, launch_script
     from planner.measure.seats import Seating
@@ -111,6 +121,11 @@ def _script(plan: Path, output: Path, given: dict[str, Any]) -> str:
 
     if given["emulate"] or given["worker"]:
         raise click.UsageError("--print-launch is for the plan's GPUs, without --emulate and --worker")
+    for name, of in (("ranks", "--emulate"), ("scale", "--emulate"), ("rendezvous", "--worker")):
+        if given[name] is not None:
+            raise click.UsageError(f"--{name} is for {of}: the script says where ranks meet and how many there are")
+    if given["image"] is not None and given["launcher"] != "kubernetes":
+        raise click.UsageError("--image is for --print-launch kubernetes")
     hosts = tuple(filter(None, (given["hosts"] or "").split(",")))
     arguments = [str(plan.absolute()), "-o", str(output.absolute()), *_repeated(given)]
     return launch_script(given["launcher"], Launch(Seating(read_plan(plan)), tuple(arguments), hosts, given["image"]))
@@ -121,6 +136,8 @@ def _repeated(given: dict[str, Any]) -> list[str]:
     words = [word for trace in given["traces"] for word in ("--trace", str(Path(trace).absolute()))]
     plain = ("device", "against", "windows", "repeats", "interface")
     words += [word for name in plain if given[name] is not None for word in (f"--{name}", str(given[name]))]
+    if given["calibrate"] is not None:
+        words += ["--calibrate", str(given["calibrate"].absolute())]
     words += ["--tolerance", f"{100 * given['tolerance']:g}%"]
     for name in ("timeout", "join_timeout"):
         words += [f"--{name.replace('_', '-')}", f"{given[name]:g} s"]
@@ -172,10 +189,11 @@ def _job(plan: Path, given: dict[str, Any]) -> Any:
 
 def _calibrate(validation: Any, ready: Any, target: Path, *, quiet: bool) -> None:
     from planner.files import write_whole
-    from planner.measure.calibrate import calibrated_text
+    from planner.measure.calibrate import calibrated_text, uncertain
 
     write_whole(target, calibrated_text(validation, ready.plan, ready.cost))
     if not quiet:
+        warn(uncertain(validation))
         click.echo(f"wrote {target}", err=True)
 
 
@@ -186,10 +204,10 @@ def _write(validation: Any, output: Path, *, as_json: bool, verbose: bool, quiet
     from planner.report.validation_report import node_lists, render_validation
 
     text = validation_text(validation)
-    write_whole(output, text)
     lists = node_lists(validation, output)
     for path, hosts in lists.items():
         write_whole(path, hosts)
+    write_whole(output, text)  # last: where it stands, all of this run stands
     if as_json:
         click.echo(text, nl=False)
     elif not quiet:

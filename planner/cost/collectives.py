@@ -56,6 +56,13 @@ class Blocks:
         constant = self._constant(_figures(kernel).value, passage, phases=1)
         return constant, (self.size - 1) / self.size / passage.rate
 
+    def latency_s(self, kernel: KernelFile, operation: Operation) -> float:
+        """What the links' latency adds to the launch and the steps of a kernel."""
+        figures = _figures(kernel).value
+        phases = PHASES[operation]
+        steps = figures.step * phases * (self._domain_size - 1)
+        return self._constant(figures, self._passage(kernel), phases) - figures.launch - steps
+
     def _usable(self, num_bytes: float) -> list[KernelFile]:
         constants = self.instance.constants
         small = constants.small_collectives

@@ -1,8 +1,9 @@
 """A topology with the constants that a validation says are wrong put right.
 
 Each measured term corrects what its prediction rests on: experts their curve, attention the curves of GEMM
-and attention, exchanges the latency and the part of the bandwidth that is reached. All constants of a
-curve are scaled alike, because one plan measures one point of it; `ep-plan probe` measures whole curves.
+and attention, exchanges and tensor-parallel collectives their constant time and the part of the bandwidth
+that is reached. All constants of a curve are scaled alike, because one plan measures one point of it;
+`ep-plan probe` measures whole curves.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from typing import Any, Final
 
 import yaml
 
+from planner.cost.collectives import Blocks
 from planner.cost.instance import Instance
 from planner.cost.step import SplitCost
 from planner.errors import BadAnswerError
 from planner.inputs.documents import validated
 from planner.inputs.efficiency import Curve, Efficiency, Work, curve_of
+from planner.inputs.engines import load_engine
 from planner.inputs.gpu import Gpu
 from planner.inputs.topology import resolve
 from planner.inputs.topology_file import TopologyFile
@@ -24,6 +27,7 @@ from planner.inputs.units import exact_text
 from planner.measure.document import Validation
 from planner.plan.plan import Plan
 
+_ALL_REDUCE: Final = "attention all-reduce"
 _ATTENTION: Final[Mapping[str, Work]] = {"prefill": "attention_prefill", "decode": "attention_decode"}
 
 
@@ -47,9 +51,20 @@ def calibrated_text(validation: Validation, plan: Plan, cost: SplitCost) -> str:
     for gpu, described in zip(_gpus(file), _gpu_data(data), strict=True):
         _correct_gpu(gpu, described, ratios, cost.instance, source)
     _correct_exchange(data, ratios, cost, source)
+    _correct_collectives(data, ratios, plan.inputs.engine, cost, source)
     resolve(validated(TopologyFile, data))
     head = f"# {validation.plan}, corrected: " + ", ".join(f"{name} x {ratio:.3g}" for name, ratio in ratios.items())
     return head + "\n" + yaml.safe_dump({"schema": "ep-plan/topology/1", **data}, sort_keys=False, width=120)
+
+
+def uncertain(validation: Validation) -> tuple[str, ...]:
+    """Corrections that rest on samples spread wider than the tolerance, to be told where the file is written."""
+    return tuple(
+        f"{term.name}: corrected by x {term.measured_s / term.predicted_s:.3g}, but its samples spread over "
+        f"{term.spread:.0%}: measure again on a quieter machine, or with more --repeats"
+        for term in validation.terms
+        if term.predicted_s and term.measured_s and term.spread > validation.tolerance
+    )
 
 
 def _gpus(file: TopologyFile) -> list[Gpu]:
@@ -129,6 +144,39 @@ def _correct_exchange(data: dict[str, Any], ratios: Mapping[str, float], cost: S
         launch_s = max(0.0, ratio * fixed - latency_s)
         value = {"launch": exact_text(launch_s, "time"), "slower": float(f"{slower:.6g}")}
         ways[name] = {"value": value, **note}
-    entry = {"kernel": constants.communication.kernel, **ways, "levels": levels}
-    others = [one for one in data.get("calibration", []) if one["kernel"] != entry["kernel"]]
-    data["calibration"] = [*others, entry]
+    _put(data, {"kernel": constants.communication.kernel, **ways, "levels": levels})
+
+
+def _correct_collectives(
+    data: dict[str, Any], ratios: Mapping[str, float], engine_name: str | None, cost: SplitCost, source: str
+) -> None:
+    """All-reduces of the tensor-parallel group, by the library and by the engine's own kernel alike."""
+    ratio = ratios.get(_ALL_REDUCE)
+    if ratio is None:
+        return
+    engine, constants = load_engine(engine_name), cost.instance.constants
+    blocks = Blocks(cost.instance, cost.stages[0].grid.gpus, cost.split.tp)
+    note = {"basis": "measured", "source": f"{source}, {_ALL_REDUCE} x {ratio:.3g}"}
+    for name, kernel in (
+        (engine.collectives, constants.collectives),
+        (engine.small_collectives, constants.small_collectives),
+    ):
+        if name is None or kernel is None or kernel.collective is None:
+            continue
+        figures = kernel.collective.value
+        latency_s = blocks.latency_s(kernel, "all_reduce")  # of the links: it stays, the launch takes what it lacks
+        value = figures.model_dump(mode="json", exclude_none=True) | {
+            "launch": exact_text(max(0.0, ratio * (figures.launch + latency_s) - latency_s), "time"),
+            "step": exact_text(ratio * figures.step, "time"),
+            "scale_up": _part(figures.scale_up / ratio),
+        }
+        if figures.scale_out is not None:
+            value["scale_out"] = _part(figures.scale_out / ratio)
+        _put(data, {"kernel": name, "collective": {"value": value, **note}})
+
+
+def _put(data: dict[str, Any], entry: dict[str, Any]) -> None:
+    """Figures of a kernel, in the place of those that the file had of the same parts."""
+    known = {one["kernel"]: one for one in data.get("calibration", [])}
+    known[entry["kernel"]] = known.get(entry["kernel"], {}) | entry
+    data["calibration"] = list(known.values())

@@ -14,10 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import torch
 from torch.distributed import TCPStore
 
 from planner.errors import BadAnswerError, MissingEnvironmentError, PlannerError
 from planner.measure import store as stores
+from planner.measure.devices import is_out_of_memory
 from planner.measure.watch import BEAT_S
 
 _LOOK_S: Final = 0.1
@@ -200,12 +202,14 @@ def failure_record(rank_name: str, phase: str, error: Exception) -> dict[str, An
     """What a rank tells of its failure."""
     if isinstance(error, PlannerError):
         problem = error.problems[0]
-        named = problem.message if problem.message.startswith("rank ") else f"{rank_name}: {phase}: {problem.message}"
+        text = f"{problem.where}: {problem.message}" if problem.where else problem.message
+        named = text if text.startswith("rank ") else f"{rank_name}: {phase}: {text}"
         bad = isinstance(error, BadAnswerError)
         return {"message": named, "hint": problem.hint, "bad_answer": bad, "by_others": False}
     first = str(error).partition("\n")[0] or type(error).__name__
     # an exchange that breaks off raises torch's RuntimeError family: somebody else went away
-    by_others = isinstance(error, RuntimeError) and "memory" not in first.lower()
+    own = isinstance(error, torch.AcceleratorError) or is_out_of_memory(error)
+    by_others = isinstance(error, RuntimeError) and not own
     return {"message": f"{rank_name}: {phase}: {first}", "hint": "", "bad_answer": False, "by_others": by_others}
 
 
@@ -226,10 +230,11 @@ def disagreement(hellos: Sequence[Hello]) -> PlannerError | None:
     for rank, hello in enumerate(hellos):
         for key, what in (("versions", "runs"), ("files", "reads")):
             if hello[key] != first[key]:
-                other = next(name for name in hello[key] if hello[key][name] != first[key].get(name))
+                names = (*hello[key], *first[key])
+                other = next(name for name in names if hello[key].get(name) != first[key].get(name))
                 message = (
-                    f"rank {rank} ({hello['host']}): join: {what} {other} {hello[key][other]}, "
-                    f"rank 0 ({first['host']}) {first[key].get(other)}"
+                    f"rank {rank} ({hello['host']}): join: {what} {other} {hello[key].get(other, '(not there)')}, "
+                    f"rank 0 ({first['host']}) {first[key].get(other, '(not there)')}"
                 )
                 return MissingEnvironmentError(message, hint="all ranks need the same versions and the same files")
     seen: dict[tuple[str, str], int] = {}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import resource
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from planner.errors import MissingEnvironmentError
@@ -33,35 +34,54 @@ def require_torch() -> None:
         raise MissingEnvironmentError(f"this torch {torch.__version__} is built without torch.distributed")
 
 
-def free_memory() -> int:
-    """Bytes that this host's processes may still take: the kernel's estimate, and the control group's limit."""
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+def free_memory(root: Path = Path("/")) -> int:
+    """Bytes that this process and its children may still take: the kernel's estimate, and control groups' limits.
+
+    A process is held to the limit of its own group and of every group around it, in the hierarchy of version
+    1 or 2.
+    """
+    lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
     fields = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines if len(line.split()) == 3}
     free = fields["MemAvailable"]
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
+    for group, limit, used in _control_groups(root):
         try:
-            most, now = (Path(path).read_text(encoding="ascii").strip() for path in (limit, used))
+            most, now = ((group / name).read_text(encoding="ascii").strip() for name in (limit, used))
         except OSError:
-            continue
+            continue  # of another namespace, or without a limit on memory
         if most.isdecimal() and now.isdecimal():
             free = min(free, max(0, int(most) - int(now)))
     return free
 
 
-def check_room(ranks: int, tensors_bytes: int, free: int) -> None:
-    """Raise `MissingEnvironmentError` if so many emulated ranks do not fit into memory."""
+def _control_groups(root: Path) -> Iterator[tuple[Path, str, str]]:
+    """Folders of the control groups that this process is in, innermost first, and the files of limit and use."""
+    try:
+        text = (root / "proc/self/cgroup").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return
+    for line in text.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            top, names = root / "sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        inner = PurePosixPath(path.lstrip("/"))
+        for group in (inner, *inner.parents):
+            yield top / group, *names
+
+
+def check_room(ranks: int, tensors_bytes: int, free: int, *, emulated: bool) -> None:
+    """Raise `MissingEnvironmentError` if so many ranks on this host do not fit into its memory."""
     each = _RANK_BYTES + tensors_bytes
     if ranks * each > free:
         message = (
-            f"{ranks} emulated ranks need about {format_bytes(ranks * each)} ({format_bytes(each)} each), "
-            f"{format_bytes(free)} are free"
+            f"{ranks} {'emulated ' if emulated else ''}ranks need about {format_bytes(ranks * each)} "
+            f"({format_bytes(each)} each), {format_bytes(free)} are free"
         )
-        raise MissingEnvironmentError(
-            message, hint="a larger --scale; fewer --ranks at a time (stages in turn); a host with more memory"
-        )
+        smaller = "a larger --scale; fewer --ranks at a time (stages in turn)" if emulated else "--emulate"
+        raise MissingEnvironmentError(message, hint=f"{smaller}; a host with more memory, or a higher limit on it")
 
 
 def check_cores(ranks: int) -> None:
@@ -83,6 +103,12 @@ def check_gpus(needed: int, nodes: int) -> None:
         raise MissingEnvironmentError(message, hint=hint)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory is short; torch has no class of its own for it on CPUs."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in said or "allocate memory" in said
+
+
 def high_water() -> int:
     """Most bytes of memory that this process has held so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
@@ -100,7 +126,7 @@ def describe(job: Job, identity: Identity) -> tuple[str, str | None]:
     have = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if identity.local_rank >= have:
         message = f"{identity}: smoke: needs GPU {identity.local_rank} of its host, which has {have}"
-        hint = "the launcher must start as many ranks on each host as the plan has GPUs there"
+        hint = "as many ranks on each host as the plan has GPUs there; every rank must see all of them"
         raise MissingEnvironmentError(message, hint=hint)
     properties = torch.cuda.get_device_properties(identity.local_rank)
     return properties.name, str(getattr(properties, "uuid", identity.local_rank))

@@ -7,7 +7,7 @@ Legend: N samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -81,10 +81,10 @@ def fit_roofline(samples: KernelSamples, peak: float, hbm: float) -> RooflineFit
 
 
 def _fit(samples: KernelSamples, peak: float, hbm: float, exponent: Literal[2, 4]) -> RooflineFit:
-    """Levenberg-Marquardt on the logarithms of the constants, so that none becomes negative."""
+    """Fit the logarithms of the constants, so that none becomes negative."""
     light = np.maximum(samples.flop / peak, samples.weight_bytes / hbm)
     start_base = max(float((samples.seconds - light).min()), float(samples.seconds.min()) / 10)
-    logs = np.log([start_base, start_base / 10, 0.5, 0.5, 0.5])
+    start = np.log([start_base, start_base / 10, 0.5, 0.5, 0.5])
     uses = np.array([True, bool(samples.experts.any()), True, True, bool(samples.moved_bytes.any())])
 
     def errors_of(found: Floats) -> Floats:
@@ -94,26 +94,11 @@ def _fit(samples: KernelSamples, peak: float, hbm: float, exponent: Literal[2, 4
         total = total + samples.moved_bytes / (activation * hbm) * uses[4]
         return np.asarray(np.log(np.maximum(total, _LEAST) / samples.seconds))
 
-    start = logs.copy()
-
     def held(found: Floats) -> Floats:
         """Errors, and beside them a weak pull to the start, for constants that the samples say nothing about."""
         return np.concatenate([errors_of(found), _PULL * (found - start)[uses]])
 
-    damping = 1.0
-    errors = held(logs)
-    for _ in range(_STEPS):
-        steps = np.eye(len(logs))[uses] * 1e-4
-        slopes = np.stack([(held(logs + step) - errors) / 1e-4 for step in steps], axis=1)
-        normal = slopes.T @ slopes
-        move = np.linalg.solve(normal + damping * np.eye(len(normal)), -slopes.T @ errors)
-        tried = logs.copy()
-        tried[uses] += np.clip(move, -1, 1)
-        again = held(tried)
-        if (again**2).sum() < (errors**2).sum():
-            logs, errors, damping = tried, again, damping / 2
-        else:
-            damping = min(damping * 3, 1e9)
+    logs = _least_squares(held, start, uses)
     base, per_expert, compute, memory, activation = np.exp(logs).tolist()
     return RooflineFit(
         base_s=base,
@@ -124,3 +109,22 @@ def _fit(samples: KernelSamples, peak: float, hbm: float, exponent: Literal[2, 4
         exponent=exponent,
         errors=np.abs(np.expm1(errors_of(logs))),
     )
+
+
+def _least_squares(errors_of: Callable[[Floats], Floats], start: Floats, uses: NDArray[np.bool_]) -> Floats:
+    """Levenberg-Marquardt on those of the variables that are used, slopes by differences."""
+    found, damping = start.copy(), 1.0
+    errors = errors_of(found)
+    for _ in range(_STEPS):
+        steps = np.eye(len(found))[uses] * 1e-4
+        slopes = np.stack([(errors_of(found + step) - errors) / 1e-4 for step in steps], axis=1)
+        normal = slopes.T @ slopes
+        move = np.linalg.solve(normal + damping * np.eye(len(normal)), -slopes.T @ errors)
+        tried = found.copy()
+        tried[uses] += np.clip(move, -1, 1)
+        again = errors_of(tried)
+        if (again**2).sum() < (errors**2).sum():
+            found, errors, damping = tried, again, damping / 2
+        else:
+            damping = min(damping * 3, 1e9)
+    return found

@@ -19,6 +19,12 @@ LAUNCHERS: Final = (
 )
 
 
+def host_name() -> str:
+    """This host as it can stand in a message and a file: the kernel takes any bytes for a name."""
+    raw = os.fsencode(socket.gethostname()).decode("utf-8", "backslashreplace")
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in raw)
+
+
 def identity_from(environment: Mapping[str, str] = os.environ) -> Identity:
     """Read rank, size and local rank.
 
@@ -35,7 +41,7 @@ def identity_from(environment: Mapping[str, str] = os.environ) -> Identity:
             rank, size, local = map(int, values)
             if rank >= size or local > rank:
                 raise MissingEnvironmentError(f"{who} says rank {rank} of {size}, {local} on this host: this cannot be")
-            return Identity(rank, size, local, socket.gethostname())
+            return Identity(rank, size, local, host_name())
     known = "; ".join(f"{who}: {', '.join(names)}" for who, *names in LAUNCHERS)
     hint = f"start it with torchrun, srun or mpirun (ep-plan validate --print-launch), or set\n{known}"
     raise UsageError("--worker, but no launcher says which rank this is", hint=hint)

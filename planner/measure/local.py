@@ -12,20 +12,30 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from torch.distributed import TCPStore
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext, Std, start_processes
+from torch.distributed.elastic.multiprocessing import (
+    DefaultLogsSpecs,
+    PContext,
+    SignalException,
+    Std,
+    start_processes,
+)
 
 from planner.measure import store as stores
 from planner.measure.coordinate import Coordinator, Hello
+from planner.measure.identity import host_name
 from planner.measure.job import Identity, Job
 from planner.measure.worker import work
 
 _END_S: Final = 30
 _LOG_LINES: Final = 30
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+"""Those that elastic takes over."""
 
 
 def run_locally(job: Job, ranks: int, prepare: Callable[[TCPStore], None]) -> tuple[list[Hello], list[dict[str, Any]]]:
@@ -46,7 +56,7 @@ def run_locally(job: Job, ranks: int, prepare: Callable[[TCPStore], None]) -> tu
         logging.getLogger(name).setLevel(logging.CRITICAL)  # the coordinator says it in one line
     listener = stores.listening(stores.Meeting("127.0.0.1", 0), "launcher")
     meeting = stores.Meeting(*listener.getsockname()[:2])
-    with tempfile.TemporaryDirectory(prefix="ep-plan-") as folder:
+    with _own_signals(), tempfile.TemporaryDirectory(prefix="ep-plan-") as folder:
         context = _start(job, ranks, meeting, listener, Path(folder))
         try:
             store = stores.serve(listener)
@@ -66,6 +76,24 @@ def run_locally(job: Job, ranks: int, prepare: Callable[[TCPStore], None]) -> tu
             context.close()
 
 
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """A signal does what it did before elastic took it over, once ranks and temporary files are gone."""
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    stopped_by: int | None = None
+    try:
+        yield
+    except SignalException as error:
+        stopped_by = error.sigval
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stopped_by is not None:
+        if stopped_by != signal.SIGINT:
+            os.kill(os.getpid(), stopped_by)
+        raise KeyboardInterrupt
+
+
 def _start(job: Job, ranks: int, meeting: stores.Meeting, listener: socket.socket, folder: Path) -> PContext:
     threads = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     return start_processes(
@@ -83,9 +111,11 @@ def _rank(job: Job, rank: int, ranks: int, meeting: stores.Meeting, listener: in
     """Entry of a rank's process."""
     for number in (signal.SIGTERM, signal.SIGINT):  # elastic's handlers, inherited, would wait for an exchange to end
         signal.signal(number, signal.SIG_DFL)
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.pop(name, None)  # for a cluster: here ranks meet on the loopback interface
     if job.device != "cuda":
         os.close(listener)  # inherited: the store must end with the process that serves it
-    code = work(job, Identity(rank, ranks, rank, socket.gethostname()), meeting)
+    code = work(job, Identity(rank, ranks, rank, host_name()), meeting)
     if code:
         sys.exit(code)
 

@@ -20,7 +20,7 @@ from planner.measure.seats import Seating
 
 Launcher = Literal["torchrun", "slurm", "kubernetes"]
 
-_HOST: Final = re.compile(r"[A-Za-z0-9._-]+")
+_HOST: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _PORT: Final = 29500
 _AGENT_PORT: Final = 29499
 """Of torchrun's own store, which is another than that of the ranks."""
@@ -62,6 +62,10 @@ def launch_script(launcher: Launcher, launch: Launch) -> str:
     strange = [host for host in launch.hosts if not _HOST.fullmatch(host)]
     if strange:
         raise UsageError(f"--hosts: {strange[0]!r} is no host name or address")
+    unprintable = [word for word in (*launch.arguments, launch.image or "") if not word.isprintable()]
+    if unprintable:  # neither a comment nor YAML can hold a line break or bytes that are no text
+        hint = "paths of a launch script must be printable text in one line"
+        raise UsageError(f"{unprintable[0]!r} cannot stand in a script", hint=hint)
     if launcher == "torchrun":
         if not launch.hosts:
             raise UsageError("--print-launch torchrun needs --hosts", hint="--hosts a,b,... in order of the nodes")
@@ -178,21 +182,42 @@ srun --ntasks={ranks} --distribution=arbitrary --kill-on-bad-exit=1 bash -c '
 
 def _kubernetes(launch: Launch, image: str) -> str:
     nodes, most = len(launch.gpus_of), max(map(len, launch.gpus_of))
-    script = _torchrun_command(launch, "ep-plan-validate-0.ep-plan-validate", "$JOB_COMPLETION_INDEX")
-    table = _table(launch)
-    body = "\n".join(f"              {line}" for line in f"set -euo pipefail\n{script}".splitlines())
     return f"""\
 # Validates {launch.plan}: kubectl apply -f launch.yaml
 # Pod i is node i of the plan; the plan and its traces must be in the image or on a volume, under the same paths.
-{table}
+{_table(launch)}
+{_SERVICE}---
+{_job(nodes, image)}          args:
+            - |
+{_pod_script(launch)}
+          resources: {{limits: {{nvidia.com/gpu: {most}}}}}
+          securityContext: {{capabilities: {{add: [IPC_LOCK]}}}}
+          volumeMounts: [{{name: shm, mountPath: /dev/shm}}]
+      volumes: [{{name: shm, emptyDir: {{medium: Memory}}}}]
+"""
+
+
+def _pod_script(launch: Launch) -> str:
+    """What each pod runs, as lines of a YAML block."""
+    script = _torchrun_command(launch, "ep-plan-validate-0.ep-plan-validate", "$JOB_COMPLETION_INDEX")
+    return "\n".join(f"              {line}" for line in f"set -euo pipefail\n{script}".splitlines())
+
+
+_SERVICE: Final = """\
 apiVersion: v1
 kind: Service
-metadata: {{name: ep-plan-validate}}
+metadata: {name: ep-plan-validate}
 spec:
   clusterIP: None
   publishNotReadyAddresses: true
-  selector: {{job-name: ep-plan-validate}}
----
+  selector: {job-name: ep-plan-validate}
+"""
+"""So that pod 0 has a name before it is ready."""
+
+
+def _job(nodes: int, image: str) -> str:
+    """The job up to the words that its containers run."""
+    return f"""\
 apiVersion: batch/v1
 kind: Job
 metadata: {{name: ep-plan-validate}}
@@ -214,13 +239,6 @@ spec:
         - name: ranks
           image: {_yaml_text(image)}
           command: ["bash", "-c"]
-          args:
-            - |
-{body}
-          resources: {{limits: {{nvidia.com/gpu: {most}}}}}
-          securityContext: {{capabilities: {{add: [IPC_LOCK]}}}}
-          volumeMounts: [{{name: shm, mountPath: /dev/shm}}]
-      volumes: [{{name: shm, emptyDir: {{medium: Memory}}}}]
 """
 
 

@@ -134,8 +134,22 @@ def put(store: TCPStore, key: str, value: Any) -> None:
 
 
 def read(store: TCPStore, key: str) -> Any:
-    """Plain data that is there already."""
-    return json.loads(store.get(key))
+    """Plain data that is there already.
+
+    Raises:
+        MissingEnvironmentError: it is no JSON, so that no rank of ours has put it there.
+    """
+    raw = store.get(key)
+    try:
+        return json.loads(raw)
+    except ValueError:
+        message = f"the store holds something else than JSON under {key!r} ({len(raw)} bytes)"
+        raise MissingEnvironmentError(message, hint="does another program use this port? Give a free one") from None
+
+
+def wait_for(store: TCPStore, key: str, timeout_s: float) -> None:
+    """Wait until a key is there; raises torch's `DistStoreError` if it does not come."""
+    store.wait([key], timedelta(seconds=timeout_s))
 
 
 def has(store: TCPStore, key: str) -> bool:

@@ -18,20 +18,23 @@ from planner.cost.prepare import from_plan
 from planner.cost.step import SplitCost, split_cost, stage_of_layers
 from planner.errors import BadAnswerError, UsageError
 from planner.files import sha256_of
+from planner.inputs.precision import WEIGHTS
 from planner.measure import devices, verdict
 from planner.measure import store as stores
 from planner.measure.coordinate import Coordinator, Hello
-from planner.measure.document import Nodes, RankRecord, RunRecord, Validation
+from planner.measure.document import Nodes, OutputsRecord, RankRecord, RunRecord, Validation
 from planner.measure.gathered import Gathered
 from planner.measure.job import Identity, Job
 from planner.measure.local import run_locally
+from planner.measure.machine import MachineFinding
+from planner.measure.plan_run import timed_windows
 from planner.measure.probe import follow_and_work
 from planner.measure.replay import replayed, serving_slots
 from planner.measure.seats import Seating
-from planner.measure.shape import emulated_shape
+from planner.measure.shape import emulated_shape, real_shape
 from planner.measure.verdict import Evidence
 from planner.measure.wires import sent_copies_GV
-from planner.measure.worker import timed_windows, work
+from planner.measure.worker import work
 from planner.plan.placement import Placement
 from planner.plan.plan import Plan, read_plan
 
@@ -115,9 +118,10 @@ def validate_here(job: Job) -> tuple[Validation, Prepared, list[dict[str, Any]]]
         devices.check_gpus(ranks, nodes)
     elif job.device == "cpu":
         devices.check_cores(ranks)
+        devices.check_room(ranks, _weight_bytes(ready), devices.free_memory(), emulated=False)
     else:
         at_once = min(ranks, job.most_ranks or ranks)
-        devices.check_room(at_once, _emulated_bytes(ready), devices.free_memory())
+        devices.check_room(at_once, _emulated_bytes(ready), devices.free_memory(), emulated=True)
     if job.most_ranks is not None and ranks > job.most_ranks:
         hellos, results = _in_turns(ready, job.most_ranks)
     else:
@@ -140,6 +144,14 @@ def _in_turns(ready: Prepared, most: int) -> tuple[list[Hello], list[dict[str, A
             result["runs"] = {name: {**run, "sums": []} for name, run in result["runs"].items()}
             found[gpu] = (hello, result)
     return [found[gpu][0] for gpu in sorted(found)], [found[gpu][1] for gpu in sorted(found)]
+
+
+def _weight_bytes(ready: Prepared) -> int:
+    """Expert weights at real size, mean of the ranks: what they hold at least."""
+    shape, split = real_shape(ready.instance, ready.cost.split), ready.cost.split
+    elements = (3 if shape.gated else 2) * shape.expert_hidden * shape.expert_width
+    slots = ready.cost.slots_per_rank * len(ready.layers) // split.pp
+    return int(slots * elements * WEIGHTS[shape.experts].bits / 8)
 
 
 def _emulated_bytes(ready: Prepared) -> int:
@@ -201,9 +213,6 @@ def judge(ready: Prepared, hellos: Sequence[Mapping[str, Any]], results: list[di
     levels, terms = verdict.judge_levels(found), verdict.judge_terms(found)
     runs, machine = verdict.placement_runs(found), verdict.judge_machine(found)
     decided, reasons = verdict.overall(found, counts, outputs, levels, terms, runs, machine)
-    failing = {host for finding in machine for host in finding.hosts}
-    failing |= {host for host in hosts if any(f"({host})" in text for text in outputs.findings)}
-    every = tuple(dict.fromkeys(hosts))
     return Validation(
         version=__version__,
         plan=str(job.plan_path),
@@ -211,18 +220,7 @@ def judge(ready: Prepared, hellos: Sequence[Mapping[str, Any]], results: list[di
         verdict=decided,
         reasons=reasons,
         tolerance=job.tolerance,
-        run=RunRecord(
-            mode=job.device,
-            backend=job.backend,
-            ranks=len(results),
-            hosts=tuple(hosts),
-            devices=tuple(hello["device"] for hello in hellos),
-            scale=emulated_shape(ready.instance, ready.cost.split, job.scale).scale if job.emulates else 1,
-            windows=windows,
-            timed_windows=timed,
-            repeats=0 if job.emulates else job.repeats,
-            shows=_SHOWS[job.device],
-        ),
+        run=_run_record(found, ready, hellos),
         counts=counts,
         outputs=outputs,
         levels=levels,
@@ -230,10 +228,34 @@ def judge(ready: Prepared, hellos: Sequence[Mapping[str, Any]], results: list[di
         placements=runs,
         ranks=_ranks(ready, results),
         machine=tuple(finding.message for finding in machine),
-        nodes=Nodes(
-            passing=tuple(host for host in every if host not in failing),
-            failing=tuple(host for host in every if host in failing),
-        ),
+        nodes=_nodes(hosts, machine, outputs),
+    )
+
+
+def _run_record(found: Evidence, ready: Prepared, hellos: Sequence[Mapping[str, Any]]) -> RunRecord:
+    job = found.job
+    return RunRecord(
+        mode=job.device,
+        backend=job.backend,
+        ranks=len(found.results),
+        hosts=tuple(found.hosts),
+        devices=tuple(hello["device"] for hello in hellos),
+        scale=emulated_shape(ready.instance, ready.cost.split, job.scale).scale if job.emulates else 1,
+        windows=int(found.results[0]["runs"]["plan"]["windows"]),
+        timed_windows=found.timed,
+        repeats=0 if job.emulates else job.repeats,
+        shows=_SHOWS[job.device],
+    )
+
+
+def _nodes(hosts: Sequence[str], machine: Sequence[MachineFinding], outputs: OutputsRecord) -> Nodes:
+    """Hosts that something was found against, and the others."""
+    failing = {host for finding in machine for host in finding.hosts}
+    failing |= {host for host in hosts if any(f"({host})" in text for text in outputs.findings)}
+    every = tuple(dict.fromkeys(hosts))
+    return Nodes(
+        passing=tuple(host for host in every if host not in failing),
+        failing=tuple(host for host in every if host in failing),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -44,8 +45,21 @@ def codes(ended: dict[int, Ended]) -> list[int]:
     return [one.code for one in ended.values()]
 
 
-def test_ranks_that_a_launcher_started_agree(four_rank_plan: Path, tmp_path: Path) -> None:
-    ended = ranks_with(four_rank_plan, tmp_path, 0, "")
+NO_PICKLES = """
+import pickle
+import torch.distributed.distributed_c10d as c10d
+def refuse(*arguments, **options):
+    raise AssertionError("something was pickled")
+pickle.load = pickle.loads = pickle.dump = pickle.dumps = refuse
+pickle.Pickler = pickle.Unpickler = c10d._pickler = c10d._unpickler = refuse
+"""
+
+
+def test_ranks_that_a_launcher_started_agree_and_pickle_nothing(four_rank_plan: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    arguments = worker(four_rank_plan, local(), "--links")
+    before = dict.fromkeys(range(SIZE), NO_PICKLES)
+    ended = run_ranks(SIZE, arguments, tmp_path / "run", tmp_path / "logs", before=before)
     assert codes(ended) == [0] * SIZE, ended
     assert "pass" in ended[0].out
     assert all(ended[rank].out == "" for rank in range(1, SIZE))
@@ -73,6 +87,57 @@ micro_run.combine = dying
     assert line.startswith(f"error: rank 2 ({HOST}): ")
     assert "of layer 0, plan, window 2" in line
     assert files_in(tmp_path / "run") == set()
+
+
+@pytest.mark.parametrize("stopped", [0, 2])
+def test_a_stopped_rank_no_longer_answers(four_rank_plan: Path, tmp_path: Path, stopped: int) -> None:
+    """SIGSTOP: the process is there, and says nothing; stopping rank 0 stops the store as well."""
+    before = """
+import os, signal, threading, time
+from planner.measure import micro_run
+usual = micro_run.combine
+count = [0]
+def stopping(*arguments):
+    count[0] += 1
+    if count[0] == 5:
+        time.sleep(2)  # long enough to tell where it is
+        if not os.fork():  # what stops cannot end itself
+            time.sleep(SECONDS)
+            os.kill(os.getppid(), signal.SIGKILL)
+            os._exit(0)
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return usual(*arguments)
+micro_run.combine = stopping
+""".replace("SECONDS", "30")
+    ended = ranks_with(four_rank_plan, tmp_path, stopped, before)
+    others = [rank for rank in range(SIZE) if rank != stopped]
+    assert [ended[rank].code for rank in others] == [7] * 3
+    lines = error_lines(ended)
+    if stopped:
+        assert lines[0].startswith(f"error: rank {stopped} ({HOST}): ")
+        assert "of layer 0, plan, window 2: no longer answers" in lines[0]
+        assert len(lines) == 1
+    else:  # nobody is left to judge: every rank says what it lost
+        assert len(lines) == 3
+        assert all("lost the store that holds the run together" in line for line in lines)
+    assert files_in(tmp_path / "run") == set()
+
+
+def test_a_rank_that_cannot_read_the_trace_says_so_at_once(four_rank_plan: Path, tmp_path: Path) -> None:
+    before = """
+import planner.measure.worker as worker
+usual = worker.sha256_of
+def missing(path):
+    if path.suffix == ".npz":
+        raise FileNotFoundError(2, "No such file or directory")
+    return usual(path)
+worker.sha256_of = missing
+"""
+    ended = ranks_with(four_rank_plan, tmp_path, 2, before)
+    assert codes(ended) == [7] * SIZE
+    (line,) = error_lines(ended)
+    assert line.startswith(f"error: rank 2 ({HOST}): smoke: cannot read ")
+    assert line.endswith("trace.npz: No such file or directory")
 
 
 def test_a_rank_that_hangs(four_rank_plan: Path, tmp_path: Path) -> None:
@@ -132,11 +197,14 @@ def test_a_rank_that_never_arrives(four_rank_plan: Path, tmp_path: Path) -> None
         (0, "no-such-host.invalid:29500", "the rendezvous host 'no-such-host.invalid' does not resolve"),
         (0, "192.0.2.7:29500", "cannot listen on 192.0.2.7:29500"),
         (1, "127.0.0.1:9", "nobody answers at 127.0.0.1:9 within 1 s"),
+        (0, "TAKEN", "cannot listen on 127.0.0.1:"),
     ],
 )
 def test_a_wrong_rendezvous(four_rank_plan: Path, tmp_path: Path, rank: int, meeting: str, words: str) -> None:
-    arguments = worker(four_rank_plan, meeting, "--join-timeout", "1 s")
-    result = run(*arguments, cwd=tmp_path, env={"RANK": str(rank), "WORLD_SIZE": "4", "LOCAL_RANK": "0"})
+    with socket.create_server(("127.0.0.1", 0)) as other:  # another program's port
+        meeting = meeting.replace("TAKEN", f"127.0.0.1:{other.getsockname()[1]}")
+        arguments = worker(four_rank_plan, meeting, "--join-timeout", "1 s")
+        result = run(*arguments, cwd=tmp_path, env={"RANK": str(rank), "WORLD_SIZE": "4", "LOCAL_RANK": "0"})
     assert result.code == 7
     assert result.err.startswith(f"error: rank {rank} ({HOST}): join: {words}")
     assert result.err.count("error: ") == 1
@@ -191,6 +259,22 @@ def test_the_launcher_killed_leaves_no_orphans(four_rank_plan: Path, tmp_path: P
     with started(four_rank_plan, tmp_path) as (process, children):
         process.kill()
         process.wait()
+        assert all_end(children)
+    assert files_in(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [(signal.SIGINT, 130, "interrupted; nothing was written"), (signal.SIGTERM, -signal.SIGTERM, "")],
+)
+def test_a_signal_ends_all_ranks(
+    four_rank_plan: Path, tmp_path: Path, number: signal.Signals, code: int, words: str
+) -> None:
+    with started(four_rank_plan, tmp_path) as (process, children):
+        process.send_signal(number)
+        out, err = process.communicate(timeout=LIMIT_S)
+        assert process.returncode == code, err
+        assert (out, err.strip()) == ("", words)
         assert all_end(children)
     assert files_in(tmp_path) == set()
 

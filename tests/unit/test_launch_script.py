@@ -111,12 +111,47 @@ def test_words_reach_the_program_as_they_are(tmp_path: Path) -> None:
         assert "the plan has nodes 0..1" in failed.stderr
 
 
+@pytest.mark.parametrize("plan", ["/plans/a\nreboot.json", "/plans/caf\udce9.json", "/plans/a\u2028b.json"])
+@pytest.mark.parametrize("launcher", ["torchrun", "slurm", "kubernetes"])
+def test_paths_that_no_comment_and_no_yaml_can_hold_are_refused(launcher: Launcher, plan: str) -> None:
+    with pytest.raises(UsageError, match="cannot stand in a script"):
+        launch_script(launcher, launch(plan))
+
+
+def test_the_slurm_script_starts_every_rank_on_its_host_with_its_gpus(tmp_path: Path) -> None:
+    """The script run with stand-ins: srun starts each task as the host file says, with its variables."""
+    (tmp_path / "scontrol").write_text('#!/bin/sh\nprintf "%s\\n" "x-1" "x-2"\n')
+    (tmp_path / "srun").write_text(
+        "#!/usr/bin/env bash\n"
+        'while [[ "$1" == -* ]]; do shift; done\n'
+        'node=-1 last=""\n'
+        "while read -r host; do\n"
+        '  [[ "$host" == "$last" ]] || node=$((node + 1))\n'
+        '  last=$host; echo "host $host"; SLURM_NODEID=$node "$@"\n'
+        'done <"$SLURM_HOSTFILE"\n'
+    )
+    (tmp_path / "ep-plan").write_text('#!/bin/sh\nprintf "%s|" "$CUDA_VISIBLE_DEVICES" "$@"; echo\n')
+    for name in ("scontrol", "srun", "ep-plan"):
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "launch.sh").write_text(script_of("slurm", NASTY))
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_NODELIST": "x-[1-2]"}
+    done = subprocess.run(
+        ["bash", str(tmp_path / "launch.sh")], env=environment, capture_output=True, text=True, check=True
+    )
+    said = f"|validate|{NASTY}|--device|cuda|--worker|--rendezvous|x-1:29500|"
+    expected = [("x-1", "0,2,3")] * 3 + [("x-2", "0,1")] * 2
+    assert done.stdout.splitlines() == [line for host, gpus in expected for line in (f"host {host}", gpus + said)]
+
+
 @pytest.mark.parametrize(
     ("launcher", "hosts", "image", "words"),
     [
         ("torchrun", (), None, "needs --hosts"),
         ("torchrun", ("a",), None, "names 1 hosts, the plan has 2 nodes"),
         ("slurm", ("a", "$(reboot)"), None, "no host name"),
+        ("slurm", ("a", "-Mother"), None, "no host name"),
+        ("torchrun", ("a", "b\udcff"), None, "no host name"),
+        ("kubernetes", (), "image:1\nhostNetwork: true", "cannot stand in a script"),
         ("kubernetes", (), None, "needs --image"),
     ],
 )
