@@ -26,6 +26,8 @@ class Copies:
     max_over_mean: float | None
     spare_kv_tokens: int | None
     """Of a data-parallel rank; None: nothing grows with the tokens."""
+    is_bound: bool = False
+    """Whether the step is only bounded: at best that fast."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +82,17 @@ def knee(curve: Sequence[Copies]) -> int | None:
 
 
 def curve_of(plan: Plan) -> list[Copies]:
-    """What a search over numbers of redundant experts (`auto`) found for the plan's own split, as far as priced.
+    """What a search over numbers of redundant experts (`auto`) found for the plan's own split.
 
-    Balance is booked for the plan alone; other numbers have their step time only.
+    Numbers that cannot be faster than the plan have a bound instead of a step time. Balance is booked for the plan
+    alone.
     """
     found: dict[int, Copies] = {}
     for record in plan.candidates:
-        if record.split == plan.split and record.step_s is not None and record.outcome != "rejected":
-            one = Copies(record.redundant_experts, record.step_s, None, record.spare_kv_tokens)
-            before = found.get(one.redundant_experts)
-            found[one.redundant_experts] = one if before is None or one.step_s < before.step_s else before
+        step_s = record.bound_s if record.step_s is None else record.step_s
+        if record.split != plan.split or record.outcome == "rejected" or step_s is None:
+            continue
+        one = Copies(record.redundant_experts, step_s, None, record.spare_kv_tokens, record.step_s is None)
+        before = found.get(one.redundant_experts)
+        found[one.redundant_experts] = one if before is None or one.step_s < before.step_s else before
     return [found[number] for number in sorted(found)]

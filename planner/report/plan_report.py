@@ -285,11 +285,14 @@ def _copies(plan: Plan, console: Console) -> None:
     for one, gain in zip(curve, gains(curve), strict=True):
         own = one.redundant_experts == plan.placement.redundant_experts
         name = ("* " if one.redundant_experts == bend else "") + str(one.redundant_experts)
-        per_copy = format_seconds(gain.step_s_per_expert)
+        gained = gain.step_s_per_expert
+        per_copy = format_seconds(gained) if gained >= 0 else f"-{format_seconds(-gained)}"
         lost = "-" if gain.kv_tokens is None else f"{gain.kv_tokens:,}"
-        table.add_row(name, format_seconds(one.step_s), per_copy, lost, style="green" if own else None)
+        step = ("at best " if one.is_bound else "") + format_seconds(one.step_s)
+        table.add_row(name, step, per_copy, lost, style="green" if own else None)
     console.print(table)
-    console.print("* the knee: beyond it each more gains less than the mean one", style="dim")
+    told = "* the knee: beyond it each more gains less than the mean one" if bend is not None else "copies gain nothing"
+    console.print(told, style="dim")
 
 
 def _split_row(candidate: CandidateRecord) -> tuple[str, ...]:

@@ -157,3 +157,15 @@ def test_on_a_dask_cluster(mixtral_plan: Path, tmp_path: Path) -> None:
         there = run("what-if", mixtral_plan, *axis, "--dask", cluster.scheduler_address, cwd=tmp_path)
     assert there.code == 0, there.err
     assert there.out == here.out
+
+
+def test_auto_shows_the_curve_of_copies(tmp_path: Path) -> None:
+    """Mixtral in decode gains nothing from copies: every number but 0 is bounded above the plan, and costs KV cache."""
+    deployment = example("mixtral-4gpu", tmp_path)
+    told = run("solve", deployment, "--redundant-experts", "auto", "-o", "auto.json", cwd=tmp_path)
+    assert told.code == 0, told.err
+    lines = told.out.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.lstrip().startswith("copies  "))
+    assert lines[first + 1].split()[0] == "0"
+    assert "at best" in lines[first + 2]
+    assert "copies gain nothing" in told.out
