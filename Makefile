@@ -2,7 +2,9 @@
 # make test    install what tests need and run them
 # make check   lint, types, architecture, docs up to date
 # make bench   figures (set EP_PLAN_DATA to a folder of recorded traces for all of them)
-# make docs    write the generated parts of docs/, and the output shown in READMEs
+# make docs    write the generated parts of docs/, and the output shown on pages
+# make docs-test   run the commands of all pages, and hold what is shown against what is printed
+# make docs-site   build the documentation as a site in build/site
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 SOURCES := $(shell find planner profiles -name '*.py' -o -name '*.yaml') pyproject.toml constraints.txt
 
-.PHONY: solve test check bench docs clean
+.PHONY: solve test check bench docs docs-test docs-site clean
 
 solve: $(VENV)/.installed
 	$(BIN)/ep-plan solve examples/tiny-moe/deployment.yaml -o plan.json
@@ -31,6 +33,12 @@ bench: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/outputs.py
+
+docs-test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n auto tests/cli/test_pages.py tests/unit/test_site.py tests/unit/test_schemas.py
+
+docs-site: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

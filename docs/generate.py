@@ -1,4 +1,4 @@
-"""Writes the generated pages of docs/, or says which of them are stale.
+"""Writes the generated pages of docs/ and the table of README.md, or says which of them are stale.
 
 python docs/generate.py            write them
 python docs/generate.py --check    change nothing; exit 1 and name the stale ones
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import click
-from pages import commands, export, formats, profiles, traces
+from pages import accuracy, commands, export, formats, profiles, schemas, traces
 
 FOLDER: Final = Path(__file__).resolve().parent
 PAGES: Final = {
@@ -24,12 +24,12 @@ PAGES: Final = {
 
 def stale_pages() -> dict[Path, str]:
     """Pages whose file differs from what it should hold, with the right text."""
-    found = {}
-    for name, page in PAGES.items():
-        path, text = FOLDER / name, page()
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            found[path] = text
-    return found
+    texts = {FOLDER / name: page() for name, page in PAGES.items()}
+    texts |= {FOLDER / name: text for name, text in schemas.pages().items()}
+    texts[FOLDER.parent / "README.md"] = accuracy.readme()
+    return {
+        path: text for path, text in texts.items() if not path.is_file() or path.read_text(encoding="utf-8") != text
+    }
 
 
 @click.command()
@@ -39,10 +39,11 @@ def main(check: bool) -> None:
     stale = stale_pages()
     for path, text in stale.items():
         if check:
-            click.echo(f"docs/{path.name} is stale: run `make docs`", err=True)
+            click.echo(f"{path.relative_to(FOLDER.parent)} is stale: run `make docs`", err=True)
         else:
+            path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8", newline="\n")
-            click.echo(f"wrote docs/{path.name}", err=True)
+            click.echo(f"wrote {path.relative_to(FOLDER.parent)}", err=True)
     if check and stale:
         raise SystemExit(1)
 

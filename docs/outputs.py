@@ -31,8 +31,9 @@ _MAKE_SOLVE: Final = "ep-plan solve examples/tiny-moe/deployment.yaml"
 
 
 def pages() -> list[Path]:
-    """The pages whose commands are run."""
-    return [ROOT / "README.md", *sorted((ROOT / "examples").glob("*/README.md"))]
+    """The pages whose commands are run; on all others they must at least be known to the command line."""
+    own = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("tutorial.md", "editors.md"))]
+    return [*own, *sorted((ROOT / "docs" / "engines").glob("*.md")), *sorted((ROOT / "examples").glob("*/README.md"))]
 
 
 def refreshed(page: Path) -> str:

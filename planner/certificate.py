@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 from planner.cost.instance import Instance
@@ -40,6 +41,7 @@ def certificate(plan: Plan, instance: Instance, limits: Limits, cost: SplitCost)
         cost: the instance bound to the plan's split.
     """
     yield from _solver(plan)
+    yield from _history(plan)
     yield from _held_out(plan, cost)
     chosen = [index for index, record in enumerate(plan.candidates) if record.outcome == "chosen"]
     if len(chosen) != 1:
@@ -68,6 +70,28 @@ def _solver(plan: Plan) -> Iterator[Finding]:
     if bounds and not equal(record.bound_s, least := min(record.objective_s, *bounds)):
         detail = f"{record.bound_s!r} is not the least of all bounds and the objective, {least!r}"
         yield Finding("solver.bound_s", detail)
+
+
+def _history(plan: Plan) -> Iterator[Finding]:
+    """Effort grows, the best plan only gets faster, the bound only rises, and the end is what is booked."""
+    record, steps = plan.solver, plan.solver.history
+    for index, (before, after) in enumerate(pairwise(steps), start=1):
+        wrong = {
+            "effort": after.effort < before.effort,
+            "objective_s": after.objective_s > before.objective_s * (1 + _TIE),
+            "bound_s": after.bound_s < before.bound_s * (1 - _TIE),
+        }
+        for name in (name for name, is_wrong in wrong.items() if is_wrong):
+            detail = f"{getattr(after, name)!r} after {getattr(before, name)!r}"
+            yield Finding(f"solver.history[{index}].{name}", detail)
+    for index, step in enumerate(steps):
+        if step.bound_s > step.objective_s:
+            yield Finding(f"solver.history[{index}].bound_s", f"{step.bound_s!r} is above {step.objective_s!r}")
+    if steps and steps[-1].effort > record.effort:
+        yield Finding("solver.effort", f"{record.effort!r} is less than {steps[-1].effort!r} in its history")
+    if steps and not (equal(steps[-1].objective_s, record.objective_s) and equal(steps[-1].bound_s, record.bound_s)):
+        last = f"ends with {steps[-1].objective_s!r} and {steps[-1].bound_s!r}"
+        yield Finding("solver.history", f"{last}, booked are {record.objective_s!r} and {record.bound_s!r}")
 
 
 def _held_out(plan: Plan, cost: SplitCost) -> Iterator[Finding]:

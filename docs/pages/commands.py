@@ -51,6 +51,7 @@ def _command(name: str, command: click.Command) -> Iterator[str]:
         usage = " ".join(["ep-plan", name, "[OPTIONS]", *(a.make_metavar(context) for a in arguments)])
         yield code(usage, "text")
         yield from _paragraphs(command.help or "")
+        yield from _examples(command)
         rows = [_option(option, context) for option in options]
     rows.append(("`-h`, `--help`", "", "Show the help and exit."))
     yield table(("option", "value", "meaning"), rows)
@@ -59,6 +60,7 @@ def _command(name: str, command: click.Command) -> Iterator[str]:
 def _group(name: str, group: click.Group) -> Iterator[str]:
     """What a group is for, and each of its commands."""
     yield from _paragraphs(group.help or "")
+    yield from _examples(group)
     with click.Context(group, info_name=f"ep-plan {name}") as context:
         for inner in group.list_commands(context):
             command = group.get_command(context, inner)
@@ -73,6 +75,12 @@ def _paragraphs(help_text: str) -> Iterator[str]:
             yield code(paragraph.removeprefix("\b").strip("\n"), "bash")
         else:
             yield paragraph
+
+
+def _examples(command: click.Command) -> Iterator[str]:
+    """Command lines that stand after the options."""
+    if command.epilog:
+        yield code(inspect.cleandoc(command.epilog.partition("Examples:\n")[2]), "bash")
 
 
 def _option(option: click.Option, context: click.Context) -> tuple[str, str, str]:

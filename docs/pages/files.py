@@ -12,6 +12,7 @@ from planner.export.checkpoint.progress import Progress
 from planner.inputs.deployment import DeploymentFile
 from planner.inputs.efficiency import Efficiency
 from planner.inputs.engines import EngineFile
+from planner.inputs.fabrics import FabricFile
 from planner.inputs.gpu import Gpu
 from planner.inputs.kernels import KernelFile
 from planner.inputs.model import Model
@@ -52,6 +53,7 @@ FILES: Final = (
     ),
     File("GPU profile", "gpu", Gpu, "In `profiles/gpus/`, or inline under `gpu:` of a topology (then without schema)."),
     File("Node profile", "node", NodeFile, "In `profiles/nodes/`."),
+    File("Fabric profile", "fabric", FabricFile, "In `profiles/fabrics/`."),
     File("Kernel profile", "kernel", KernelFile, "In `profiles/kernels/`."),
     File("Engine profile", "engine", EngineFile, "In `profiles/engines/`."),
     File(

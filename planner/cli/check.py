@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from planner.cli.options import json_option, paths, trace_option, verbosity
+from planner.cli.options import json_option, model_option, paths, trace_option, verbosity
 
 
 @click.command("check")
 @click.argument("files", nargs=-1, required=True, metavar="PATH...")
 @click.option("--format", "name", metavar="FORMAT", help="The files are maps of this format (`ep-plan export --list`).")
-@click.option("--model", metavar="NAME|FILE", help="Maps: a shipped model, a config.json or its folder, a model.yaml.")
+@model_option("Maps: a shipped model, a config.json or its folder, a model.yaml.")
 @click.option("--ep", type=click.IntRange(1, 65536), metavar="N", help="Maps: EP ranks, where the file does not say.")
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Maps: hold them against this plan.")
 @trace_option

@@ -6,35 +6,43 @@ import click
 
 from planner.cli.options import json_option, verbosity
 
+_ALWAYS = ("numpy", "ortools", "pydantic", "click", "rich", "pyyaml")
+
 
 @click.command("env")
 @json_option
 @verbosity
 def command(as_json: bool, verbose: bool, quiet: bool) -> None:
-    """Print versions and devices, to paste into an issue; with -v also where Python and the profiles lie.
+    """Print versions, extras and devices, to paste into an issue; with -v also where files lie.
 
     \b
     ep-plan env
+    ep-plan env --json
     """
     import json
     import os
     import platform
     import sys
-    from importlib import metadata
 
     from planner import __version__
-    from planner.inputs.profiles import folder
+    from planner.inputs import profiles
+    from planner.measure.environment import accelerators, extras, version_of
     from planner.processes import available_cores
 
     lines = {"ep-plan": __version__, "python": platform.python_version(), "platform": platform.platform()}
     lines["cores"] = f"{available_cores()} of {os.cpu_count()}"
-    for package in ("numpy", "ortools", "pydantic", "click", "rich", "pyyaml", "torch", "transformers"):
-        try:
-            lines[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            lines[package] = "not installed"
+    lines |= {package: version_of(package) or "not installed" for package in _ALWAYS}
+    for name, packages in extras().items():
+        known = (f"{package} {version_of(package) or 'not installed'}" for package in packages)
+        lines[f"[{name}]"] = ", ".join(known)
+    lines["gpus"] = accelerators()
+    lines["profiles"] = profiles.whence()
     if verbose:
-        lines |= {"executable": sys.executable, "profiles": str(folder())}
+        lines |= {
+            "executable": sys.executable,
+            "profiles in": str(profiles.folder()),
+            "schemas in": str(profiles.schemas()),
+        }
     if as_json:
         click.echo(json.dumps({"schema": "ep-plan/env/1", **lines}, ensure_ascii=False, indent=1))
     elif not quiet:

@@ -6,13 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from planner.cli.options import json_option, verbosity, warn
 
 
+def _formats(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:  # noqa: ARG001
+    """For shells: the formats that begin as typed."""
+    from planner.export.table import FORMATS
+
+    return [CompletionItem(name, help=kind.what) for name, kind in FORMATS.items() if name.startswith(typed)]
+
+
 @click.command("export")
 @click.argument("plan", type=click.Path(path_type=Path), required=False)
-@click.option("--to", "name", metavar="FORMAT", help="What to write; --list names the formats.")
+@click.option("--to", "name", metavar="FORMAT", shell_complete=_formats, help="What to write (--list).")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File (checkpoint: folder) to write.")
 @click.option("--engine-version", metavar="VERSION", help="Version of the engine; default: the one that is known.")
 @click.option("--weights", metavar="DIR", type=click.Path(path_type=Path), help="checkpoint: the original.")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from planner.cli.options import json_option, verbosity
+from planner.cli.options import json_option, model_option, verbosity
 
 
 @click.command("lint-launch")
 @click.argument("words", nargs=-1, required=True, metavar='"COMMAND"')
-@click.option("--model", metavar="NAME|FILE", help="A shipped model, a config.json or its folder, a model.yaml.")
+@model_option("A shipped model, a config.json or its folder, a model.yaml.")
 @click.option("--topology", metavar="NODES|FILE", help='Nodes such as "4 x hgx-h100", or a topology.yaml.')
 @click.option("--engine-version", metavar="VERSION", help="Version of the engine, or pr-41141 and the like for vLLM.")
 @json_option

@@ -33,6 +33,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "profiles": ("planner.cli.profiles", "List and show the shipped GPUs, nodes, fabrics, models, engines."),
     "trace": ("planner.cli.trace", "Record, import, check and describe routing traces."),
     "topology": ("planner.cli.topology", "Make a topology.yaml from what other tools say about a machine."),
+    "completion": ("planner.cli.completion", "Print what bash, zsh or fish need to complete commands."),
     "env": ("planner.cli.env", "Versions and devices, to paste into an issue."),
 }
 _WRITING: Final = {"solve", "what-if", "replan", "export", "validate", "probe", "import", "record", "split", "synth"}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -24,6 +25,25 @@ def verbosity(function: Function) -> Function:
 
 def _or_of_the_group(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
     return value or (ctx.parent is not None and bool(ctx.parent.params.get(str(param.name))))
+
+
+def model_option(text: str) -> Callable[[Function], Function]:
+    """`--model`, with the shipped models for shells to complete."""
+    return click.option("--model", metavar="NAME|FILE", shell_complete=names_of(("models",)), help=text)
+
+
+def names_of(kinds: tuple[str, ...]) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
+    """For shells: the shipped profiles of some kinds that begin as typed, and files."""
+
+    def complete(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:  # noqa: ARG001
+        from planner.inputs.profiles import folder
+
+        paths = (path for kind in kinds for path in (folder() / kind).glob("*.yaml"))
+        found = sorted(path.stem for path in paths if path.stem.startswith(typed))
+        # Files first: the script for bash forgets what stands before them, and offers them only if nothing follows.
+        return [CompletionItem(typed, type="file"), *(CompletionItem(name) for name in found)]
+
+    return complete
 
 
 def trace_option(function: Function) -> Function:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import click
 
-from planner.cli.options import json_option, verbosity
+from planner.cli.options import json_option, names_of, verbosity
+
+KINDS = ("gpus", "nodes", "fabrics", "models", "engines", "kernels")
 
 
 @click.command("profiles")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=names_of(KINDS))
 @json_option
 @verbosity
 def command(name: str | None, as_json: bool, verbose: bool, quiet: bool) -> None:

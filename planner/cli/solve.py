@@ -7,7 +7,16 @@ from typing import Any
 
 import click
 
-from planner.cli.options import CopiesOrAuto, Quantity, SplitPins, json_option, trace_option, verbosity, warn
+from planner.cli.options import (
+    CopiesOrAuto,
+    Quantity,
+    SplitPins,
+    json_option,
+    model_option,
+    trace_option,
+    verbosity,
+    warn,
+)
 
 
 @click.command("solve")
@@ -15,7 +24,7 @@ from planner.cli.options import CopiesOrAuto, Quantity, SplitPins, json_option, 
 @click.option(
     "-o", "--output", default="plan.json", show_default=True, type=click.Path(path_type=Path), help="Plan file."
 )
-@click.option("--model", metavar="NAME|FILE", help="A shipped model, a config.json or a model.yaml.")
+@model_option("A shipped model, a config.json or a model.yaml.")
 @click.option("--topology", metavar="NODES|FILE", help='Nodes such as "4 x hgx-h100", or a topology.yaml.')
 @trace_option
 @click.option("--gpus", type=click.IntRange(min=1), metavar="N", help="Use only the first N GPUs.")

@@ -147,10 +147,11 @@ class MoeCost:
         if not self.has_exchange:
             return np.zeros(len(rows_SR))
         shard = 1.0 / self.etp  # each of the etp groups carries its part of the tokens
-        volumes = {key: volume * shard for key, volume in self._copies(load, expert_P, rows_SR).items()}
+        volumes = {key: volume * shard for key, volume in self.copies(load, expert_P, rows_SR).items()}
         return np.asarray(self.exchange.unit_seconds_SU(volumes, light=light).max(axis=1))
 
-    def _copies(self, load: LayerLoad, expert_P: Ints, rows_SR: Floats) -> dict[int, Floats]:
+    def copies(self, load: LayerLoad, expert_P: Ints, rows_SR: Floats) -> dict[int, Floats]:
+        """Copies that reach each rank [S, R] and each domain [S, D], as `Exchange.unit_seconds_SU` takes them."""
         if self.exchange.ranks_share_volume:
             return {RANKS: rows_SR}
         part_ER = self.part_on_ranks(load, expert_P)

@@ -251,6 +251,27 @@ class _Sends:
             yield Block({key: one_R if key == RANKS else self.by_domain(key, one_R)}, seconds_R, light_R, receives=True)
 
 
+def copies_between(grid: Grid, dedup: Dedup, volumes: Mapping[int, Floats]) -> Floats:
+    """Copies that each GPU of a stage gets from each other in dispatch, mean over windows [G to, G from].
+
+    Args:
+        grid: the GPUs of the stage.
+        dedup: how copies of a token are de-duplicated.
+        volumes: as `Exchange.unit_seconds_SU` takes them; the partitions numbered as in `Exchange.partitions`.
+    """
+    mean_X = {key: volume_SX.mean(axis=0) for key, volume_SX in volumes.items()}
+    copies_GG = np.zeros((len(grid.gpus), len(grid.gpus)))
+    partitions: dict[bytes, Ints] = {}
+    for group in grid.every_group:
+        sends = _Sends.of(group, dedup, grid, partitions)
+        copies_RR = sends.rank_RR * mean_X[RANKS][:, None]
+        if sends.domain_RR is not None:
+            copies_RR = copies_RR + sends.domain_RR * mean_X[sends.partition][sends.domain_R][:, None]
+        np.fill_diagonal(copies_RR, 0.0)
+        copies_GG[np.ix_(group.index_R, group.index_R)] += copies_RR
+    return copies_GG
+
+
 def _by_rail(arriving_RR: Floats, same_rail_RR: Ints, inside_RR: Floats, ranks: int) -> Floats:
     """Copies enter a domain by the GPUs on the sender's rail, where it has one."""
     rail_RR = np.asarray(same_rail_RR, dtype=float)

@@ -33,6 +33,17 @@ def folder() -> Path:
     return packaged if packaged.is_dir() else _PACKAGE.parent / "profiles"
 
 
+def whence() -> str:
+    """Whether the profiles are those of an installed package or of a checkout."""
+    return "in the installed package" if (_PACKAGE / "profiles").is_dir() else "in the checkout beside the package"
+
+
+def schemas() -> Path:
+    """The folder that holds the JSON Schemas of all files, for editors."""
+    packaged = _PACKAGE / "schemas"
+    return packaged if packaged.is_dir() else _PACKAGE.parent / "docs" / "schemas"
+
+
 def names(kind: Kind) -> list[str]:
     """All profiles of a kind, sorted."""
     return sorted(path.stem for path in (folder() / kind).glob("*.yaml"))

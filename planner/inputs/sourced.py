@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final, Generic, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from planner.inputs.documents import Frozen
 
@@ -31,3 +33,9 @@ class Sourced(Frozen, Generic[Value]):
         if isinstance(data, BaseModel) or (isinstance(data, dict) and "value" in data):
             return data
         return {"value": data}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """For editors: the record, or its value alone."""
+        record = handler.resolve_ref_schema(handler(core))
+        return {"anyOf": [record["properties"]["value"], record]}

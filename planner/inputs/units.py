@@ -13,7 +13,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Annotated, Final
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 _DECIMAL: Final = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
@@ -48,7 +48,8 @@ UNITS: Final[dict[str, tuple[dict[str, Fraction], str]]] = {
     ),
     "fraction": ({"%": Fraction(1, 100)}, 'a percentage such as "1%"'),
 }
-_QUANTITY = re.compile(r"\s*([+-]?[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?)\s*(\S*)\s*")
+_NUMBER: Final = r"[+-]?[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?"
+_QUANTITY = re.compile(rf"\s*({_NUMBER})\s*(\S*)\s*")
 _LIMIT = 10**30  # nothing physical is larger; keeps absurd input out of the arithmetic
 
 
@@ -115,13 +116,21 @@ def _writer(dimension: str) -> PlainSerializer:
     return PlainSerializer(lambda value: exact_text(value, dimension), return_type=str)
 
 
+def _shape(dimension: str) -> WithJsonSchema:
+    """How a quantity stands in a file, for editors."""
+    units, expected = UNITS[dimension]
+    known = "|".join(re.escape(unit) for unit in units)
+    pattern = rf"^\s*{_NUMBER}\s*(?:{known})\s*$"
+    return WithJsonSchema({"type": "string", "pattern": pattern, "patternErrorMessage": f"expected {expected}"})
+
+
 # Types for pydantic fields: text with a unit in the file, a number inside, text when dumped.
-Size = Annotated[int, _reader("size", positive=True), _writer("size")]
-SizeOrZero = Annotated[int, _reader("size", positive=False), _writer("size")]
-Rate = Annotated[float, _reader("rate", positive=True), _writer("rate")]
-Duration = Annotated[float, _reader("time", positive=False), _writer("time")]
-ComputeRate = Annotated[float, _reader("compute", positive=True), _writer("compute")]
-Percentage = Annotated[float, _reader("fraction", positive=False), _writer("fraction")]
+Size = Annotated[int, _reader("size", positive=True), _writer("size"), _shape("size")]
+SizeOrZero = Annotated[int, _reader("size", positive=False), _writer("size"), _shape("size")]
+Rate = Annotated[float, _reader("rate", positive=True), _writer("rate"), _shape("rate")]
+Duration = Annotated[float, _reader("time", positive=False), _writer("time"), _shape("time")]
+ComputeRate = Annotated[float, _reader("compute", positive=True), _writer("compute"), _shape("compute")]
+Percentage = Annotated[float, _reader("fraction", positive=False), _writer("fraction"), _shape("fraction")]
 
 _INNER_UNIT: Final = {"size": "B", "rate": "B/s", "time": "s", "compute": "FLOP/s"}
 

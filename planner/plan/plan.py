@@ -172,8 +172,21 @@ class Predicted(Frozen):
     """The max/mean that perfectly uniform routing of the recorded windows would show."""
 
 
-class SolverRecord(Frozen):
+class ProgressRecord(Frozen):
+    """What the search knew after some effort."""
+
+    effort: Number
+    """Deterministic effort spent until then."""
+    objective_s: Number
+    """Step time of the best plan found until then."""
+    bound_s: Number
+    """Until then no plan over all candidates was known to be faster."""
+
+
+class SolverRecord(Sparse):
     """How the plan was found and what is proved about it."""
+
+    optional_keys: ClassVar[frozenset[str]] = frozenset({"history"})
 
     status: Literal["optimal", "feasible"]
     """optimal: the gap is at most 1e-6."""
@@ -187,6 +200,9 @@ class SolverRecord(Frozen):
     """Deterministic effort spent."""
     stopped_by: Literal["proof", "gap", "effort", "time_limit", "interrupt"]
     """Why the search ended."""
+    history: tuple[ProgressRecord, ...] = ()
+    """Every change of the best plan or the bound, in order; the last is how the search ended. Left out in
+    plans that were made by hand."""
 
 
 class BaselineRecord(Frozen):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -12,21 +11,8 @@ from planner.plan.plan import CandidateRecord, RuleRecord
 from planner.report.style import plain_table
 
 
-def render_rejected(rejected: Sequence[tuple[str, CandidateRecord]], console: Console, *, verbose: bool) -> None:
-    """How many splits were rejected for what; with `verbose` every broken rule of each.
-
-    Args:
-        rejected: splits by the name that the report gives them.
-        console: where to print.
-        verbose: whether to list them.
-    """
-    if not rejected:
-        return
-    counts = Counter(rule.rule.split(" of ")[0] for _, candidate in rejected for rule in candidate.rules)
-    summary = ", ".join(f"{name} {count}" for name, count in counts.most_common())
-    console.print(f"{len(rejected)} rejected: {summary}", style="dim")
-    if not verbose:
-        return
+def render_rejected(rejected: Sequence[tuple[str, CandidateRecord]], console: Console) -> None:
+    """Every broken rule of the splits that were rejected, by the name that the report gives them."""
     table = plain_table("rejected", "rule", "value", "must be", "verdict")
     for name, candidate in rejected:
         for number, rule in enumerate(candidate.rules):

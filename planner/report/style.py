@@ -19,6 +19,7 @@ from rich.text import Text
 
 _UNLIMITED = 10_000
 _BLOCKS = "▁▂▃▄▅▆▇█"
+BAR_COLOUR = "#4477aa"
 _RAMP = ("#4477aa", "#66a0c8", "#99c4d8", "#d8c9a0", "#e6a85c", "#d9762b", "#b84a12")
 
 
@@ -90,6 +91,11 @@ def heat(values: Sequence[float], steps: Sequence[float]) -> Text:
         level = bisect_right(steps, value)
         text.append(_BLOCKS[level], _RAMP[max(0, level - 1)])
     return text
+
+
+def largest_of(values: Sequence[float], count: int) -> list[float]:
+    """The largest of each `count` neighbours, so that long rows fit."""
+    return [max(values[first : first + count]) for first in range(0, len(values), count)]
 
 
 def shortened(text: str, length: int) -> str:

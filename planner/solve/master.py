@@ -62,6 +62,15 @@ class Best:
     prediction: Prediction
 
 
+@dataclass(frozen=True)
+class Progress:
+    """What was known after some effort."""
+
+    effort: float
+    best_s: float
+    bound_s: float
+
+
 @dataclass
 class Solution:
     """What the search leaves behind."""
@@ -71,6 +80,8 @@ class Solution:
     bound_s: float
     stopped_by: StoppedBy
     effort: float
+    history: tuple[Progress, ...] = ()
+    """Every change of best plan or bound."""
 
 
 Key = tuple[tuple[bytes, ...], int]
@@ -105,6 +116,7 @@ class Master:
         self.bounder = Bounder(instance)
         self.best: Best | None = None
         self.effort = 0.0
+        self._history: list[Progress] = []
         self._first_effort: float | None = None
         """Effort until the layers of a candidate had all been placed."""
         self._known: dict[Key, Ints] = {}
@@ -139,7 +151,8 @@ class Master:
             bound = min(bound, self.best.prediction.step_s)
             if self.best.prediction.step_s - bound <= CLOSED * self.best.prediction.step_s:
                 stopped = "proof"
-        return Solution(self.best, candidates, bound, stopped, self.effort)
+            self._note(bound)
+        return Solution(self.best, candidates, bound, stopped, self.effort, tuple(self._history))
 
     def bounded(self) -> list[Candidate]:
         """All candidates with their bounds, as far as the time limit allows."""
@@ -172,6 +185,7 @@ class Master:
             best_s = self.best.prediction.step_s
             bound = min(work.candidate.bound_s for work in works)
             self.watch.status(best_s, bound)
+            self._note(bound)
             if best_s - bound <= CLOSED * best_s:
                 return "proof"
             if best_s - bound <= self.options.gap * best_s:
@@ -180,6 +194,15 @@ class Master:
             if not waiting or (self._first_effort is not None and self._left() <= 0):
                 return "effort"
             self._process(min(waiting, key=lambda work: work.turn))
+
+    def _note(self, bound_s: float) -> None:
+        """Keep best plan and bound, if they are not those noted last."""
+        assert self.best is not None
+        best_s = self.best.prediction.step_s
+        now = Progress(self.effort, best_s, min(bound_s, best_s))
+        last = self._history[-1] if self._history else None
+        if last is None or (last.best_s, last.bound_s) != (now.best_s, now.bound_s):
+            self._history.append(now)
 
     def _process(self, work: _Work) -> None:
         """Take a candidate one level further: sample, place all layers, integer program."""

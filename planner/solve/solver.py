@@ -24,6 +24,7 @@ from planner.plan.plan import (
     PlacementRecord,
     Plan,
     PlanInputs,
+    ProgressRecord,
     RuleRecord,
     SolverRecord,
     SplitRecord,
@@ -193,6 +194,10 @@ def _booked(
             gap=gap,
             effort=round(solution.effort, 6),
             stopped_by=solution.stopped_by,
+            history=tuple(
+                ProgressRecord(effort=round(one.effort, 6), objective_s=one.best_s, bound_s=one.bound_s)
+                for one in solution.history
+            ),
         ),
         baselines=score(cost, best.cuts),
         held_out=held_out,

@@ -10,12 +10,12 @@ import pytest
 
 from tests.cli.running import TIMEOUT_S, environment, example, run
 
-HEAVY = {"torch", "transformers", "ortools", "numpy", "pydantic", "rich"}
-SOLVERS = {"torch", "transformers", "ortools"}
+HEAVY = {"torch", "transformers", "ortools", "numpy", "pydantic", "rich", "jinja2", "vl_convert"}
+SOLVERS = {"torch", "transformers", "ortools", "jinja2", "vl_convert"}
 TRACE_COMMANDS = ["record", "import", "info", "split", "synth"]
 COMMANDS = ["solve", "check", "compare", "export", "lint-launch", "validate", "probe"]
 COMMANDS += ["size", "what-if", "replan", "advise"]
-COMMANDS += ["show", "profiles", "trace", "topology", "env"]
+COMMANDS += ["show", "profiles", "trace", "topology", "completion", "env"]
 
 
 def loaded(*arguments: object, cwd: Path) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -10,8 +11,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from tests.cli.running import TIMEOUT_S, Result, command, environment, example, run
+from planner.report.plan_report import render_plan
+from tests.cli.running import TIMEOUT_S, Result, command, environment, example, plan_of, run
 from tests.cli.terminal import TerminalRun
 
 FULL = Path("/dev/full")
@@ -98,6 +101,28 @@ def test_columns_are_left_out_one_by_one(tiny_plan: Path, tmp_path: Path) -> Non
     assert kept["60"] == ["splits", "step", "at best", "memory left"]
     assert kept["66"] == [*kept["60"], "spare KV"]
     assert kept["80"] == [*kept["66"], "tokens"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_a_report_fits_its_width_and_one_screen(width: int, tiny_plan: Path, tmp_path: Path) -> None:
+    lines = run("show", tiny_plan, cwd=tmp_path, env={"COLUMNS": str(width)}).out.splitlines()
+    assert max(map(len, lines)) <= width
+    assert len(lines) <= (60 if width < 80 else 50)
+
+
+def test_more_layers_than_columns_are_joined(tiny_plan: Path) -> None:
+    """The largest of some neighbours stands for them, and the report says so."""
+    plan, even = plan_of(tiny_plan), (1.0,) * 94
+    baselines = {name: one.model_copy(update={"layer_imbalance": even}) for name, one in plan.baselines.items()}
+    predicted = plan.predicted.model_copy(update={"layer_imbalance": (*even[1:], 3.0)})
+    console = Console(file=io.StringIO(), width=80)
+    render_plan(plan.model_copy(update={"baselines": baselines, "predicted": predicted}), console)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    cells = {line.split()[0]: line.split()[1] for line in lines if re.match(r"  (linear|plan) +[▁-█]", line)}
+    assert cells == {"linear": "▁" * 47, "plan": "▁" * 46 + "█"}
+    assert "each cell: the largest of 2 neighbouring layers" in " ".join(lines)
 
 
 def test_missing_baselines_are_explained(tmp_path: Path) -> None:

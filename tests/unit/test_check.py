@@ -284,6 +284,9 @@ def test_fewer_pins_ask_for_more_candidates() -> None:
 UNCHECKED = {
     "version": "says who wrote the plan",
     "solver.effort": "only solving again would tell",
+    "solver.history.*.effort": "only solving again would tell",
+    "solver.history.*.objective_s": "of plans that were not kept; the last is this one's",
+    "solver.history.*.bound_s": "only solving again would tell; the last is the plan's bound",
     "held_out.imbalance.plan": "only solving again would tell",
     "held_out.layer_s.plan": "only solving again would tell",
     "candidates.*.bound_s": "a proof of the solver's; the least of them is the plan's bound",
@@ -339,6 +342,23 @@ def test_no_value_can_be_changed(seed: int) -> None:
                 unseen.add(kind)
     assert unseen <= set(UNCHECKED), unseen - set(UNCHECKED)
     assert {"version", "solver.effort"} <= unseen  # the list is no excuse for what is checked
+
+
+def test_the_history_of_the_search_ends_as_booked_and_never_goes_back() -> None:
+    data = data_of(1)
+    history = data["solver"]["history"]
+    first, last = history[0], history[-1]
+    assert (last["objective_s"], last["bound_s"]) == (data["solver"]["objective_s"], data["solver"]["bound_s"])
+    slower = {**last, "objective_s": last["objective_s"] * 1.1, "bound_s": last["bound_s"] * 0.9}
+    assert {"solver.history", "solver.history[1].objective_s", "solver.history[1].bound_s"} <= set(
+        broken({**data, "solver": {**data["solver"], "history": [first, slower]}}, 1)
+    )
+    late = {**last, "effort": data["solver"]["effort"] + 1}
+    assert "solver.effort" in broken({**data, "solver": {**data["solver"], "history": [late]}}, 1)
+    wide = {**first, "bound_s": first["objective_s"] * 2}
+    assert "solver.history[0].bound_s" in broken({**data, "solver": {**data["solver"], "history": [wide, last]}}, 1)
+    del data["solver"]["history"]
+    assert broken(data, 1) == []  # a plan made by hand has none
 
 
 def test_what_is_said_about_the_routing_is_checked() -> None:

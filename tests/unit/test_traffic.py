@@ -7,8 +7,10 @@ from itertools import product
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from planner.cost.step import split_cost
+from planner.cost.traffic import copies_between
 from planner.inputs.links import Link
 from planner.inputs.sourced import Sourced
 from planner.inputs.topology import Topology, resolve
@@ -84,11 +86,14 @@ MACHINES = {
 }
 
 
-def counted_s_per_byte(name: str, dedup: Dedup, tokens: list[list[int]], held: list[set[int]]) -> float:
-    """Seconds per byte of a copy on the busiest port, one message of one token at a time."""
+def counted(
+    name: str, dedup: Dedup, tokens: list[list[int]], held: list[set[int]]
+) -> tuple[float, NDArray[np.float64]]:
+    """Seconds per byte of a copy on the busiest port, and copies [to, from], one message at a time."""
     _, unit, speed, port, domain = MACHINES[name]
     ranks = range(len(held))
     volume: dict[tuple[int, int, str], float] = defaultdict(float)
+    copies_GG = np.zeros((len(held), len(held)))
 
     def innermost(one: int, other: int) -> int:
         return next(level for level, units in enumerate(unit) if units[one] == units[other])
@@ -98,6 +103,7 @@ def counted_s_per_byte(name: str, dedup: Dedup, tokens: list[list[int]], held: l
     def send(source: int, target: int, copies: float) -> None:
         if source == target:
             return
+        copies_GG[target, source] += copies
         outermost = innermost(source, target)
         for level in range(outermost + 1):
             if port[level] == port[outermost] and level in used:
@@ -127,7 +133,8 @@ def counted_s_per_byte(name: str, dedup: Dedup, tokens: list[list[int]], held: l
                         for member, amount in entries.items():
                             for rank in set(chosen) & set(inside):
                                 send(member, rank, amount)
-    return max((copies / (speed[level] * 1e9) for (level, _, _), copies in volume.items()), default=0.0)
+    slowest = max((copies / (speed[level] * 1e9) for (level, _, _), copies in volume.items()), default=0.0)
+    return slowest, copies_GG
 
 
 @pytest.mark.parametrize("name", MACHINES)
@@ -152,12 +159,17 @@ def test_volumes_equal_the_count_of_messages(name: str, dedup: Dedup, redundant:
     cost = split_cost(instance, Split(tp=1, dp=gpus, pp=1, ep=gpus), redundant)
     expert_P = building.random_placement(rng, experts, cost.stages[0].slots_R)
     moe, load = cost.stages[0].moe, instance.loads[0]
-    found_S = moe.volume_S(load, expert_P, moe.rank_load(load, expert_P)[0])
+    rows_SR = moe.rank_load(load, expert_P)[0]
+    found_S = moe.volume_S(load, expert_P, rows_SR)
+    pairs_GG = copies_between(cost.stages[0].grid, dedup, moe.copies(load, expert_P, rows_SR))
+    mean_GG = np.zeros_like(pairs_GG)
     held = [{expert for expert in rank if expert >= 0} for rank in expert_P.reshape(gpus, -1).tolist()]
     for window, size in ((0, 5), (1, 8)):
         tokens = chosen_TLK[window_T == window, 0].tolist()
-        per_token = counted_s_per_byte(name, dedup, tokens, held) / size
-        assert found_S[window] == pytest.approx(per_token * 8 * gpus, rel=1e-9)
+        seconds, copies_GG = counted(name, dedup, tokens, held)
+        assert found_S[window] == pytest.approx(seconds / size * 8 * gpus, rel=1e-9)
+        mean_GG += copies_GG / size * 8 * gpus / 2
+    np.testing.assert_allclose(pairs_GG, mean_GG, rtol=1e-9, atol=1e-12)
 
 
 def test_sharded_experts_share_the_traffic() -> None:
@@ -175,6 +187,9 @@ def test_sharded_experts_share_the_traffic() -> None:
     rows_SR = moe.rank_load(load, expert_P)[0]
     assert rows_SR.tolist() == [[8.0, 8.0]]
     assert moe.volume_S(load, expert_P, rows_SR) == pytest.approx([2 / 0.9e9])
+    copies = moe.copies(load, expert_P, rows_SR)
+    pairs_GG = copies_between(cost.stages[0].grid, "expert", {key: one / 2 for key, one in copies.items()})
+    assert pairs_GG.tolist() == [[0, 0, 2, 0], [0, 0, 0, 2], [2, 0, 0, 0], [0, 2, 0, 0]]  # each to its shard
 
 
 def test_one_rank_sends_nothing() -> None:

@@ -20,4 +20,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
 
 @click.group("trace", cls=LazyGroup, table=COMMANDS)
 def command() -> None:
-    """Record, import, check and describe routing traces."""
+    """Record, import, check and describe routing traces.
+
+    \b
+    ep-plan trace info trace.npz
+    """

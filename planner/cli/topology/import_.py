@@ -1,4 +1,4 @@
-"""`ep-plan topology`: topology files made from what other tools say."""
+"""`ep-plan topology import`: a topology from `nvidia-smi topo -m` or from Slurm."""
 
 from __future__ import annotations
 
@@ -11,13 +11,7 @@ from planner.cli.options import verbosity, warn
 _LIMIT_BYTES = 16 << 20
 
 
-@click.group("topology")
-@verbosity
-def command(**_: bool) -> None:
-    """Make a topology.yaml from what other tools say about a machine."""
-
-
-@command.command("import")
+@click.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--from", "source", type=click.Choice(["nvidia-smi", "slurm"]), help="Format; default: by content.")
 @click.option("--gpu", metavar="NAME", help="GPU profile: neither format names the GPUs.")
@@ -27,7 +21,7 @@ def command(**_: bool) -> None:
 @click.option("--gpus-per-node", type=click.IntRange(1, 64), help="Slurm: GPUs of each node.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("topology.yaml"), show_default=True)
 @verbosity
-def import_command(
+def command(
     file: Path,
     source: str | None,
     gpu: str | None,
