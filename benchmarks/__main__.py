@@ -10,7 +10,19 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks import affinity, bounds, ceiling, generalisation, held_out, predictions, routing, scale, speed, traces
+from benchmarks import (
+    affinity,
+    bounds,
+    ceiling,
+    generalisation,
+    held_out,
+    predictions,
+    replanning,
+    routing,
+    scale,
+    speed,
+    traces,
+)
 from benchmarks.accuracy import page as accuracy
 
 _ALL = {
@@ -22,6 +34,7 @@ _ALL = {
     "bounds": bounds.run,
     "scale": scale.run,
     "routing": routing.run,
+    "replanning": replanning.run,
     "predictions": predictions.run,
 }
 _NAMES = [*_ALL, "traces", "accuracy"]

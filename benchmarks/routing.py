@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cases import DEEPSEEK, GPT_OSS
+from planner.capacity.placing import Ranks, eplb_place, linear_place
+from planner.capacity.verdict import imbalance, rank_loads
 from planner.review.describe import Description, describe
-from planner.review.placing import Ranks, eplb_place, linear_place
-from planner.review.verdict import imbalance, rank_loads
 from planner.trace.affinity import distinct_units
 from planner.trace.windows import Windows, subset
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from planner.cost.roofline import kernel
-from planner.inputs.deployment import read_model
 from planner.inputs.gpu import load_gpu
+from planner.inputs.model_files import read_model
 from planner.inputs.parameters import expert_parameters
 from planner.inputs.precision import WEIGHTS
 from planner.inputs.profiles import path_of

@@ -9,13 +9,14 @@ from typing import Final
 from pydantic import BaseModel
 
 from planner.export.checkpoint.progress import Progress
-from planner.inputs.deployment import ConfigFile, DeploymentFile
+from planner.inputs.deployment import DeploymentFile
 from planner.inputs.efficiency import Efficiency
 from planner.inputs.engines import EngineFile
 from planner.inputs.fabrics import FabricFile
 from planner.inputs.gpu import Gpu
 from planner.inputs.kernels import KernelFile
 from planner.inputs.model import Model
+from planner.inputs.model_files import ConfigFile
 from planner.inputs.topology import NodeFile
 from planner.inputs.topology_file import TopologyFile
 from planner.measure.document import Validation

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from pages.markdown import GENERATED, joined, table
 from planner.inputs import profiles
-from planner.inputs.deployment import read_model
 from planner.inputs.model import Model
+from planner.inputs.model_files import read_model
 from planner.inputs.parameters import count_parameters
 from planner.inputs.profiles import Kind
 from planner.inputs.strict_yaml import read_yaml

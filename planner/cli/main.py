@@ -21,6 +21,10 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "solve": ("planner.cli.solve", "Find the best split and placement; write plan.json; print the report."),
     "check": ("planner.cli.check", "Re-derive every rule and figure of plans; validate deployments."),
     "compare": ("planner.cli.compare", "Score plans and baselines on a trace, window by window."),
+    "size": ("planner.cli.size", "Find the fewest nodes that reach a throughput, and why one less does not do."),
+    "what-if": ("planner.cli.what_if", "Change inputs of a plan, solve again, show only what changes; sweeps."),
+    "replan": ("planner.cli.replan", "Move few experts of a plan for recent routing, if that pays."),
+    "advise": ("planner.cli.advise", "Is balancing worth it, how often, and is the plan in force still good?"),
     "export": ("planner.cli.export", "Write what an engine loads, permuted checkpoints and launch lines."),
     "lint-launch": ("planner.cli.lint_launch", "Tell what an engine would refuse, ignore or change in a command."),
     "validate": ("planner.cli.validate", "Run a plan's ranks, replay its routing, judge counts, results, times."),
@@ -32,7 +36,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "completion": ("planner.cli.completion", "Print what bash, zsh or fish need to complete commands."),
     "env": ("planner.cli.env", "Versions and devices, to paste into an issue."),
 }
-_WRITING: Final = {"solve", "export", "validate", "probe", "import", "record", "split", "synth"}
+_WRITING: Final = {"solve", "what-if", "replan", "export", "validate", "probe", "import", "record", "split", "synth"}
 """Commands, also in groups, that would have written a file."""
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

@@ -46,10 +46,9 @@ def load(path: Path, overrides: Overrides | None = None) -> Deployment:
     return load_deployment(path, overrides, look)
 
 
-def from_deployment(deployment: Deployment) -> Prepared:
-    """Read the traces of a deployment and fix all constants."""
-    engine = deployment.engine
-    constants = Constants(
+def constants_of(deployment: Deployment) -> Constants:
+    """What the cost model uses besides model, machine and work."""
+    return Constants(
         precision=deployment.precision,
         communication=deployment.communication,
         kernel=deployment.kernel,
@@ -57,8 +56,13 @@ def from_deployment(deployment: Deployment) -> Prepared:
         small_collectives=deployment.small_collectives,
         efficiency=deployment.default_efficiency,
         engine_memory=deployment.engine_memory,
-        copy_rule=engine.copy_rule,
+        copy_rule=deployment.engine.copy_rule,
     )
+
+
+def from_deployment(deployment: Deployment) -> Prepared:
+    """Read the traces of a deployment and fix all constants."""
+    constants = constants_of(deployment)
     step_tokens = deployment.workload.tokens_per_gpu * deployment.topology.num_gpus
     windows, warnings = read_windows(deployment.trace_paths, deployment.model, deployment.workload, step_tokens)
     hashes = tuple(sha256_of(path) for path in deployment.trace_paths)
@@ -118,13 +122,19 @@ def from_plan(plan: Plan, path: Path, traces: Sequence[Path] | None = None, *, o
     """
     inputs = plan.inputs
     topology = resolve(inputs.topology, inputs.gpus)
-    paths = _own_paths(plan, path) if traces is None else _existing(traces)
-    hashes = tuple(sha256_of(path) for path in paths)
-    if not others:
-        paths, hashes = _as_recorded(plan, paths, hashes)
+    paths, hashes = traces_of(plan, path, traces, others=others)
     step_tokens = inputs.workload.tokens_per_gpu * topology.num_gpus
     windows, warnings = read_windows(paths, inputs.model, inputs.workload, step_tokens)
     return Prepared(Instance(inputs.model, topology, inputs.workload, inputs.cost, windows), hashes, warnings)
+
+
+def traces_of(
+    plan: Plan, path: Path, traces: Sequence[Path] | None = None, *, others: bool = False
+) -> tuple[list[Path], tuple[str, ...]]:
+    """The traces of a plan and their hashes; arguments and errors as of `from_plan`."""
+    paths = _own_paths(plan, path) if traces is None else _existing(traces)
+    hashes = tuple(sha256_of(path) for path in paths)
+    return (paths, hashes) if others else _as_recorded(plan, paths, hashes)
 
 
 def _own_paths(plan: Plan, path: Path) -> list[Path]:

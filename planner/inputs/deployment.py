@@ -11,18 +11,14 @@ from pydantic import Field
 
 from planner.errors import InputError, Place, Problem, ProblemLog, UsageError
 from planner.inputs import documents, profiles
-from planner.inputs.checkpoint import INDEX_NAME, checkpoint_files, read_config, weight_warnings
 from planner.inputs.documents import Frozen
 from planner.inputs.efficiency import Efficiency, load_default_efficiency
 from planner.inputs.engines import EngineFile, EngineMemory, Share, load_engine
-from planner.inputs.huggingface import model_from_config
 from planner.inputs.kernels import KernelFile, as_used, on_machine
 from planner.inputs.model import Model
+from planner.inputs.model_files import model_of
 from planner.inputs.named_files import (
-    MODEL_OPTION,
     OPTIONS,
-    Named,
-    existing_file,
     named_in,
     topology_of,
     trace_paths,
@@ -219,7 +215,7 @@ def load_deployment(
     file = _tried(log, lambda: _overridden(documents.validate(document, DeploymentFile, "deployment"), given))
     options = (given.model, given.topology, given.traces)
     model_named, topology_named, traces_named = named_in(document, path.parent, *options)
-    found = _tried(log, lambda: model_named and _model(model_named))
+    found = _tried(log, lambda: model_named and model_of(model_named))
     topology_found = _tried(log, lambda: topology_named and topology_of(topology_named, given.gpus))
     engine = _tried(log, lambda: file and load_engine(file.engine, document.place(("engine",))))
     machine = topology_found[0] if topology_found else None
@@ -234,6 +230,40 @@ def load_deployment(
     assert None not in (file, found, topology_found, engine, kernel), "a missing part was noted as a problem"
     model, warnings, model_paths = found
     topology, topology_paths = topology_found
+    named = Found(model, topology, traces, (path, *model_paths, *topology_paths, *traces), warnings)
+    return assembled(path, file, named, engine, kernel)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a deployment names, looked up."""
+
+    model: Model
+    topology: Topology
+    trace_paths: tuple[Path, ...]
+    read_paths: tuple[Path, ...]
+    warnings: tuple[str, ...] = ()
+
+
+def assembled(
+    path: Path, file: DeploymentFile, found: Found, engine: EngineFile | None = None, kernel: KernelFile | None = None
+) -> Deployment:
+    """A deployment from its file and what that names; everything left out gets its default.
+
+    Args:
+        path: the deployment file.
+        file: what stands in it.
+        found: what it names.
+        engine: its engine, if that has been read; so, too, its kernel.
+        kernel: the communication kernel's profile.
+
+    Raises:
+        InputError: no such engine or kernel.
+    """
+    model, topology = found.model, found.topology
+    engine = engine or load_engine(file.engine)
+    kernel_name = _kernel_name(file, engine, topology)
+    kernel = kernel or load_kernel(kernel_name)
     return Deployment(
         path=path,
         file=file,
@@ -253,9 +283,9 @@ def load_deployment(
         default_efficiency=load_default_efficiency(),
         engine_memory=_engine_memory(engine, file.memory_share),
         workload=file.workload,
-        trace_paths=traces,
-        read_paths=(path, *model_paths, *topology_paths, *traces),
-        warnings=warnings,
+        trace_paths=found.trace_paths,
+        read_paths=found.read_paths,
+        warnings=found.warnings,
     )
 
 
@@ -305,69 +335,6 @@ def _overridden(file: DeploymentFile, given: Overrides) -> DeploymentFile:
     if given.traces:
         update["traces"] = given.traces
     return file.model_copy(update=update)
-
-
-def _model(named: Named) -> tuple[Model, tuple[str, ...], tuple[Path, ...]]:
-    """The model, in what the weights beside its config.json disagree with it, and the files read."""
-    if named.is_profile:
-        inline = "a path to a config.json, or a model.yaml (schema: ep-plan/model/1)"
-        return read_model(profiles.path_of("models", named.text, named.where, inline)), (), ()
-    path = existing_file(named)
-    model = read_model(path)
-    if path.name not in ("config.json", INDEX_NAME):
-        return model, (), (path,)
-    return model, weight_warnings(path.parent, model), tuple(checkpoint_files(path.parent))
-
-
-class PublishedSize(Frozen):
-    """How large its authors say a model is, in 1e9 parameters: what the count is compared with."""
-
-    total_billion: Annotated[float, Field(gt=0)]
-    active_billion: Annotated[float, Field(gt=0)]
-    """Per token; some authors count embedding and LM head, others do not."""
-    other_billion: Annotated[float, Field(ge=0)] = 0.0
-    """Part of the total that is not in the language model: a vision tower."""
-    source: str
-
-
-class ConfigFile(Frozen):
-    """A shipped model: the values of its public config.json that matter here, and their source."""
-
-    source: str
-    """Address of the public config.json."""
-    published: PublishedSize | None = None
-    config: dict[str, Any]
-    """Its keys, as they stand there."""
-    note: str = ""
-    """Anything a reader should know."""
-
-
-def model_named(text: str) -> Model:
-    """The model that `--model` names: a shipped profile, a file, or a folder with a config.json.
-
-    Raises:
-        UsageError: there is none.
-        InputError: its file is broken.
-    """
-    try:
-        return _model(Named(text, Path(), MODEL_OPTION))[0]
-    except InputError as error:
-        if any(problem.where == MODEL_OPTION for problem in error.problems):
-            raise UsageError.of(error.problems) from None
-        raise
-
-
-def read_model(path: Path) -> Model:
-    """Read a model.yaml, a shipped model, or a Hugging Face config.json (or the one beside an index of weights)."""
-    if path.suffix not in (".yaml", ".yml"):
-        config = path.with_name("config.json") if path.name == INDEX_NAME else path
-        return model_from_config(read_config(config), str(config))
-    document = read_yaml(path, keep_duplicates=True)
-    if isinstance(document.data, dict) and document.data.get("schema") == "ep-plan/config/1":
-        shipped = documents.validate(document, ConfigFile, "config")
-        model = model_from_config(shipped.config, str(path))
-        return model.model_copy(update={"source": shipped.source})
-    return documents.validate(document, Model, "model")
 
 
 def _precision(section: PrecisionSection, model: Model) -> Precision:

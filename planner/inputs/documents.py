@@ -172,8 +172,8 @@ def _known_key(details: ErrorDetails, data: Any) -> Key:
     return tuple(key)
 
 
-def _fields_at(record: type[BaseModel], key: Key) -> list[str]:
-    """The names allowed beside the last part of `key`, as far as the types tell."""
+def keys_at(record: type[BaseModel], key: Key) -> list[str]:
+    """The names that a record allows beside the last part of `key`, as far as the types tell."""
     schema = record.model_json_schema(by_alias=True)
     definitions = schema.get("$defs", {})
     here: list[dict[str, Any]] = [schema]
@@ -199,7 +199,7 @@ def _resolve(node: dict[str, Any], definitions: dict[str, Any]) -> list[dict[str
 
 
 def _hint_for_unknown(record: type[BaseModel], key: Key) -> str:
-    known = _fields_at(record, key)
+    known = keys_at(record, key)
     close = difflib.get_close_matches(str(key[-1]), known, n=1) if key else []
     if close:
         return f"did you mean {close[0]}?"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -394,12 +394,12 @@ class Plan(Sparse):
         return self
 
 
-_SCHEMA = "ep-plan/plan/1"
+SCHEMA: Final = "ep-plan/plan/1"
 
 
 def plan_text(plan: Plan) -> str:
     """The plan as JSON, one row per layer, ending in a newline."""
-    data = {"schema": _SCHEMA, **plan.model_dump(mode="json")}
+    data = {"schema": SCHEMA, **plan.model_dump(mode="json")}
     return _pretty(data, 0) + "\n"
 
 
@@ -427,12 +427,12 @@ _DERIVED = ("inputs", "predicted", "solver")
 
 def plan_data(path: Path) -> dict[str, Any]:
     """The data of a plan.json, not yet validated; raises `InputError` if it is no plan."""
-    hint = f"expected a file written by ep-plan solve (schema: {_SCHEMA})"
+    hint = f"expected a file written by ep-plan solve (schema: {SCHEMA})"
     try:
         data = documents.read_json(path)
     except InputError as error:
         raise InputError(replace(problem, hint=problem.hint or hint) for problem in error.problems) from None
-    if not isinstance(data, dict) or data.get("schema") != _SCHEMA:
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         found = data.get("schema") if isinstance(data, dict) else None
         raise InputError(Problem(f"not a plan: schema is {found!r}", Place(str(path)), hint))
     return data

@@ -9,8 +9,8 @@ from rich.text import Text
 
 from planner.cost.kv_cache import cache_name, kv_bytes_per_sequence, kv_bytes_per_token, state_bytes_per_sequence
 from planner.inputs import profiles
-from planner.inputs.deployment import read_model
 from planner.inputs.model import Attention, CompressedAttention, GroupedAttention, Model, NoAttention
+from planner.inputs.model_files import read_model
 from planner.inputs.parameters import ParameterCount, count_parameters
 from planner.inputs.units import format_count
 from planner.report.style import plain_table

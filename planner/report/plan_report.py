@@ -8,6 +8,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
+from planner.capacity.redundancy import curve_of, gains, knee
 from planner.inputs.units import format_bytes, format_percent, format_rate, format_seconds
 from planner.plan.plan import Plan
 from planner.report import plan_texts as texts
@@ -33,6 +34,8 @@ def render_plan(plan: Plan, console: Console, *, verbose: bool = False) -> None:
     _time(plan, console)
     console.print()
     _splits(plan, console, verbose)
+    if plan.inputs.search.redundant_experts == "auto":
+        _copies(plan, console)
     if plan.predicted.layer_imbalance and plan.split.ep > 1:
         console.print()
         _layers(plan, console, verbose)
@@ -93,6 +96,26 @@ def _splits(plan: Plan, console: Console, verbose: bool) -> None:
             render_rejected(texts.rejected(plan), console)
     if plan.rejected_left_out:
         console.print(texts.left_out(plan), style="dim")
+
+
+def _copies(plan: Plan, console: Console) -> None:
+    """What each number of redundant experts that was priced for the plan's split gains and costs."""
+    curve = curve_of(plan)
+    if len(curve) < 2:
+        return
+    bend = knee(curve)
+    table = plain_table("copies", "step", "gained per copy", "KV tokens lost", right=range(4))
+    for one, gain in zip(curve, gains(curve), strict=True):
+        own = one.redundant_experts == plan.placement.redundant_experts
+        name = ("* " if one.redundant_experts == bend else "") + str(one.redundant_experts)
+        gained = gain.step_s_per_expert
+        per_copy = format_seconds(gained) if gained >= 0 else f"-{format_seconds(-gained)}"
+        lost = "-" if gain.kv_tokens is None else f"{gain.kv_tokens:,}"
+        step = ("at best " if one.is_bound else "") + format_seconds(one.step_s)
+        table.add_row(name, step, per_copy, lost, style="green" if own else None)
+    console.print(table)
+    told = "* the knee: beyond it each more gains less than the mean one" if bend is not None else "copies gain nothing"
+    console.print(told, style="dim")
 
 
 def _layers(plan: Plan, console: Console, verbose: bool) -> None:

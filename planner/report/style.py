@@ -56,19 +56,22 @@ def plain_table(*columns: str, right: Sequence[int] = ()) -> Table:
     return table
 
 
-def as_wide_as_fits(made: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], least: int) -> Table:
+def as_wide_as_fits(
+    made: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], least: int, *, mark_first: bool = True
+) -> Table:
     """A table of figures, its last columns left out where the console has no room for them.
 
     Args:
         made: where it will be printed.
         columns: headings; all but the first are right-aligned.
-        rows: cells, as many as headings; the first row stands out.
+        rows: cells, as many as headings.
         least: so many columns stay in any case.
+        mark_first: whether the first row stands out.
     """
     for count in range(len(columns), least - 1, -1):
         table = plain_table(*columns[:count], right=range(1, count))
         for number, row in enumerate(rows):
-            table.add_row(*row[:count], style=None if number else "green")
+            table.add_row(*row[:count], style="green" if mark_first and not number else None)
         if Measurement.get(made, made.options.update(width=_UNLIMITED), table).maximum <= made.width:
             break
     return table

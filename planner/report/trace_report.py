@@ -12,19 +12,15 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from planner.capacity.verdict import saved_text
 from planner.inputs.units import format_number_of
+from planner.report.advice_report import verdict_table
 from planner.report.style import heat, plain_table, shortened
 from planner.review.describe import Description
-from planner.review.verdict import saved_text
 from planner.trace.drift import Drift
 
 _STEPS: Final = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
 _ROWS, _LAYERS, _DOMAINS = 32, 8, 8
-_ANSWERS: Final = {
-    "recommended": ("recommended", "green"),
-    "not_worth_it": ("not worth it", "yellow"),
-    "insufficient_evidence": ("insufficient evidence", "yellow"),
-}
 
 
 def render_trace(found: Description, console: Console, *, verbose: bool = False) -> None:
@@ -162,17 +158,11 @@ def _heat_map(found: Description, width: int) -> Group:
 
 def _verdict(found: Description) -> Table:
     verdict = found.verdict
-    word, colour = _ANSWERS[verdict.answer]
     copies = found.group.slots - found.num_experts
     engine = found.engine_verdict.fresh
     layers, all_layers = len(found.judged_layers), len(found.windows.layer_ids_L)
     which = "" if layers == all_layers else f" and {layers} of {all_layers} layers"
-    table = plain_table("", "")
-    table.columns[0].no_wrap = True
-    table.add_row(Text("balancing", "bold"), Text(word, f"bold {colour}"))
-    for reason in verdict.reasons:
-        table.add_row("", Text(reason))
-    table.add_row(Text("static plan", "bold"), Text(f"holds: {verdict.static_holds}; {verdict.static_reason}"))
+    table = verdict_table(verdict)
     if engine is not None:
         often = f"{saved_text(engine)} than linear, on {len(engine.judged)} unseen windows"
         table.add_row(Text("EPLB", "bold"), Text(f"run again and again: {often}"))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from planner.errors import PlannerError, UsageError
-from planner.inputs.deployment import model_named
+from planner.inputs.model_files import model_named
 from planner.plan.plan import read_plan
 from planner.review.check_deployment import check_deployment
 from planner.review.check_plan import check_plan

@@ -6,19 +6,19 @@ Legend: S windows, L layers, E experts, R ranks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.capacity.advise import Work, advice_on, judged_windows
+from planner.capacity.placing import Ranks, linear_place
+from planner.capacity.verdict import Verdict, imbalance, rank_loads
 from planner.errors import UsageError
 from planner.inputs.workload import Phase
 from planner.plan.placement import slots_of_ranks
-from planner.review.placing import Ranks, eplb_place, linear_place, ranks_for, search_place
-from planner.review.verdict import Verdict, imbalance, rank_loads, verdict
-from planner.solve.workers import Workers
 from planner.trace import affinity
 from planner.trace.affinity import CoActivation, NextLayer
 from planner.trace.aggregate import co_activation_counts
@@ -28,10 +28,9 @@ from planner.trace.drift import Drift, drift_of, shares
 from planner.trace.native import read_trace
 from planner.trace.statistics import LayerStatistics, layer_statistics, noise_floor
 from planner.trace.trace import TokenTrace, Trace
-from planner.trace.windows import Windows, cut, of_layers, of_steps
+from planner.trace.windows import Windows, cut
 
 Floats = NDArray[np.float64]
-_JUDGED_LAYERS: Final = 12
 _NODES: Final = (2, 4)
 
 
@@ -110,15 +109,14 @@ def describe(
     traces = [one.trace for one in read]
     windows, first = cut(traces, phase, step_tokens), traces[0]
     experts, top_k = first.num_experts, first.top_k
-    group = ranks_for(experts, ranks, redundant)
+    advice = advice_on(paths, traces, windows, Work(phase, step_tokens, ranks, redundant))
+    group = advice.group
     linear_LP = linear_place(experts, len(first.layer_ids_L), group.ranks)
     share_LE = shares(windows.counts_SLE.sum(axis=0))
     per_window = float(windows.tokens_S.mean())
     sets = windows.sets
-    judged = _judged(windows, traces, step_tokens)
+    judged = judged_windows(windows, traces, step_tokens)
     nodes = node_counts or [count for count in _NODES if count <= experts]
-    with Workers() as workers:
-        own = verdict(judged, top_k, group, search_place(group, workers))
     return Description(
         paths=tuple(paths),
         num_experts=experts,
@@ -140,31 +138,10 @@ def describe(
         nodes=tuple(_nodes(windows, experts, top_k, count) for count in nodes) if sets else (),
         judged_layers=tuple(judged.layer_ids_L.tolist()),
         judged_tokens=tuple(judged.tokens_S.tolist()),
-        verdict=own if judged.num_windows == windows.num_windows else _joined(own, windows, step_tokens),
-        engine_verdict=verdict(judged, top_k, group, eplb_place(group)),
+        verdict=advice.verdict,
+        engine_verdict=advice.engine,
         warnings=(*(warning for one in read for warning in one.warnings), *describe_suspicions(windows, traces)),
     )
-
-
-def _joined(own: Verdict, windows: Windows, step_tokens: int) -> Verdict:
-    """The verdict on a trace of few steps, with a word on what that means."""
-    if own.answer != "insufficient_evidence":
-        return own
-    tokens = int(windows.tokens_S.sum())
-    told = f"{tokens:,} tokens are {tokens / step_tokens:.1f} steps of {step_tokens:,}: record more (--step-tokens)"
-    return replace(own, reasons=(*own.reasons, told))
-
-
-def _judged(windows: Windows, traces: Sequence[Trace], step_tokens: int) -> Windows:
-    """What the verdict looks at: windows of at least a step, unless steps or counts are recorded as such.
-
-    Of many layers an even sample is taken, so that it is ready in seconds.
-    """
-    if all(isinstance(trace, TokenTrace) and "step_id" not in trace.columns for trace in traces):
-        windows = of_steps(windows, step_tokens)
-    layers = len(windows.layer_ids_L)
-    count = min(layers, _JUDGED_LAYERS)
-    return of_layers(windows, [row * layers // count for row in range(count)])
 
 
 def _sequences(traces: Sequence[Trace]) -> int | None:

@@ -9,7 +9,7 @@ from planner.errors import InputError, UsageError
 from planner.export.lint.arithmetic import About
 from planner.export.lint.command import Command, command_in_words, command_of
 from planner.export.lint.run import VERSIONS, Linted, lint_command
-from planner.inputs.deployment import model_named
+from planner.inputs.model_files import model_named
 from planner.inputs.named_files import TOPOLOGY_OPTION, Named, topology_of
 
 _PULL_REQUESTS = ("pr-41141", "pr-49572", "pr-53022")

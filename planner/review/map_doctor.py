@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.capacity.verdict import imbalance, rank_loads
 from planner.errors import InputError, Place, Problem, UsageError
 from planner.export.maps import FileMap, Row, placement_of_map
 from planner.export.table import MAPS
@@ -21,7 +22,6 @@ from planner.inputs.model import Model
 from planner.inputs.workload import Phase
 from planner.plan.placement import Placement, copies_E, linear, slots_of_ranks
 from planner.plan.plan import Plan
-from planner.review.verdict import imbalance, rank_loads
 from planner.trace.consistency import against_model
 from planner.trace.native import read_trace
 from planner.trace.windows import Windows, cut

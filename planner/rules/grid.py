@@ -34,11 +34,15 @@ def divisors(number: int) -> list[int]:
 
 def all_splits(instance: Instance, pins: dict[str, int]) -> Iterator[Split]:
     """Every split that uses all GPUs in service and agrees with the pinned degrees."""
-    gpus = instance.topology.num_gpus
+    in_turn = 2 if instance.constants.communication.overlap == "two_batch" else 1
+    return splits_of(instance.topology.num_gpus, pins, in_turn)
+
+
+def splits_of(gpus: int, pins: dict[str, int], in_turn: int = 1) -> Iterator[Split]:
+    """Every split of so many GPUs that agrees with the pinned degrees; `in_turn` micro-batches share a stage."""
     for pp in _allowed(pins, "pp", divisors(gpus)):
         stage = gpus // pp
         factors = (1,) if pp == 1 else _MICRO_BATCH_FACTORS
-        in_turn = 2 if instance.constants.communication.overlap == "two_batch" else 1
         counts = [pins["micro_batches"]] if "micro_batches" in pins else [in_turn * pp * f for f in factors]
         for tp in _allowed(pins, "tp", divisors(stage)):
             if pins.get("dp", stage // tp) != stage // tp:

@@ -23,12 +23,11 @@ from planner.cost.instance import Instance, LayerLoad
 from planner.cost.step import Prediction, StageCost, predict, stage_of_layers
 from planner.errors import NoPlanFoundError
 from planner.plan.placement import Placement, widened
-from planner.rules import group_blocks
 from planner.rules.cuts import best_cuts
 from planner.rules.grid import SearchSpace
 from planner.solve.candidates import Bounder, Candidate, all_candidates, count_candidates
 from planner.solve.place import LayerJob, LayerResult, linear_start
-from planner.solve.problem import CLOSED, LayerProblem
+from planner.solve.problem import CLOSED, LayerProblem, layer_problem
 from planner.solve.watch import GaveUpError, NoWatch, Watch
 from planner.solve.workers import TimeIsUpError, Workers
 
@@ -130,7 +129,7 @@ class Master:
             NoPlanFoundError: the time limit passed before there was one.
             KeyboardInterrupt: Ctrl-C before there was a plan, or for the second time.
         """
-        candidates = self._bounded()
+        candidates = self.bounded()
         works = [_Work(candidate) for candidate in candidates if candidate.is_feasible]
         if not works:
             return Solution(None, candidates, 0.0, "proof", self.effort)
@@ -155,7 +154,7 @@ class Master:
             self._note(bound)
         return Solution(self.best, candidates, bound, stopped, self.effort, tuple(self._history))
 
-    def _bounded(self) -> list[Candidate]:
+    def bounded(self) -> list[Candidate]:
         """All candidates with their bounds, as far as the time limit allows."""
         done = 0
 
@@ -281,17 +280,7 @@ class Master:
 
     def problem(self, stage: StageCost, load: LayerLoad) -> LayerProblem:
         """One layer of a stage as an optimisation problem."""
-        group_E = block_R = None
-        limits, experts, groups = (
-            self.space.limits,
-            self.instance.model.moe.num_experts,
-            self.instance.model.moe.num_groups,
-        )
-        if (limits.keep_groups or limits.for_checkpoint) and groups > 1:
-            group_E = np.arange(experts) // (experts // groups)
-        if limits.for_checkpoint and groups > 1:
-            block_R = group_blocks(groups, len(stage.slots_R))
-        return LayerProblem(stage.moe, load, stage.slots_R, group_E, block_R)
+        return layer_problem(stage, load, self.instance.model.moe, self.space.limits)
 
     def _place(self, work: _Work, keys: Sequence[Key], exact_effort: float) -> None:
         """Place layers that are not placed yet (or again, with the integer program)."""

@@ -18,8 +18,11 @@ from numpy.typing import NDArray
 from planner.cost.instance import LayerLoad
 from planner.cost.moe import LayerTimes, MoeCost, rows_of, touched_of
 from planner.cost.roofline import Kernel
+from planner.cost.step import StageCost
 from planner.cost.term import NOTHING
 from planner.cost.traffic import Exchange
+from planner.inputs.model import MoeFfn
+from planner.rules import Limits, group_blocks
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -111,6 +114,16 @@ class LayerProblem:
     def seconds(self, expert_P: Ints) -> float:
         """Objective: mean over windows."""
         return float(self.times(expert_P).total_S.mean())
+
+
+def layer_problem(stage: StageCost, load: LayerLoad, moe: MoeFfn, limits: Limits) -> LayerProblem:
+    """One layer of a stage as an optimisation problem, under what user and engine allow."""
+    group_E = block_R = None
+    if (limits.keep_groups or limits.for_checkpoint) and moe.num_groups > 1:
+        group_E = np.arange(moe.num_experts) // (moe.num_experts // moe.num_groups)
+    if limits.for_checkpoint and moe.num_groups > 1:
+        block_R = group_blocks(moe.num_groups, len(stage.slots_R))
+    return LayerProblem(stage.moe, load, stage.slots_R, group_E, block_R)
 
 
 @dataclass(frozen=True)

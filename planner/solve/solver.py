@@ -15,7 +15,9 @@ from planner.check import check
 from planner.cost.booking import book
 from planner.cost.instance import Instance
 from planner.cost.notes import notes
+from planner.cost.step import Cuts, predict
 from planner.held_out import held_out
+from planner.plan.placement import Placement
 from planner.plan.plan import (
     CandidateRecord,
     HeldOutRecord,
@@ -48,6 +50,24 @@ class Solved:
 
     plan: Plan | None
     solution: Solution
+
+
+@dataclass(frozen=True)
+class GivenPlacement:
+    """A placement with its split, and how both lie on the machine."""
+
+    split: Split
+    cuts: Cuts
+    gpus: tuple[tuple[int, ...], ...]
+    """Of each stage, in rank order."""
+    placement: Placement
+
+    def is_of(self, candidate: Candidate) -> bool:
+        """Whether this is a placement of a candidate."""
+        slots = [stage.slots_R for stage in candidate.cost.stages]
+        filled_R = (self.placement.expert_LP[0] >= 0).reshape(self.split.ep, -1).sum(axis=1)
+        same = candidate.split == self.split and candidate.shares.gpus == self.gpus
+        return same and np.array_equal(slots[0], filled_R)
 
 
 @dataclass(frozen=True)
@@ -89,6 +109,36 @@ def solve(
     findings = check(plan, instance)
     assert not findings, "the plan fails its own check:\n" + "\n".join(map(str, findings))
     return Solved(plan, solution)
+
+
+def booked_placement(
+    instance: Instance,
+    space: SearchSpace,
+    options: Options,
+    inputs: PlanInputs,
+    given: GivenPlacement,
+    workers: Workers,
+    watch: Watch,
+) -> Plan:
+    """A placement that was found elsewhere as a plan: all splits are bounded, none is searched.
+
+    Raises:
+        AssertionError: the placement's split is not among the candidates, or fails the check, which is a bug.
+    """
+    master = Master(instance, space, options, workers, watch)
+    candidates = master.bounded()
+    mine = next(one for one in candidates if one.is_feasible and given.is_of(one))
+    prediction = predict(mine.cost, given.cuts, given.placement)
+    mine.step_s = prediction.step_s
+    bound_s = min(prediction.step_s, *(one.bound_s for one in candidates if one.is_feasible))
+    best = Best(mine, given.cuts, given.placement, prediction)
+    closed = prediction.step_s - bound_s <= CLOSED * prediction.step_s
+    solution = Solution(best, candidates, bound_s, "proof" if closed else "effort", master.effort)
+    halves = _held_out(best, master, workers, watch)
+    plan = _booked(instance, solution, best, halves, inputs, Told(space.limits, _rooms(solution, best, watch)))
+    findings = check(plan, instance)
+    assert not findings, "the plan fails its own check:\n" + "\n".join(map(str, findings))
+    return plan
 
 
 def _rooms(solution: Solution, best: Best, watch: Watch) -> dict[int, Headroom]:

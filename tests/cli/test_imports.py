@@ -14,6 +14,7 @@ HEAVY = {"torch", "transformers", "ortools", "numpy", "pydantic", "rich", "jinja
 SOLVERS = {"torch", "transformers", "ortools", "jinja2", "vl_convert"}
 TRACE_COMMANDS = ["record", "import", "info", "split", "synth"]
 COMMANDS = ["solve", "check", "compare", "export", "lint-launch", "validate", "probe"]
+COMMANDS += ["size", "what-if", "replan", "advise"]
 COMMANDS += ["show", "profiles", "trace", "topology", "completion", "env"]
 
 

@@ -18,7 +18,6 @@ from planner.cost.kv_cache import cache_name
 from planner.cost.memory import stage_memories
 from planner.cost.products import attention_products, ffn_products, shared_products
 from planner.inputs import profiles
-from planner.inputs.deployment import read_model
 from planner.inputs.model import (
     Attention,
     CompressedAttention,
@@ -32,6 +31,7 @@ from planner.inputs.model import (
     NoAttention,
     StateAttention,
 )
+from planner.inputs.model_files import read_model
 from planner.inputs.parameters import (
     attention_parameters,
     count_parameters,

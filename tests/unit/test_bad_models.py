@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from planner.errors import InputError
-from planner.inputs.deployment import read_model
 from planner.inputs.huggingface import model_from_config
+from planner.inputs.model_files import read_model
 
 MIXTRAL: dict[str, Any] = {
     "model_type": "mixtral",

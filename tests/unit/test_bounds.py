@@ -12,10 +12,12 @@ from planner.cost.step import predict
 from planner.inputs.workload import Dedup
 from planner.plan.placement import Placement, linear, slots_of_ranks, violations
 from planner.solve.bounds import layer_bound, layer_bound_S, least_touched_S
-from planner.solve.candidates import Bounder, all_candidates
+from planner.solve.candidates import Bounder, Candidate, all_candidates
+from planner.solve.master import Master, Options
 from planner.solve.place import ROBUST, LayerJob, place_layer
 from planner.solve.problem import LayerProblem, mean_tangent, plain_load_problem, tangent
 from planner.solve.request import search_space
+from planner.solve.workers import Workers
 from tests import building
 from tests.oracle.plain_cost import all_placements
 
@@ -176,3 +178,23 @@ def test_the_plain_load_is_the_load_of_the_fullest_rank() -> None:
     assert problem.seconds(np.array([0, 1, 2, 3])) == pytest.approx(8)  # 3 + 5 against 2 + 6
     assert problem.seconds(np.array([1, 3, 0, 2])) == pytest.approx(11)  # 5 + 6
     assert layer_bound(problem) == pytest.approx(8)  # the mean of the ranks
+
+
+def test_splits_of_one_expert_grid_are_bounded_each_for_itself() -> None:
+    """Tensor-parallel attention spares the all-gather before the experts: bounds are not shared with tp = 1."""
+    made = building.instance(building.model(), building.topology(1, 4), tokens=1)
+    space = building.space(ep=1, etp=4)
+    master = Master(made, space, Options(effort=1.0), Workers(cores=1))
+    master.run()
+    candidates = [one for one in master.bounded() if one.is_feasible]
+    assert {one.split.tp for one in candidates} >= {1, 4}
+    for one in candidates:
+        least = predict(one.cost, one.cuts, linear_placement(one)).step_s
+        assert one.bound_s <= least * (1 + 1e-9)
+
+
+def linear_placement(candidate: Candidate) -> Placement:
+    """The engines' own layout of all layers."""
+    cost = candidate.cost
+    rows = [cost.linear_P(cost.stages[0])] * len(cost.instance.model.moe_layer_ids)
+    return Placement(cost.instance.model.moe_layer_ids, cost.slots_per_rank, np.stack(rows))

@@ -11,7 +11,8 @@ import pytest
 
 from planner.errors import InputError
 from planner.inputs.checkpoint import INDEX_NAME, checkpoint_bytes, expected_bytes, tensor_bytes, weight_warnings
-from planner.inputs.deployment import load_deployment, read_model
+from planner.inputs.deployment import load_deployment
+from planner.inputs.model_files import read_model
 
 CONFIG: dict[str, Any] = {
     "model_type": "qwen3_moe",

@@ -9,9 +9,10 @@ import pytest
 from planner.check import check
 from planner.cost.instance import Instance
 from planner.inputs import profiles
-from planner.inputs.deployment import load_kernel, read_model
+from planner.inputs.deployment import load_kernel
 from planner.inputs.engines import EngineMemory
 from planner.inputs.model import GroupedAttention, StateAttention
+from planner.inputs.model_files import read_model
 from planner.inputs.topology import topology_of_nodes
 from planner.plan.split import Split
 from planner.rules import Limits

@@ -8,9 +8,10 @@ import pytest
 
 from planner.cost.instance import Instance
 from planner.inputs import profiles
-from planner.inputs.deployment import load_kernel, read_model
+from planner.inputs.deployment import load_kernel
 from planner.inputs.engines import load_engine
 from planner.inputs.model import Model
+from planner.inputs.model_files import read_model
 from planner.inputs.topology import Topology
 from planner.plan.split import Split
 from planner.rules import Limits, Verdict, broken_rules, verdicts

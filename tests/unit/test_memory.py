@@ -13,8 +13,8 @@ from planner.cost.kv_cache import kept_tokens, kv_bytes_per_sequence, kv_bytes_p
 from planner.cost.memory import StageMemory, stage_memories
 from planner.cost.step import split_cost
 from planner.inputs import profiles
-from planner.inputs.deployment import read_model
 from planner.inputs.model import GroupedAttention, LatentAttention
+from planner.inputs.model_files import read_model
 from planner.inputs.precision import stored_bytes
 from planner.inputs.topology import topology_of_nodes
 from planner.plan.placement import Placement, from_ranks

@@ -8,8 +8,8 @@ import pytest
 
 from planner.cost.kv_cache import kv_bytes_per_sequence, kv_bytes_per_token, state_bytes_per_sequence
 from planner.inputs import documents, profiles
-from planner.inputs.deployment import ConfigFile, PublishedSize, read_model
 from planner.inputs.model import CompressedAttention, LatentAttention, Model, StateAttention
+from planner.inputs.model_files import ConfigFile, PublishedSize, read_model
 from planner.inputs.parameters import (
     count_parameters,
     expert_parameters,

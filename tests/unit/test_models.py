@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from planner.inputs import profiles
-from planner.inputs.deployment import read_model
 from planner.inputs.families import FAMILIES
 from planner.inputs.huggingface import model_from_config
 from planner.inputs.model import DenseFfn, GroupedAttention, LatentAttention, Model
+from planner.inputs.model_files import read_model
 from planner.inputs.parameters import count_parameters, expert_parameters
 
 Config = dict[str, Any]

@@ -9,10 +9,11 @@ import pytest
 import yaml
 
 from planner.inputs import profiles
-from planner.inputs.deployment import load_kernel, read_model
+from planner.inputs.deployment import load_kernel
 from planner.inputs.efficiency import curve_of, load_default_efficiency
 from planner.inputs.engines import load_engine
 from planner.inputs.gpu import load_gpu
+from planner.inputs.model_files import read_model
 from planner.inputs.precision import WEIGHTS
 from planner.inputs.topology import topology_of_nodes
 from planner.inputs.units import UNITS

@@ -8,9 +8,9 @@ import pytest
 from planner.cost.instance import Instance
 from planner.inputs import profiles
 from planner.inputs.constants import Constants
-from planner.inputs.deployment import read_model
 from planner.inputs.engines import EngineRules, load_engine
 from planner.inputs.model import Model
+from planner.inputs.model_files import read_model
 from planner.inputs.topology import topology_of_nodes
 from planner.plan.placement import slots_of_ranks
 from planner.plan.split import Split

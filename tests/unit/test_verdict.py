@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from planner.capacity.placing import Place, Ranks, eplb_place, linear_place, ranks_for, search_place
+from planner.capacity.verdict import Criteria, Trial, Verdict, peak_S, rank_loads, trial
+from planner.capacity.verdict import verdict as judge
 from planner.errors import UsageError
-from planner.review.placing import Place, Ranks, eplb_place, linear_place, ranks_for, search_place
-from planner.review.verdict import Criteria, Trial, Verdict, peak_S, rank_loads, trial
-from planner.review.verdict import verdict as judge
 from planner.solve.workers import Workers
 from planner.trace.windows import Windows
 from tests import building
@@ -149,3 +149,32 @@ def test_the_search_holds_better_than_eplb_on_windows_not_seen() -> None:
     first, last = range(8), range(8, 16)
     own = trial(windows, first, last, GROUP, search_place(GROUP, Workers(cores=1)))
     assert own.mean_saved > trial(windows, first, last, GROUP, eplb_place(GROUP)).mean_saved + 0.02
+
+
+def test_how_often_to_place_anew(verdict: Judge) -> None:
+    """Once where the load stays; again and again where it turns into another half-way."""
+    stays = verdict(drawn(skewed(16)))
+    assert (stays.how, stays.every) == ("static", None)
+    other = np.roll(skewed(32), 17, axis=2)
+    turns = verdict(drawn(np.concatenate([skewed(32)[:16], other[16:]])))
+    assert (turns.answer, turns.how) == ("recommended", "periodic")
+    assert [(schedule.eighths, schedule.windows) for schedule in turns.schedules] == [(1, 4), (2, 8), (4, 16)]
+    assert turns.every == turns.schedules[-1]  # placing anew every 16 windows meets the turn
+    moves = verdict(drawn(moving_hot_expert(16)))
+    assert (moves.how, moves.every) == ("none", None)
+
+
+def test_a_schedule_places_from_the_eighth_just_passed() -> None:
+    """Counted by hand: which windows each placement has seen."""
+    seen: list[tuple[str, ...]] = []
+
+    def place(windows: Windows) -> NDArray[np.int64]:
+        seen.append(windows.names_S)
+        return linear_place(EXPERTS, LAYERS, GROUP.ranks)
+
+    found = judge(drawn(skewed(16)), TOP_K, GROUP, place)
+    halves, eighths = seen[0], seen[1:]
+    assert halves == tuple(f"window {number}" for number in range(8))
+    assert eighths == [(f"window {2 * n}", f"window {2 * n + 1}") for n in range(7)]
+    assert all(schedule.trial.judged == tuple(range(2, 16)) for schedule in found.schedules)
+    assert all(schedule.trial.mean_saved == 0 for schedule in found.schedules)

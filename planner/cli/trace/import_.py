@@ -55,7 +55,7 @@ def command(
     import json
 
     from planner.files import check_target, refuse_overwriting
-    from planner.inputs.deployment import model_named
+    from planner.inputs.model_files import model_named
     from planner.inputs.units import format_number_of
     from planner.trace.importers.convert import import_trace
     from planner.trace.importers.found import Given

@@ -6,7 +6,8 @@ gone before a new placement is used, and one window proves nothing. So a placeme
 tried on later ones. Less peak work is no promise of a faster step: the net benefit stays unknown without timing.
 
 Two trials: *static* places on the first half and is tried on the last half; *fresh* places on each eighth and is
-tried on the next, as a balancer that runs again and again would.
+tried on the next, as a balancer that runs again and again would. Schedules that place less often, from the eighth
+just passed, tell how often is enough.
 
 Legend: S windows, L layers, E experts, P slots, R ranks.
 """
@@ -15,14 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.capacity.placing import Place, Ranks, linear_place
 from planner.inputs.units import format_number_of
-from planner.review.placing import Place, Ranks, linear_place
 from planner.trace.statistics import noise_floor
 from planner.trace.windows import Windows, subset
 
@@ -30,6 +30,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Answer = Literal["recommended", "not_worth_it", "insufficient_evidence"]
 Holds = Literal["yes", "partly", "no", "unknown"]
+How = Literal["static", "periodic", "none"]
 _STRETCHES: Final = 8
 
 
@@ -72,6 +73,16 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """Placing anew every so many eighths of the windows, from the eighth just passed."""
+
+    eighths: int
+    windows: float
+    """So many windows lie between two placements, on average."""
+    trial: Trial
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The answer, its reasons in words, and the trials behind it."""
 
@@ -83,6 +94,11 @@ class Verdict:
     fresh: Trial | None
     net_benefit: Literal["unknown"] = "unknown"
     """Less peak work was counted; whether a step gets faster was not measured."""
+    schedules: tuple[Schedule, ...] = ()
+    how: How = "none"
+    """static: one placement will do; periodic: it must be renewed; none: not recommended."""
+    every: Schedule | None = None
+    """If periodic: the one that places least often of those that keep what the best of them saves."""
 
 
 def rank_loads(counts_SLE: Ints, expert_LP: Ints, ranks: int) -> Floats:
@@ -113,11 +129,16 @@ def peak_S(windows: Windows, expert_LP: Ints, ranks: int) -> Floats:
 
 def trial(windows: Windows, seen: Sequence[int], judged: Sequence[int], group: Ranks, place: Place) -> Trial:
     """Place on some windows and hold it against the linear layout on others."""
+    return Trial(tuple(seen), tuple(judged), saved_S(windows, judged, group, place(subset(windows, seen))))
+
+
+def saved_S(windows: Windows, judged: Sequence[int], group: Ranks, expert_LP: Ints) -> tuple[float, ...]:
+    """Part of the linear layout's peak work that a placement saves in each of some windows."""
     layers, experts = windows.counts_SLE.shape[1:]
     later = subset(windows, judged)
     before_S = peak_S(later, linear_place(experts, layers, group.ranks), group.ranks)
-    after_S = peak_S(later, place(subset(windows, seen)), group.ranks)
-    return Trial(tuple(seen), tuple(judged), tuple((1 - after_S / before_S).tolist()))
+    after_S = peak_S(later, expert_LP, group.ranks)
+    return tuple((1 - after_S / before_S).tolist())
 
 
 def verdict(windows: Windows, top_k: int, group: Ranks, place: Place, criteria: Criteria | None = None) -> Verdict:
@@ -140,30 +161,56 @@ def verdict(windows: Windows, top_k: int, group: Ranks, place: Place, criteria: 
         )
         return Verdict("insufficient_evidence", (reason,), "unknown", "not tried", None, None)
     static = trial(windows, first, last, group, place)
-    fresh = _fresh(windows, group, place) if count >= 4 else static
-    if static.passes(criteria) or fresh.passes(criteria):
-        answer: Answer = "recommended"
-        reasons = [_told(static if static.passes(criteria) else fresh, "less")]
-    else:
-        best = max(static, fresh, key=lambda one: one.mean_saved)
-        answer, reasons = "not_worth_it", [_told(best, "short", criteria)]
-        sample = float(windows.tokens_S[list(first)].sum())
-        floor = noise_floor(sample, windows.counts_SLE.shape[2], top_k, group.ranks)
-        if floor - 1 > criteria.less_peak:
-            answer = "insufficient_evidence"
-            reasons.append(
-                f"{sample:,.0f} tokens to place from are too few: chance alone makes a max/mean of {floor:.3f}"
-            )
+    schedules = _schedules(windows, group, place) if count >= 4 else ()
+    fresh = schedules[0].trial if schedules else static
     holds, why = _holds(static, fresh, criteria)
-    return Verdict(answer, tuple(reasons), holds, why, static, fresh)
+    if not (static.passes(criteria) or fresh.passes(criteria)):
+        best = max(static, fresh, key=lambda one: one.mean_saved)
+        answer, reasons = _no(windows, list(first), top_k, group, best, criteria)
+        return Verdict(answer, reasons, holds, why, static, fresh, schedules=schedules)
+    told = (_told(static if static.passes(criteria) else fresh, "less"),)
+    every = _every(schedules, criteria)
+    if holds == "yes" or every is None:
+        return Verdict("recommended", told, holds, why, static, fresh, schedules=schedules, how="static")
+    return Verdict("recommended", told, holds, why, static, fresh, schedules=schedules, how="periodic", every=every)
 
 
-def _fresh(windows: Windows, group: Ranks, place: Place) -> Trial:
-    """Each eighth of the windows tried on the next; all windows but the first eighth are judged."""
-    stretches = np.array_split(np.arange(windows.num_windows), min(_STRETCHES, windows.num_windows))
-    parts = [trial(windows, seen, judged, group, place) for seen, judged in pairwise([s.tolist() for s in stretches])]
-    judged = tuple(window for part in parts for window in part.judged)
-    return Trial(tuple(stretches[0].tolist()), judged, tuple(saved for part in parts for saved in part.saved))
+def _no(
+    windows: Windows, first: list[int], top_k: int, group: Ranks, best: Trial, criteria: Criteria
+) -> tuple[Answer, tuple[str, ...]]:
+    """That it is not worth it, or that there are too few tokens to say so."""
+    told = _told(best, "short", criteria)
+    sample = float(windows.tokens_S[first].sum())
+    floor = noise_floor(sample, windows.counts_SLE.shape[2], top_k, group.ranks)
+    if floor - 1 <= criteria.less_peak:
+        return "not_worth_it", (told,)
+    few = f"{sample:,.0f} tokens to place from are too few: chance alone makes a max/mean of {floor:.3f}"
+    return "insufficient_evidence", (told, few)
+
+
+def _schedules(windows: Windows, group: Ranks, place: Place) -> tuple[Schedule, ...]:
+    """From placing after every eighth to placing once; all judge all windows but the first eighth."""
+    eighths = np.array_split(np.arange(windows.num_windows), min(_STRETCHES, windows.num_windows))
+    stretches = [part.tolist() for part in eighths]
+    placed = [place(subset(windows, seen)) for seen in stretches[:-1]]
+    found = []
+    period = 1
+    while period < len(stretches):
+        saved: list[float] = []
+        for number, judged in enumerate(stretches[1:]):
+            saved += saved_S(windows, judged, group, placed[number // period * period])
+        later = tuple(window for judged in stretches[1:] for window in judged)
+        trial_ = Trial(tuple(stretches[0]), later, tuple(saved))
+        found.append(Schedule(period, period * windows.num_windows / len(stretches), trial_))
+        period *= 2
+    return tuple(found)
+
+
+def _every(schedules: Sequence[Schedule], criteria: Criteria) -> Schedule | None:
+    """The schedule that places least often of those that keep enough of what the best of them saves."""
+    best = max((one.trial.mean_saved for one in schedules), default=0.0)
+    enough = [one for one in schedules if one.trial.passes(criteria) and one.trial.mean_saved >= criteria.kept * best]
+    return max(enough, key=lambda one: one.eighths, default=None)
 
 
 def saved_text(one: Trial) -> str:

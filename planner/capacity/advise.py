@@ -1,0 +1,173 @@
+"""Is balancing worth it, once or again and again, and is the plan in force still good?
+
+The verdict is that of `verdict.py`, on windows that planning has not seen; `ep-plan trace info` shows the same. The
+drift watch holds a plan against what replanning without limits would save on a fresh recording, judged the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+
+from planner.capacity.placing import Ranks, eplb_place, ranks_for, search_place
+from planner.capacity.replan import Asked, Deck, replanned_from
+from planner.capacity.verdict import Verdict, verdict
+from planner.check import structure
+from planner.cost.prepare import from_plan
+from planner.errors import BadAnswerError
+from planner.inputs.workload import Phase
+from planner.plan.plan import Plan
+from planner.solve.watch import NoWatch, Watch
+from planner.solve.workers import Workers
+from planner.trace.native import read_trace
+from planner.trace.trace import TokenTrace, Trace
+from planner.trace.windows import Windows, cut, of_layers, of_steps
+
+JUDGED_LAYERS: Final = 12
+State = Literal["good", "stale", "insufficient_evidence"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """For which work and which ranks a trace is judged."""
+
+    phase: Phase
+    step_tokens: int
+    """Tokens that one step routes, over all GPUs."""
+    ranks: int | None = None
+    """Expert-parallel ranks; None: 8."""
+    redundant: int | None = None
+    """Redundant experts; None: one on each rank."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do about balance."""
+
+    paths: tuple[Path, ...]
+    verdict: Verdict
+    """With the placement that `ep-plan solve` would make."""
+    engine: Verdict
+    """With EPLB's, which is what engines make by themselves."""
+    group: Ranks
+    num_experts: int
+    windows: int
+    """On which the verdict rests."""
+    tokens: int
+    """In them."""
+    layers: int
+    """Judged: all, or an even sample of many."""
+    how: str
+    """How the windows were made."""
+
+
+@dataclass(frozen=True)
+class DriftWatch:
+    """A plan in force on fresh routing."""
+
+    state: State
+    stale: float
+    """Part of a step that placing anew would save on windows that it was not made from; never below 0."""
+    error: float | None
+    """Standard error of that; None: no windows to judge on."""
+    threshold: float
+    windows: int
+    booked_max_over_mean: float | None
+    """Rows of the fullest rank over the mean one, as the plan books them; None without a trace."""
+    max_over_mean: float
+    """The same on the fresh windows."""
+    booked_step_s: float
+    step_s: float
+
+
+def advise(paths: Sequence[Path], work: Work) -> tuple[Advice, tuple[str, ...]]:
+    """Judge a workload; also the warnings of its traces.
+
+    Raises:
+        InputError: a file is no good trace, or traces disagree.
+        UsageError: ranks or copies do not fit the experts.
+    """
+    read = [read_trace(path) for path in paths]
+    traces = [one.trace for one in read]
+    advice = advice_on(paths, traces, cut(traces, work.phase, work.step_tokens), work)
+    return advice, tuple(warning for one in read for warning in one.warnings)
+
+
+def advice_on(paths: Sequence[Path], traces: Sequence[Trace], windows: Windows, work: Work) -> Advice:
+    """The same for traces that are read and cut."""
+    first = traces[0]
+    group = ranks_for(first.num_experts, work.ranks, work.redundant)
+    judged = judged_windows(windows, traces, work.step_tokens)
+    with Workers() as workers:
+        own = verdict(judged, first.top_k, group, search_place(group, workers))
+    if judged.num_windows != windows.num_windows:
+        own = _joined(own, windows, work.step_tokens)
+    layers = len(judged.layer_ids_L)
+    tokens = int(judged.tokens_S.sum())
+    engine = verdict(judged, first.top_k, group, eplb_place(group))
+    return Advice(tuple(paths), own, engine, group, first.num_experts, judged.num_windows, tokens, layers, judged.how)
+
+
+def judged_windows(windows: Windows, traces: Sequence[Trace], step_tokens: int) -> Windows:
+    """What a verdict looks at: windows of at least a step, unless steps or counts are recorded as such.
+
+    Of many layers an even sample is taken, so that it is ready in seconds.
+    """
+    if all(isinstance(trace, TokenTrace) and "step_id" not in trace.columns for trace in traces):
+        windows = of_steps(windows, step_tokens)
+    layers = len(windows.layer_ids_L)
+    count = min(layers, JUDGED_LAYERS)
+    return of_layers(windows, [row * layers // count for row in range(count)])
+
+
+def _joined(own: Verdict, windows: Windows, step_tokens: int) -> Verdict:
+    """The verdict on a trace of few steps, with a word on what that means."""
+    if own.answer != "insufficient_evidence":
+        return own
+    tokens = int(windows.tokens_S.sum())
+    told = f"{tokens:,} tokens are {tokens / step_tokens:.1f} steps of {step_tokens:,}: record more (--step-tokens)"
+    return replace(own, reasons=(*own.reasons, told))
+
+
+def drift_watch(
+    plan: Plan, path: Path, traces: Sequence[Path], threshold: float, watch: Watch | None = None
+) -> DriftWatch:
+    """Hold a plan in force against fresh routing.
+
+    Args:
+        plan: the plan in force.
+        path: its file.
+        traces: fresh routing.
+        threshold: the plan is stale if placing anew would save so much of a step, and chance does not explain it.
+        watch: who looks on.
+
+    Raises:
+        BadAnswerError: the plan is broken.
+    """
+    instance = from_plan(plan, path, traces, others=True).instance
+    broken = structure(plan, instance)
+    if broken:
+        raise BadAnswerError(f"the plan in force is broken: {broken[0]}", hint=f"see: ep-plan check {path}")
+    deck = Deck.of(plan, instance)
+    answers = replanned_from(deck, Asked(1.0, None, threshold), watch or NoWatch()).answers
+    best = max(answers, key=lambda answer: answer.gained_per_interval_s)
+    now_s = answers[0].judged_s
+    error = None if best.gain_error_s is None or now_s is None else best.gain_error_s / now_s
+    few = any(answer.why == "too_few_windows" for answer in answers)
+    stale = any(answer.why in ("gains", "costs_more") for answer in answers)
+    booked = plan.predicted.layer_imbalance
+    return DriftWatch(
+        state="insufficient_evidence" if few else "stale" if stale else "good",
+        stale=max(0.0, best.gained_per_interval_s),
+        error=error,
+        threshold=threshold,
+        windows=instance.num_windows,
+        booked_max_over_mean=float(np.mean(booked)) if booked else None,
+        max_over_mean=deck.max_over_mean(deck.before),
+        booked_step_s=plan.predicted.step_s,
+        step_s=answers[0].step_s,
+    )

@@ -1,0 +1,301 @@
+"""The fewest nodes that do what is wanted: one plan for each machine and batch, by the same program as always.
+
+For every kind of node the count rises until a plan does what is wanted; GPUs may be left idle, so no larger count
+needs to be looked at, and the count before it is the reason why one node less does not do. Where a throughput is
+wanted the batch is the smallest that reaches it (to a sixteenth), because every larger one takes longer per token.
+Nothing is said about queueing: a step always finds its batch full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from planner.capacity.figures import Figures, figures_of
+from planner.capacity.jobs import job_of, plan_of, run_all
+from planner.errors import InfeasibleError, InputError, Place, UsageError
+from planner.inputs.deployment import Deployment
+from planner.inputs.edits import on_machine, with_tokens
+from planner.inputs.named_files import Named, existing_file
+from planner.inputs.topology import Topology, links_within, load_topology, resolve, topology_of_nodes
+from planner.inputs.topology_file import TopologyFile
+from planner.inputs.units import format_count, format_seconds
+from planner.plan.plan import Plan
+from planner.solve.watch import NoWatch, Watch
+from planner.solve.workers import Workers
+
+_MOST_TOKENS = 1 << 20
+"""Per GPU: larger batches are not looked for."""
+_EXACT = 16
+"""The smallest batch is found to this part of it, or exactly where it decides."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of machine, of which any number of nodes can be had."""
+
+    name: str
+    one: TopologyFile
+    """Any number of such nodes."""
+
+    def of(self, nodes: int) -> Topology:
+        """So many nodes; only the link levels that they need."""
+        links = links_within(self.one.links, nodes)
+        return resolve(self.one.model_copy(update={"nodes": nodes, "links": links}))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a machine must do; at least a throughput or a number of sequences."""
+
+    tokens_per_s: float | None = None
+    """In decode output tokens, in prefill prompt tokens."""
+    sequences: int | None = None
+    """Served at the same time."""
+    max_step_s: float | None = None
+    """Longest time per output token (prefill: per step)."""
+    max_ttft_s: float | None = None
+    """Prefill: longest time until the prompts of a step are through."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One machine with one batch: what it does, or why it cannot."""
+
+    kind: str
+    nodes: int
+    gpus: int
+    tokens_per_gpu: int
+    figures: Figures | None
+    time_s: float | None
+    """Per output token; prefill: per step."""
+    does: bool
+    """Whether it does all that is wanted."""
+    why_not: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The fewest nodes of one kind, or that none of the counts looked at will do."""
+
+    kind: str
+    gpu: str
+    point: Point | None
+    one_less: Point | None
+    """The best that one node less gives; None if a single node does."""
+    looked_at: int
+    """Counts of nodes."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """An answer for each kind, and all plans that were made on the way."""
+
+    wanted: Wanted
+    phase: str
+    answers: tuple[Answer, ...]
+    points: tuple[Point, ...]
+
+    @property
+    def front(self) -> tuple[Point, ...]:
+        """Points that no other beats in both throughput per GPU and time per token, by rising time."""
+        alive = [point for point in self.points if point.figures is not None]
+        kept: list[Point] = []
+        for point in sorted(alive, key=lambda one: (_time(one), -_rate(one), one.gpus)):
+            if not kept or _rate(point) > _rate(kept[-1]):
+                kept.append(point)
+        return tuple(kept)
+
+
+def _rate(point: Point) -> float:
+    assert point.figures is not None, "only points that can run are held against each other"
+    return point.figures.tokens_per_s_per_gpu
+
+
+def _time(point: Point) -> float:
+    assert point.time_s is not None, "only points that can run are held against each other"
+    return point.time_s
+
+
+def kinds_of(deployment: Deployment, catalogue: Sequence[str]) -> list[Kind]:
+    """The kinds to look at: those of a catalogue, else the deployment's own nodes.
+
+    Raises:
+        UsageError: an entry is no node profile and no topology of equal nodes.
+    """
+    if not catalogue:
+        file = deployment.topology.file
+        return [Kind(deployment.file.topology, _plain(file, deployment.file.topology))]
+    return [_named(text) for text in dict.fromkeys(catalogue)]
+
+
+def _named(text: str) -> Kind:
+    """An entry of a catalogue."""
+    option = Place("--catalogue")
+    named = Named(text, Path(), option)
+    try:
+        if named.is_profile:
+            return Kind(text, topology_of_nodes(2, text, option).file)
+        return Kind(text, _plain(load_topology(existing_file(named)).file, text))
+    except InputError as error:
+        if any(problem.where == option for problem in error.problems):
+            raise UsageError.of(error.problems) from None
+        raise
+
+
+def _plain(file: TopologyFile, name: str) -> TopologyFile:
+    """A machine of equal nodes, all in service; only such can be had in any number."""
+    if file.groups or file.out_of_service or file.overrides or file.gpu is None:
+        hint = "name node profiles or topologies of equal nodes with --catalogue"
+        raise UsageError(f"{name}: nodes that differ cannot be counted up", hint=hint)
+    return file
+
+
+def size(
+    deployment: Deployment,
+    kinds: Sequence[Kind],
+    wanted: Wanted,
+    most_nodes: int,
+    watch: Watch,
+    dask: str | None = None,
+) -> Sizes:
+    """For each kind the fewest nodes that do what is wanted.
+
+    Args:
+        deployment: model, work and what is allowed; its number of tokens is not looked at.
+        kinds: machines.
+        wanted: what must be done.
+        most_nodes: larger counts are not looked at.
+        watch: told of every machine that is done.
+        dask: address of a Dask scheduler; default: the cores of this machine.
+    """
+    tried: dict[str, list[list[Point]]] = {kind.name: [] for kind in kinds}
+    looking = list(kinds)
+    while looking:
+        jobs = [SizeJob(deployment, kind, len(tried[kind.name]) + 1, wanted) for kind in looking]
+        watch.begin(f"{jobs[0].nodes} nodes", len(jobs))
+        for kind, batches in zip(looking, run_all(tried_on, jobs, watch, dask), strict=True):
+            tried[kind.name].append(batches)
+        looking = [kind for kind in looking if not tried[kind.name][-1][-1].does and len(tried[kind.name]) < most_nodes]
+    answers = tuple(_answer(kind, tried[kind.name]) for kind in kinds)
+    points = tuple(point for lists in tried.values() for points in lists for point in points)
+    return Sizes(wanted, deployment.workload.phase, answers, points)
+
+
+def _answer(kind: Kind, tried: list[list[Point]]) -> Answer:
+    gpu = kind.of(1).gpu.name
+    last = tried[-1][-1]
+    less = tried[-2][-1] if len(tried) > 1 else None
+    return (
+        Answer(kind.name, gpu, last, less, len(tried)) if last.does else Answer(kind.name, gpu, None, last, len(tried))
+    )
+
+
+# --- one machine ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SizeJob:
+    """So many nodes of a kind, and what they are to do."""
+
+    deployment: Deployment
+    kind: Kind
+    nodes: int
+    wanted: Wanted
+
+
+def tried_on(job: SizeJob) -> list[Point]:
+    """What so many nodes can do: every batch that was planned, the one that decides last."""
+    machine = on_machine(job.deployment, job.kind.of(job.nodes), f"{job.nodes} x {job.kind.name}")
+    return list(_batches(job, machine))
+
+
+def _batches(job: SizeJob, machine: Deployment) -> Iterator[Point]:
+    gpus, wanted = machine.topology.num_gpus, job.wanted
+    each = machine.workload.tokens_per_sequence
+    if machine.workload.phase == "prefill":
+        each = machine.workload.context_length
+    fewest = 1 if wanted.sequences is None else -(-wanted.sequences * each // gpus)
+    point, plan = _planned(job, machine, fewest)
+    if wanted.tokens_per_s is None or plan is None or point.does:
+        yield point
+        return
+    yield from _until_fast(job, machine, point, plan)
+
+
+def _until_fast(job: SizeJob, machine: Deployment, point: Point, plan: Plan) -> Iterator[Point]:
+    """Ever larger batches until the throughput is reached; then the smallest that reaches it, to a sixteenth."""
+    below, room = point.tokens_per_gpu, _most_tokens(plan)
+    while True:
+        yield point
+        if _reaches(point, job.wanted) or point.figures is None:
+            break
+        if below >= room or _too_slow(point, job.wanted):
+            return
+        below, tokens = point.tokens_per_gpu, min(2 * point.tokens_per_gpu, room)
+        point, _ = _planned(job, machine, tokens)
+    above = point
+    while above.tokens_per_gpu - below > (max(1, above.tokens_per_gpu // _EXACT) if above.does else 1):
+        point, _ = _planned(job, machine, (below + above.tokens_per_gpu) // 2)
+        yield point
+        if _reaches(point, job.wanted):
+            above = point
+        else:
+            below = point.tokens_per_gpu
+    yield above
+
+
+def _most_tokens(plan: Plan) -> int:
+    """Tokens per GPU with which some split still fits."""
+    each = plan.inputs.workload.tokens_per_sequence
+    limits = [record.most_sequences for record in plan.candidates if record.outcome != "rejected"]
+    if any(limit is None for limit in limits):
+        return _MOST_TOKENS
+    return min(_MOST_TOKENS, max(limit for limit in limits if limit is not None) * each // plan.inputs.gpus)
+
+
+def _reaches(point: Point, wanted: Wanted) -> bool:
+    rate = wanted.tokens_per_s
+    return point.figures is not None and (rate is None or point.figures.tokens_per_s >= rate)
+
+
+def _too_slow(point: Point, wanted: Wanted) -> bool:
+    limits = [limit for limit in (wanted.max_step_s, wanted.max_ttft_s) if limit is not None]
+    return point.time_s is not None and any(point.time_s > limit for limit in limits)
+
+
+def _planned(job: SizeJob, machine: Deployment, tokens: int) -> tuple[Point, Plan | None]:
+    gpus, name = machine.topology.num_gpus, job.kind.name
+    asked = with_tokens(machine, max(1, tokens))
+    try:
+        with Workers(cores=1) as workers:
+            plan = plan_of(job_of(asked, asked.path), workers, NoWatch())
+    except InfeasibleError as error:
+        return Point(name, job.nodes, gpus, tokens, None, None, does=False, why_not=_nearest(error)), None
+    figures = figures_of(plan)
+    time_s = figures.step_s if figures.time_per_output_token_s is None else figures.time_per_output_token_s
+    point = Point(name, job.nodes, gpus, asked.workload.tokens_per_gpu, figures, time_s, does=False)
+    why = "; ".join(_missed(point, job.wanted, plan))
+    return replace(point, does=not why, why_not=why), plan
+
+
+def _nearest(error: InfeasibleError) -> str:
+    """Why nothing fits: the first rule that the split nearest to fitting breaks."""
+    problem = error.problems[0]
+    nearest = next((line.partition("✗")[2].strip() for line in problem.hint.splitlines() if "✗" in line), "")
+    return f"{problem.message}; the nearest {nearest}" if nearest else problem.message
+
+
+def _missed(point: Point, wanted: Wanted, plan: Plan) -> Iterator[str]:
+    """What of the wanted is missed, in words."""
+    assert point.figures is not None and point.time_s is not None, "it was planned"  # noqa: PT018
+    unit = "per output token" if plan.inputs.workload.phase == "decode" else "per step"
+    rate = wanted.tokens_per_s
+    if rate is not None and point.figures.tokens_per_s < rate:
+        told = f"{format_count(point.figures.tokens_per_s)} tokens/s of {format_count(rate)}"
+        full = point.tokens_per_gpu >= _most_tokens(plan)
+        yield f"{told} with {point.tokens_per_gpu:,} tokens per GPU" + (", and no more fit" if full else "")
+    for limit in (wanted.max_step_s, wanted.max_ttft_s):
+        if limit is not None and point.time_s > limit:
+            yield f"{format_seconds(point.time_s)} {unit}, {format_seconds(limit)} allowed"

@@ -1,0 +1,89 @@
+"""`ep-plan advise`: is balancing worth it, how often, and is the plan in force still good?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from planner.cli.options import Quantity, json_option, paths, trace_option, verbosity, warn
+
+
+@click.command("advise")
+@trace_option
+@click.option("--plan", type=click.Path(path_type=Path), help="Watch for drift: is this plan still good?")
+@click.option(
+    "--threshold",
+    type=Quantity("fraction"),
+    default="5%",
+    show_default=True,
+    help="With --plan: exit 6 if placing anew would save more of a step.",
+)
+@click.option(
+    "--phase",
+    type=click.Choice(["decode", "prefill"]),
+    default="decode",
+    show_default=True,
+    help="How a batch is imitated where the trace names no steps.",
+)
+@click.option(
+    "--step-tokens",
+    type=click.IntRange(1),
+    default=4096,
+    show_default=True,
+    help="Tokens that one step routes, over all GPUs.",
+)
+@click.option("--ranks", type=click.IntRange(1, 65536), help="Expert-parallel ranks; default 8.")
+@click.option("--redundant-experts", type=click.IntRange(0), help="Copies per layer; default: one on each rank.")
+@json_option
+@verbosity
+def command(
+    traces: tuple[str, ...],
+    plan: Path | None,
+    threshold: float,
+    phase: Literal["decode", "prefill"],
+    step_tokens: int,
+    ranks: int | None,
+    redundant_experts: int | None,
+    as_json: bool,
+    verbose: bool,  # noqa: ARG001
+    quiet: bool,
+) -> int:
+    """Tell whether balancing experts is worth it, once or again and again, on windows that planning has not seen.
+
+    With --plan a fresh recording is held against the plan in force instead, with the plan's own ranks and work;
+    exit code 6 says that it has gone stale (for cron and CI).
+
+    \b
+    ep-plan advise --trace trace.npz --ranks 32 --redundant-experts 32
+    ep-plan advise --trace today.npz --plan plan.json --threshold 5%
+    """
+    from planner.capacity.advise import Work, advise, drift_watch
+    from planner.errors import BadAnswerError
+    from planner.plan.plan import read_plan
+    from planner.report.advice_report import advice_json, render_advice, render_watch
+    from planner.report.progress import ProgressWatch
+    from planner.report.style import console
+
+    if not traces:
+        raise click.UsageError("give at least one --trace")
+    if plan is not None:
+        if ranks is not None or redundant_experts is not None:
+            raise click.UsageError("--ranks and --redundant-experts are the plan's own where --plan is given")
+        with ProgressWatch(console(stderr=True), quiet=quiet) as progress:
+            watched = drift_watch(read_plan(plan), plan, paths(traces), threshold, progress)
+        if as_json:
+            click.echo(json.dumps(advice_json(None, watched), ensure_ascii=False, indent=1))
+        elif not quiet:
+            render_watch(watched, console())
+        return BadAnswerError.exit_code if watched.state == "stale" else 0
+    advice, warnings = advise(paths(traces), Work(phase, step_tokens, ranks, redundant_experts))
+    if not quiet:
+        warn(warnings)
+    if as_json:
+        click.echo(json.dumps(advice_json(advice, None), ensure_ascii=False, indent=1))
+    elif not quiet:
+        render_advice(advice, console())
+    return 0

@@ -1,0 +1,75 @@
+"""`ep-plan size` as a user meets it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.running import deployment_file, files_in, run
+
+FIXED = "solve: {split: {tp: 1, pp: 1, etp: 1}}\n"
+
+
+def mixtral(folder: Path, phase: str = "decode") -> Path:
+    """Mixtral on nodes of two L40S; few splits to look at."""
+    (folder / "topology.yaml").write_text(
+        "schema: ep-plan/topology/1\ngpu: l40s\nnodes: 1\ngpus_per_node: 2\nlinks:\n"
+        "  - {level: node, bandwidth: 25 GB/s, latency: 5 us}\n"
+        "  - {level: cluster, bandwidth: 12.5 GB/s, latency: 10 us}\n"
+    )
+    work = f"workload: {{phase: {phase}, tokens_per_gpu: 1, context_length: 1024}}\n"
+    path = deployment_file(folder, f"model: mixtral-8x7b\ntopology: topology.yaml\n{work}{FIXED}")
+    return path.rename(folder / f"{phase}.yaml")
+
+
+def test_answer_reason_front_and_plot(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    asked = ("size", mixtral(tmp_path), "--target", "300 tok/s", "--price", "gpu=1.50/h", "--max-nodes", 4)
+    told = run(*asked, "--plot", "front.svg", cwd=tmp_path)
+    assert told.code == 0, told.err
+    assert "1 node would not do: no split of 2 GPUs fits" in told.words
+    assert "6.00" in told.out  # two nodes of two GPUs
+    assert (tmp_path / "front.svg").read_bytes().startswith(b"<?xml")
+    document = run(*asked, "--json", cwd=tmp_path).json()
+    (answer,) = document["answers"]
+    assert (document["best"], document["least"]) == ("topology.yaml", "cost")
+    assert (answer["point"]["nodes"], answer["point"]["gpus"], answer["per_hour"]) == (2, 4, 6.0)
+    assert answer["point"]["figures"]["tokens_per_s"] >= 300
+    assert answer["one_less"]["nodes"] == 1
+    assert document["front"]
+
+
+def test_no_count_will_do(tmp_path: Path) -> None:
+    told = run("size", mixtral(tmp_path), "--concurrency", 8, "--max-nodes", 1, "--json", cwd=tmp_path)
+    assert told.code == 4
+    (answer,) = told.json()["answers"]
+    assert answer["point"] is None
+    assert "needs" in answer["one_less"]["why_not"]
+
+
+def test_wrong_usage(tmp_path: Path) -> None:
+    deployment = mixtral(tmp_path)
+    before = files_in(tmp_path)
+    for options in (
+        (),
+        ("--target", "fast"),
+        ("--concurrency", 1, "--price", "gpu=2.50"),
+        ("--concurrency", 1, "--least", "cost"),
+        ("--concurrency", 1, "--rate", "5/s"),
+        ("--concurrency", 1, "--catalogue", "no-such-node"),
+        ("--prefill", deployment),
+        ("--prefill", deployment, "--input-tokens", 9, "--output-tokens", 9, "--rate", "1/s"),
+    ):
+        told = run("size", deployment, *options, cwd=tmp_path)
+        assert told.code == 2, options
+        assert told.out == ""
+    assert files_in(tmp_path) == before
+
+
+def test_a_pair(tmp_path: Path) -> None:
+    requests = ("--input-tokens", 512, "--output-tokens", 64, "--rate", "0.5/s", "--max-nodes", 4)
+    told = run("size", mixtral(tmp_path), "--prefill", mixtral(tmp_path, "prefill"), *requests, cwd=tmp_path)
+    assert told.code == 0, told.err
+    assert "KV cache of a request: 64.0 MiB" in told.words  # 512 x 128 KiB
+    assert "in turn: prefill takes" in told.words
