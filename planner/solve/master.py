@@ -26,7 +26,7 @@ from planner.plan.placement import Placement, widened
 from planner.rules.cuts import best_cuts
 from planner.rules.grid import SearchSpace
 from planner.solve.candidates import Bounder, Candidate, all_candidates, count_candidates
-from planner.solve.place import LayerJob, LayerResult, linear_start
+from planner.solve.place import LayerJob, LayerResult, has_program, linear_start
 from planner.solve.problem import CLOSED, LayerProblem, layer_problem
 from planner.solve.watch import GaveUpError, NoWatch, Watch
 from planner.solve.workers import TimeIsUpError, Workers
@@ -237,13 +237,19 @@ class Master:
         return mean * (len(self._distinct(self._keys(work))) - len(self._distinct(list(work.results))))
 
     def _prove(self, work: _Work) -> None:
-        """Integer programs on the layers that are not proved, as far as effort goes.
+        """Integer programs on the layers that are not proved and not too large, as far as effort goes.
 
         A batch holds the layers that surely fit into what is left, so its size depends on nothing
         but effort; what it did not use is there for the next. Layers are searched anew before their
         program, at the known cost of the first time.
         """
-        waiting = self._distinct([key for key in self._keys(work) if not work.results[key].is_optimal])
+        stage_of = {stage.kind: stage for stage in work.candidate.cost.stages}
+        open_keys = [key for key in self._keys(work) if not work.results[key].is_optimal]
+        waiting = [
+            same
+            for same in self._distinct(open_keys)
+            if has_program(self.problem(stage_of[same[0][0]], self.instance.loads[same[0][1]]))
+        ]
         while waiting:
             left = self._left()
             cost = np.cumsum([work.results[same[0]].effort + _EXACT_EFFORT for same in waiting])

@@ -70,7 +70,7 @@ def place_layer(job: LayerJob) -> LayerResult:
     if best - bound <= CLOSED * best:
         return LayerResult(best_P, best, min(bound, best), 0.0)
     best_P, best, effort = searched(problem, best_P, best)
-    if job.effort > 0 and best - bound > max(job.gap, CLOSED) * best and _small_enough(problem):
+    if job.effort > 0 and best - bound > max(job.gap, CLOSED) * best and has_program(problem):
         from planner.solve.exact import solve_exactly  # noqa: PLC0415  # loads ortools
 
         exact = solve_exactly(problem, best_P, job.effort, job.seed, job.gap)
@@ -82,7 +82,8 @@ def place_layer(job: LayerJob) -> LayerResult:
     return LayerResult(ordered(best_P, slots), best, min(bound, best), effort)
 
 
-def _small_enough(problem: LayerProblem) -> bool:
+def has_program(problem: LayerProblem) -> bool:
+    """Whether the layer is small enough for the integer program."""
     booleans = problem.num_experts * problem.num_ranks * problem.most_copies
     return booleans <= _EXACT_BOOLEANS and booleans * problem.num_windows <= _EXACT_TERMS
 
