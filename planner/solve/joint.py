@@ -14,7 +14,7 @@ Legend: S windows, R ranks, P slots (filled), Q slots of one rank, U ports, upli
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ _LIMIT: Final = 5e8
 """Windows x swaps x units looked at in one layer, some seconds of work."""
 _IDLE: Final = 0.6
 """Ports that are less busy than this part of the busiest in every window are left out."""
-_TINY: Final = 1e-7
+_TINY: Final = 1e-6
 
 
 @dataclass
@@ -61,42 +61,52 @@ class JointSearch:
         self.slow_R = problem.busy_R / problem.busy_R[problem.moe.class_R == 0].mean()
         base_C, slot_C = np.array([(k.base_s, k.per_expert_s) for k in problem.moe.kernels_C]).T
         self.base_R = base_C[problem.moe.class_R] + slot_C[problem.moe.class_R] * problem.slots_R
-        self._visits, self._table = self._exchange()
+        self._visits, self._table_XU = self._traffic()
+        self._busy = self._busy_units()
 
-    def _exchange(self) -> tuple[dict[int, SetVisits | ShareVisits], dict[int, Floats]]:
-        """Who is visited, and what a visit costs each unit [X, U], in seconds per byte."""
+    def _traffic(self) -> tuple[dict[int, SetVisits | ShareVisits], Floats]:
+        """Who is visited, and what a visit costs each unit [X, U], in seconds per byte; keys one after the other."""
         problem, exchange = self.held.problem, self.held.problem.moe.exchange
         kind = ShareVisits if problem.load.sets is None else SetVisits
         tables = exchange.unit_tables()
         visits = {key: kind(problem.load, self.held, unit_of_rank(exchange, key)) for key in tables}
-        visits_SX = np.concatenate([visits[key].visits_SX() for key in tables], axis=1)
         table_XU = np.unique(np.concatenate(list(tables.values())), axis=1)
-        seconds_SU = np.einsum("sx,xu->su", visits_SX, table_XU)
-        table_XU = table_XU[:, (seconds_SU >= _IDLE * seconds_SU.max(axis=1, keepdims=True)).any(axis=0)]
-        parts = np.split(
-            table_XU * (problem.moe.tokens / problem.moe.etp), np.cumsum([len(t) for t in tables.values()])[:-1]
-        )
-        busy = {key: part for key, part in zip(tables, parts, strict=True) if part.any()}
-        return {key: visits[key] for key in busy}, busy
+        return visits, table_XU * (problem.moe.tokens / problem.moe.etp)
 
     def improve(self, power: int | None) -> None:
         """Swaps until none lowers the mean time, with power means in place of maxima (None: maxima)."""
+        while True:
+            self._descend(power)
+            busy_U = self._busy | self._busy_units()
+            if (busy_U == self._busy).all() or self.evaluations >= _LIMIT:
+                return
+            self._busy = busy_U  # ports that were idle before the swaps
+
+    def _busy_units(self) -> NDArray[np.bool_]:
+        """Units [U] that are nearly as busy as the busiest, in some window."""
+        seconds_SU = np.einsum("sx,xu->su", self._visits_SX(), self._table_XU)
+        return np.asarray((seconds_SU >= _IDLE * seconds_SU.max(axis=1, keepdims=True)).any(axis=0))
+
+    def _descend(self, power: int | None) -> None:
         unit_SE = self._unit_weights()
-        load_SR = np.stack([self._load(unit_SE, rank) for rank in range(len(self.slow_R))], axis=1)
         now, rank, idle = self.seconds(power), 0, 0
         while idle < len(self.slow_R) and self.evaluations < _LIMIT:
-            found = self._best_swap(rank, load_SR, unit_SE, power)
-            if found is None or found[0] >= now * (1 - _TINY):
-                rank, idle = (rank + 1) % len(self.slow_R), idle + 1
-                continue
-            now, slot, partner = found
-            other, at = self.held.at(partner)
-            first, second = self.held.exchange(rank, slot, other, at)
-            for visits in self._visits.values():
-                visits.swapped(first, second, rank, other)
-            for changed in (rank, other):
-                load_SR[:, changed] = self._load(unit_SE, changed)
-            idle = 0
+            found = self._best_swap(rank, unit_SE, power)
+            if found is not None and found[0] < now * (1 - _TINY):
+                slot, (other, partner) = found[1], self.held.at(found[2])
+                self._exchange(rank, slot, other, partner)
+                after = self.seconds(power)  # in double precision
+                if after < now * (1 - _TINY):
+                    now, idle = after, 0
+                    continue
+                self._exchange(rank, slot, other, partner)
+            rank, idle = (rank + 1) % len(self.slow_R), idle + 1
+
+    def _exchange(self, rank: int, slot: int, other: int, partner: int) -> None:
+        """Let two experts change places; once more, and all is as it was."""
+        first, second = self.held.exchange(rank, slot, other, partner)
+        for visits in self._visits.values():
+            visits.swapped(first, second, rank, other)
 
     # --- seconds ----------------------------------------------------------------------------------
 
@@ -105,10 +115,12 @@ class JointSearch:
         load_S: Floats = unit_SE[:, self.held.of_rank[rank]].sum(axis=1) * self.slow_R[rank] + self.base_R[rank]
         return load_S
 
+    def _visits_SX(self) -> Floats:
+        return np.concatenate([visits.visits_SX() for visits in self._visits.values()], axis=1)
+
     def _units(self) -> Floats:
-        """Seconds per byte on each unit [S, U]."""
-        parts = [np.einsum("sx,xu->su", v.visits_SX(), self._table[key]) for key, v in self._visits.items()]
-        return np.asarray(sum(parts))
+        """Seconds per byte on each busy unit [S, U]."""
+        return np.asarray(np.einsum("sx,xu->su", self._visits_SX(), self._table_XU[:, self._busy]))
 
     def seconds(self, power: int | None) -> float:
         """The objective: mean over windows, with power means in place of maxima (None: maxima)."""
@@ -123,31 +135,47 @@ class JointSearch:
     def _total(self, expert: Floats, per_byte: Floats) -> Floats:
         return self.held.problem.moe.times(expert, per_byte).total_S
 
-    def _best_swap(
-        self, rank: int, load_SR: Floats, unit_SE: Floats, power: int | None
-    ) -> tuple[float, int, int] | None:
+    def _best_swap(self, rank: int, unit_SE: Floats, power: int | None) -> tuple[float, int, int] | None:
         """The swap of a slot of this rank that gives the least time: seconds, slot, place of the other."""
         held = self.held
-        expert_P, rank_P = held.expert_P, held.rank_P
-        swap = Swap(rank, np.asarray(held.of_rank[rank]), expert_P, rank_P)
-        units_SU = self._units()
-        units = np.broadcast_to(
-            units_SU[:, None, None], (len(units_SU), len(swap.mine_Q), len(expert_P), units_SU.shape[1])
-        )
-        for key, visits in self._visits.items():
-            first, second = visits.changes(swap)
-            table = self._table[key]
-            units = units + first[..., None] * table[visits.unit_R[rank]]
-            units += second[..., None] * table[visits.unit_R[rank_P]]
-        self.evaluations += units.size
-        total = self._total(self._experts(swap, load_SR, unit_SE, power), _peak(units, power))
-        seconds_QP = total.mean(axis=0)
-        seconds_QP[held.forbidden(rank)] = np.inf
-        best = int(np.argmin(seconds_QP))
-        if not np.isfinite(seconds_QP.flat[best]):
+        swap = Swap(rank, np.asarray(held.of_rank[rank]), held.expert_P, held.rank_P)
+        bad_QP = held.forbidden(rank)
+        if bad_QP.all():
             return None
-        slot, partner = divmod(best, len(expert_P))
+        load_SR = np.stack([self._load(unit_SE, r) for r in range(len(self.slow_R))], axis=1)
+        total = self._total(self._experts(swap, load_SR, unit_SE, power), self._per_byte(swap, bad_QP, power))
+        seconds_QP = total.mean(axis=0)
+        seconds_QP[bad_QP] = np.inf
+        best = int(np.argmin(seconds_QP))
+        slot, partner = divmod(best, len(held.expert_P))
         return float(seconds_QP.flat[best]), slot, partner
+
+    def _per_byte(self, swap: Swap, bad_QP: NDArray[np.bool_], power: int | None) -> Floats:
+        """Peak of the units' seconds per byte [S, Q, P] after each swap, in single precision."""
+        units_SU = self._units()
+        scale_S = np.maximum(units_SU.max(axis=1), 1e-300)
+        before_SU = (units_SU / scale_S[:, None]).astype(np.float32)
+        changes, first, table_XU = [], 0, self._table_XU[:, self._busy].astype(np.float32)
+        for visits in self._visits.values():
+            here, there_P = first + visits.unit_R[swap.rank], first + visits.unit_R[swap.rank_P]
+            first += int(visits.unit_R.max()) + 1
+            at_here, at_there = visits.changes(swap)
+            for change, table in ((at_here, table_XU[here][None]), (at_there, table_XU[there_P])):
+                change[:, bad_QP] = 0.0  # nothing is meant by what a rule forbids
+                changes.append(((change / scale_S[:, None, None]).astype(np.float32), table))
+        self.evaluations += units_SU.size * bad_QP.size
+        peak = np.zeros((len(units_SU), *bad_QP.shape), dtype=np.float32)
+        for unit in range(units_SU.shape[1]):  # one at a time: they stay in the cache
+            after = np.broadcast_to(before_SU[:, unit, None, None], peak.shape)
+            for scaled, table in changes:
+                if table[:, unit].any():
+                    after = after + scaled * table[:, unit]
+            if power is None:
+                np.maximum(peak, after, out=peak)
+            else:
+                peak += _raised(after, power)
+        scale = scale_S[:, None, None]
+        return np.asarray(peak * scale if power is None else _root(peak / units_SU.shape[1], power) * scale)
 
     def _experts(self, swap: Swap, load_SR: Floats, unit_SE: Floats, power: int | None) -> Floats:
         """Peak of the ranks' expert seconds [S, Q, P] after each swap."""
@@ -167,14 +195,14 @@ class JointSearch:
         return np.asarray(_root(mean, power) * scale)
 
 
-def _raised(values: Floats, power: int) -> Floats:
+def _raised(values: NDArray[Any], power: int) -> NDArray[Any]:
     """values**power, for a power of two."""
     while power > 1:
         values, power = values * values, power // 2
     return values
 
 
-def _root(values: Floats, power: int) -> Floats:
+def _root(values: NDArray[Any], power: int) -> NDArray[Any]:
     while power > 1:
         values, power = np.sqrt(values), power // 2
     return values
@@ -182,7 +210,6 @@ def _root(values: Floats, power: int) -> Floats:
 
 def _peak(values: Floats, power: int | None) -> Floats:
     """Maximum along the last axis, or power mean."""
-    values = np.maximum(values, 0.0)  # swaps that a rule forbids may give less, as nothing is meant by them
     top = values.max(axis=-1)
     if power is None:
         return np.asarray(top)
