@@ -71,7 +71,7 @@ def command(
     if name is not None and update:
         raise click.UsageError("--update makes golden plans of deployments, --format examines maps: choose one")
     started, override = datetime.now(UTC), paths(traces) or None
-    looked_at = paths(files) if name is not None else list(files_to_check(paths(files)))
+    looked_at = paths(files) if name is not None else list(files_to_check(paths(files), update=update))
     for target in filter(None, (junit, markdown)):
         check_target(target)
         refuse_overwriting(target, looked_at)

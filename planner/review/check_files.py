@@ -18,8 +18,10 @@ from planner.review.map_doctor import About, examine
 from planner.solve.watch import NoWatch, Watch
 
 
-def files_to_check(paths: Sequence[Path]) -> Iterator[Path]:
+def files_to_check(paths: Sequence[Path], *, update: bool = False) -> Iterator[Path]:
     """Plans and deployments among files and folders, folders searched for both; empty folders as they are.
+
+    Golden plans are made of deployments: to `update` them, folders are searched for these alone.
 
     Hidden folders are left out, and golden plans beside a deployment, with which they are compared.
     """
@@ -30,7 +32,7 @@ def files_to_check(paths: Sequence[Path]) -> Iterator[Path]:
         found = sorted([*path.rglob("deployment.yaml"), *path.rglob("plan*.json"), *path.rglob(f"*.{NAME}")])
         seen = [one for one in found if not any(part.startswith(".") for part in one.relative_to(path).parts)]
         owned = {golden_beside(one) for one in seen if one.suffix == ".yaml"}
-        others = [one for one in seen if one not in owned]
+        others = [one for one in seen if one not in owned and not (update and one.suffix == ".json")]
         yield from others or [path]
 
 

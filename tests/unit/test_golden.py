@@ -381,5 +381,8 @@ def test_deployments_of_other_names_have_golden_plans_of_their_own(box: Path) ->
     shutil.copy(other, box / "deployment.yaml")
     assert compared(check_file(other, update=True)).path.name == "eu-west.plan.golden.json"
     assert compared(check_file(other)).status == "same"
+    (box / "plan-16.json").write_text("{}", encoding="utf-8")
+    assert [path.name for path in files_to_check([box], update=True)] == ["deployment.yaml"]
+    (box / "plan-16.json").unlink()
     found = [path.name for path in files_to_check([box])]
     assert found == ["deployment.yaml", "eu-west.plan.golden.json"]
