@@ -18,7 +18,13 @@ _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
 def pages() -> dict[str, str]:
     """The schemas by path in docs/."""
-    return {f"schemas/{file.kind}.json": _text(file) for file in FILES}
+    return {f"schemas/{_name(file)}.json": _text(file) for file in FILES}
+
+
+def _name(file: File) -> str:
+    """Its kind, unless another file is of this kind before it."""
+    first = next(other for other in FILES if other.kind == file.kind)
+    return file.kind if first is file else f"{file.kind}-by-hand"
 
 
 def _text(file: File) -> str:

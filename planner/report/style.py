@@ -30,12 +30,15 @@ class _Trimmed(TextIOBase):
         self._name = stream
 
     def write(self, text: str) -> int:
-        lines = text.split("\n")
-        getattr(sys, self._name).write("\n".join([*(line.rstrip(" ") for line in lines[:-1]), lines[-1]]))
+        lines, stream = text.split("\n"), getattr(sys, self._name)
+        if stream is not None:  # it is None where the caller has closed it
+            stream.write("\n".join([*(line.rstrip(" ") for line in lines[:-1]), lines[-1]]))
         return len(text)
 
     def flush(self) -> None:
-        getattr(sys, self._name).flush()
+        stream = getattr(sys, self._name)
+        if stream is not None:
+            stream.flush()
 
 
 def console(*, stderr: bool = False, quiet: bool = False) -> Console:

@@ -153,8 +153,8 @@ class JointSearch:
     def _per_byte(self, swap: Swap, bad_QP: NDArray[np.bool_], power: int | None) -> Floats:
         """Peak of the units' seconds per byte [S, Q, P] after each swap, in single precision."""
         units_SU = self._units()
-        scale_S = np.maximum(units_SU.max(axis=1), 1e-300)
-        before_SU = (units_SU / scale_S[:, None]).astype(np.float32)
+        scale = float(units_SU.max()) or 1.0  # one for all windows: in some nothing may travel yet
+        before_SU = (units_SU / scale).astype(np.float32)
         changes, first, table_XU = [], 0, self._table_XU[:, self._busy].astype(np.float32)
         for visits in self._visits.values():
             here, there_P = first + visits.unit_R[swap.rank], first + visits.unit_R[swap.rank_P]
@@ -162,7 +162,7 @@ class JointSearch:
             at_here, at_there = visits.changes(swap)
             for change, table in ((at_here, table_XU[here][None]), (at_there, table_XU[there_P])):
                 change[:, bad_QP] = 0.0  # nothing is meant by what a rule forbids
-                changes.append(((change / scale_S[:, None, None]).astype(np.float32), table))
+                changes.append(((change / scale).astype(np.float32), table))
         self.evaluations += units_SU.size * bad_QP.size
         peak = np.zeros((len(units_SU), *bad_QP.shape), dtype=np.float32)
         for unit in range(units_SU.shape[1]):  # one at a time: they stay in the cache
@@ -174,7 +174,6 @@ class JointSearch:
                 np.maximum(peak, after, out=peak)
             else:
                 peak += _raised(after, power)
-        scale = scale_S[:, None, None]
         return np.asarray(peak * scale if power is None else _root(peak / units_SU.shape[1], power) * scale)
 
     def _experts(self, swap: Swap, load_SR: Floats, unit_SE: Floats, power: int | None) -> Floats:

@@ -43,7 +43,10 @@ def command_lines(page: Path) -> Iterator[list[str]]:
             for at, word in enumerate(words):
                 if word == "ep-plan":
                     rest = itertools.takewhile(lambda other: not set(other) <= set("|><;&()"), words[at + 1 :])
-                    yield list(rest)
+                    taken = list(rest)
+                    after = words[at + 1 + len(taken) :][:1]
+                    is_stream = bool(taken and after) and taken[-1].isdigit() and after[0].startswith(">")
+                    yield taken[:-1] if is_stream else taken  # of "2>&1"
 
 
 def test_commands_that_need_an_engine_are_at_least_known() -> None:

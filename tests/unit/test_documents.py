@@ -188,7 +188,7 @@ def test_json_that_is_not_utf_8(tmp_path: Path) -> None:
 
 def test_faults_of_a_plan_have_line_and_column(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
-    path.write_text('{"schema": "ep-plan/plan/1",\n "version": 1,\n "split": {"tp": 0, "etpp": 1}}\n')
+    path.write_text('{"schema": "ep-plan/plan/1",\n "version": 1,\n "split": {"tp": 0, "etpp": 1}, "inputs": {}}\n')
     with pytest.raises(InputError) as caught:
         read_plan(path)
     found = [str(problem).replace(f"{tmp_path}/", "") for problem in caught.value.problems]
@@ -201,7 +201,7 @@ def test_faults_of_a_plan_have_line_and_column(tmp_path: Path) -> None:
 def test_an_invalid_plan_of_another_version_is_told_so(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     for version, expected in (("0.0.1", True), (__version__, False)):
-        path.write_text(f'{{"schema": "ep-plan/plan/1", "version": "{version}"}}')
+        path.write_text(f'{{"schema": "ep-plan/plan/1", "version": "{version}", "inputs": {{}}}}')
         with pytest.raises(InputError) as caught:
             read_plan(path)
         assert ("written by ep-plan 0.0.1" in str(caught.value)) is expected

@@ -150,7 +150,8 @@ def test_a_fitted_trace_shows_what_the_recorded_one_does(tmp_path: Path) -> None
     write_trace(routing_like(read_trace(recorded).trace), tmp_path / "like.npz", 0)
     real, like = told(recorded), told(tmp_path / "like.npz")
     assert (like.tokens, like.sequences, like.top_k) == (real.tokens, real.sequences, real.top_k)
-    assert like.verdict.answer == real.verdict.answer
+    gains = [np.mean(one.verdict.static.saved) for one in (real, like) if one.verdict.static is not None]
+    assert gains[0] == pytest.approx(gains[1], abs=0.04)  # near 5 %, where the verdict turns
     assert np.mean(like.layer_imbalance) == pytest.approx(np.mean(real.layer_imbalance), rel=0.02)
     assert like.share_LE == pytest.approx(real.share_LE, abs=0.003)
     assert real.drift is not None
