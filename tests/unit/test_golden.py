@@ -290,7 +290,7 @@ def test_a_golden_plan_that_was_too_good_to_be_true(box: Path, monkeypatch: pyte
     edit(box, bound)
     edit(box, lambda plan: plan["solver"].update(gap=0.0, status="optimal", stopped_by="proof"))
     result = checked(box)
-    assert any("beats the bound proved for the golden plan" in text for text in result.all_findings), result.all_findings
+    assert any("beats the bound proved for the golden plan" in text for text in result.all_findings), result
 
 
 def test_a_golden_plan_that_cannot_be_read(box: Path) -> None:
