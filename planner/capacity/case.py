@@ -23,7 +23,8 @@ from planner.inputs.deployment import (
 )
 from planner.inputs.topology import resolve
 from planner.inputs.workload import Communication
-from planner.plan.plan import SCHEMA, Plan, PlanInputs, read_plan
+from planner.plan.plan import Plan, PlanInputs
+from planner.plan.plan_file import SCHEMA, read_plan
 
 _HEAD: Final = 4096
 _LIMIT_BYTES: Final = 256 << 20

@@ -62,7 +62,7 @@ def command(
     """
     from planner.capacity.advise import Work, advise, drift_watch
     from planner.errors import BadAnswerError
-    from planner.plan.plan import read_plan
+    from planner.plan.plan_file import read_plan
     from planner.report.advice_report import advice_json, render_advice, render_watch
     from planner.report.progress import ProgressWatch
     from planner.report.style import console

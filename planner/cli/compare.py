@@ -38,7 +38,7 @@ def command(
     """
     import json
 
-    from planner.plan.plan import read_plan
+    from planner.plan.plan_file import read_plan
     from planner.report.comparison_report import comparison_json, render_comparison
     from planner.report.style import console
     from planner.review.compare import NamedMap, compare

@@ -48,7 +48,7 @@ def command(plan: Path | None, listing: bool, as_json: bool, verbose: bool, quie
 
     from planner.export.request import export
     from planner.files import check_target, refuse_overwriting
-    from planner.plan.plan import read_plan
+    from planner.plan.plan_file import read_plan
     from planner.report.export_report import formats_json, render_formats, render_written, written_json
     from planner.report.style import console
 

@@ -53,7 +53,7 @@ def command(
     from planner.capacity.new_plan import plan_after
     from planner.capacity.replan import Asked, replan
     from planner.files import check_target, refuse_overwriting, write_whole
-    from planner.plan.plan import plan_text, read_plan
+    from planner.plan.plan_file import plan_text, read_plan
     from planner.report.progress import ProgressWatch
     from planner.report.replan_report import render_replan, replan_json
     from planner.report.style import console

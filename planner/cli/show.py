@@ -29,7 +29,7 @@ def command(plan: Path, html: Path | None, traces: tuple[str, ...], as_json: boo
     ep-plan show plan.json -v
     ep-plan show plan.json --html report.html
     """
-    from planner.plan.plan import plan_text, read_plan
+    from planner.plan.plan_file import plan_text, read_plan
     from planner.report.plan_report import render_plan
     from planner.report.style import console
 

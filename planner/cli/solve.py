@@ -48,7 +48,7 @@ def command(deployment: Path, output: Path, as_json: bool, verbose: bool, quiet:
 
     from planner.cost.prepare import from_deployment, load
     from planner.files import check_target, refuse_overwriting, write_whole
-    from planner.plan.plan import plan_text
+    from planner.plan.plan_file import plan_text
     from planner.report.plan_report import render_plan
     from planner.report.progress import ProgressWatch
     from planner.report.style import console

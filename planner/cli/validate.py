@@ -117,7 +117,7 @@ def _check_options(plan: Path, output: Path, given: dict[str, Any]) -> None:
 def _script(plan: Path, output: Path, given: dict[str, Any]) -> str:
     from planner.measure.script import Launch, launch_script
     from planner.measure.seats import Seating
-    from planner.plan.plan import read_plan
+    from planner.plan.plan_file import read_plan
 
     if given["emulate"] or given["worker"]:
         raise click.UsageError("--print-launch is for the plan's GPUs, without --emulate and --worker")

@@ -89,7 +89,7 @@ class Shown:
 def _single(case: Case, changes: list[Setting], nodes: tuple[int, ...], output: Path | None, shown: Shown) -> None:
     from planner.capacity.what_if import what_if
     from planner.files import write_whole
-    from planner.plan.plan import plan_text
+    from planner.plan.plan_file import plan_text
     from planner.report.progress import ProgressWatch
     from planner.report.style import console
     from planner.report.what_if_report import render_what_if, what_if_json

@@ -34,7 +34,8 @@ from planner.measure.summary import summary
 from planner.measure.watch import Watch
 from planner.plan.decision import cuts_of, placement_of, split_of
 from planner.plan.placement import Placement
-from planner.plan.plan import Plan, read_plan
+from planner.plan.plan import Plan
+from planner.plan.plan_file import read_plan
 
 _SAMPLE: Final = 16
 """Tokens of each layer that are computed again where sizes are real."""

@@ -37,7 +37,8 @@ from planner.measure.verdict import Evidence
 from planner.measure.worker import work
 from planner.plan.decision import cuts_of, placement_of, slots_of, split_of
 from planner.plan.placement import Placement
-from planner.plan.plan import Plan, read_plan
+from planner.plan.plan import Plan
+from planner.plan.plan_file import read_plan
 
 Ints = NDArray[np.int64]
 

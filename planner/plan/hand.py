@@ -11,18 +11,8 @@ from planner.errors import InputError, Place, Problem
 from planner.inputs import documents
 from planner.inputs.documents import Frozen
 from planner.plan.decision import Decision
-from planner.plan.plan import (
-    PlacementRecord,
-    Plan,
-    Positive,
-    Slot,
-    SplitRecord,
-    StageRecord,
-    Whole,
-    is_by_hand,
-    plan_data,
-    read_plan,
-)
+from planner.plan.plan import PlacementRecord, Plan, Positive, Slot, SplitRecord, StageRecord, Whole
+from planner.plan.plan_file import is_by_hand, plan_data, read_plan
 
 Row = Annotated[tuple[Slot, ...], Field(min_length=1)]
 

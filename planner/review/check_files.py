@@ -9,7 +9,7 @@ from pathlib import Path
 
 from planner.errors import PlannerError, UsageError
 from planner.inputs.model_files import model_named
-from planner.plan.plan import read_plan
+from planner.plan.plan_file import read_plan
 from planner.review.check_deployment import check_deployment
 from planner.review.check_plan import check_plan
 from planner.review.checked import Checked

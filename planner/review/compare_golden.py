@@ -12,7 +12,8 @@ from planner import __version__
 from planner.inputs.deployment import Deployment
 from planner.inputs.units import format_percent, format_seconds
 from planner.plan.finding import CLOSE, Finding
-from planner.plan.plan import Plan, plan_text
+from planner.plan.plan import Plan
+from planner.plan.plan_file import plan_text
 from planner.review.golden import Golden
 from planner.review.input_changes import Cause, input_changes
 from planner.review.plan_changes import Row, Side, changes

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from planner.plan.plan import Plan, read_plan
+from planner.plan.plan import Plan
+from planner.plan.plan_file import read_plan
 from tests.building import EXAMPLES
 
 ROOT = EXAMPLES.parent

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from planner.plan.plan import Plan, read_plan
+from planner.plan.plan import Plan
+from planner.plan.plan_file import read_plan
 from planner.report import plan_texts
 from planner.review.unbooked import Traffic, Unbooked, unbooked
 from tests.cli.running import TIMEOUT_S, example, files_in, run, solved

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.plan.plan import read_plan
+from planner.plan.plan_file import read_plan
 from tests.cli.running import files_in, run
 
 

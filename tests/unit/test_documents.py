@@ -10,7 +10,7 @@ from planner import __version__
 from planner.errors import InputError
 from planner.inputs.documents import parse_json, read_json
 from planner.inputs.topology import load_topology
-from planner.plan.plan import read_plan
+from planner.plan.plan_file import read_plan
 
 GOOD = """\
 schema: ep-plan/topology/1

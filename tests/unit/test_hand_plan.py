@@ -12,7 +12,8 @@ import pytest
 from planner.errors import InputError
 from planner.inputs.deployment import ChecksSection
 from planner.plan.hand import HandPlan, read_any_plan
-from planner.plan.plan import Plan, read_plan
+from planner.plan.plan import Plan
+from planner.plan.plan_file import read_plan
 from planner.review.check_files import check_file
 from planner.review.checked import Checked
 from tests.building import EXAMPLES

@@ -10,7 +10,8 @@ import transformers
 
 from planner.cost.prepare import from_deployment
 from planner.inputs.deployment import load_deployment
-from planner.plan.plan import Plan, plan_text
+from planner.plan.plan import Plan
+from planner.plan.plan_file import plan_text
 from planner.record import Recorder
 from planner.solve.master import Options
 from planner.solve.request import plan_inputs, search_space
