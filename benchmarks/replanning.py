@@ -54,6 +54,8 @@ from planner.trace.windows import Windows, cut, of_layers, subset
 
 _EXAMPLE: Final = Path(__file__).resolve().parent.parent / "examples" / "tiny-moe" / "deployment.yaml"
 _RECORDING: Final = "tiny_moe_64e_drift.npz"
+_PLAN: Final = Path("plan.json")
+"""Where a plan would lie: none is written."""
 _INTERVALS, _WINDOWS, _TOKENS, _TOP_K, _LAYERS, _EXPERTS = 8, 6, 8192, 4, 2, 32
 _RECORDED_LAYERS: Final = (2, 5)
 _SKEW: Final = 0.6
@@ -114,11 +116,11 @@ def _total(first: Plan, intervals: Sequence[Instance], decide: Callable[[Deck], 
     """What a policy takes: after each interval it may move, and serves the next one."""
     placement, parts, moving_s, moves = placement_of(first), [], 0.0, 0
     for known, coming in pairwise(intervals):
-        deck = replace(Deck.of(first, known), before=placement)
+        deck = replace(Deck.of(first, known, _PLAN), before=placement)
         after = decide(deck)
         moved = migration(deck.cost, deck.cuts, placement, after)
         moving_s, moves, placement = moving_s + moved.seconds, moves + moved.moves, after
-        serving = Deck.of(first, coming)
+        serving = Deck.of(first, coming, _PLAN)
         parts.append(serving.step_s(placement) / serving.step_s(serving.before))
     return Total(float(np.mean(parts)), moving_s, moves)
 

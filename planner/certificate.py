@@ -31,13 +31,13 @@ _TIE = 1e-5
 _CUT_SHORT = ("time_limit", "interrupt")
 
 
-def certificate(plan: Plan, instance: Instance, limits: Limits, cost: SplitCost) -> Iterator[Finding]:
+def certificate(plan: Plan, instance: Instance, space: SearchSpace, cost: SplitCost) -> Iterator[Finding]:
     """What is wrong with bound, gap, candidates and held-out figures.
 
     Args:
         plan: as read from its file.
         instance: rebuilt from its inputs.
-        limits: rebuilt from its inputs.
+        space: the splits it was chosen from, rebuilt from its inputs.
         cost: the instance bound to the plan's split.
     """
     yield from _solver(plan)
@@ -48,7 +48,7 @@ def certificate(plan: Plan, instance: Instance, limits: Limits, cost: SplitCost)
         yield Finding("candidates", f"{len(chosen)} are chosen, expected one")
         return
     yield from _chosen(plan, f"candidates[{chosen[0]}]", plan.candidates[chosen[0]])
-    yield from _candidates(plan, instance, limits)
+    yield from _candidates(plan, instance, space)
 
 
 def _solver(plan: Plan) -> Iterator[Finding]:
@@ -121,10 +121,8 @@ def _chosen(plan: Plan, key: str, record: CandidateRecord) -> Iterator[Finding]:
     yield from differences(f"{key}.step_s", record.step_s, plan.predicted.step_s)
 
 
-def _candidates(plan: Plan, instance: Instance, limits: Limits) -> Iterator[Finding]:
+def _candidates(plan: Plan, instance: Instance, space: SearchSpace) -> Iterator[Finding]:
     """Every split of the grid stands there once, its figures are right, and none beats the plan."""
-    search = plan.inputs.search
-    space = SearchSpace(limits, search.pins, None if search.redundant_experts == "auto" else search.redundant_experts)
     grid = {_key(one.split, one.redundant_experts, one.layout): one for one in all_ruled(instance, space)}
     seen: set[tuple[Split, int, str]] = set()
     for index, record in enumerate(plan.candidates):
@@ -135,7 +133,7 @@ def _candidates(plan: Plan, instance: Instance, limits: Limits) -> Iterator[Find
         elif key not in grid:
             yield Finding(f"{name}.split", f"{key[0]} with {key[1]} copies was not to be looked at")
         else:
-            yield from _ruled(plan, name, record, grid[key], limits)
+            yield from _ruled(plan, name, record, grid[key], space.limits)
             yield from _outcome(name, record, plan.predicted.step_s)
         seen.add(key)
     missing = [key for key in grid if key not in seen]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +19,14 @@ from planner.cost.booking import book, memory_G
 from planner.cost.instance import Instance
 from planner.cost.notes import notes
 from planner.cost.step import SplitCost, split_cost
+from planner.errors import BadAnswerError
 from planner.inputs.units import format_bytes
 from planner.plan.decision import Decided, cuts_of, placement_of, slots_of, split_of
 from planner.plan.finding import Finding, differences
 from planner.plan.placement import Placement, slots_of_ranks, violations
 from planner.plan.plan import Plan
 from planner.rules import Limits, Shares, broken_rules, torn_group
+from planner.rules.grid import SearchSpace
 
 Ints = NDArray[np.int64]
 
@@ -39,11 +42,11 @@ def check(plan: Plan, instance: Instance) -> list[Finding]:
     if findings:
         return findings  # nothing else has a meaning
     findings += _windows(plan, instance)
-    limits = limits_of(plan)
+    space = space_of(plan)
     cost = cost_of(plan, instance)
-    findings += broken_by(plan, cost, limits)
+    findings += broken_by(plan, cost, space.limits)
     findings += _figures(plan, cost)
-    findings += certificate(plan, instance, limits, cost)
+    findings += certificate(plan, instance, space, cost)
     if plan.notes != (again := notes(instance, plan.solver.stopped_by, plan.solver.gap)):
         findings.append(Finding("notes", f"booked {list(plan.notes)}, re-derived {list(again)}"))
     return findings
@@ -57,6 +60,13 @@ def limits_of(plan: Plan) -> Limits:
         keep_groups=plan.inputs.keep_groups == "node",
         for_checkpoint=plan.inputs.target == "checkpoint",
     )
+
+
+def space_of(plan: Plan) -> SearchSpace:
+    """The splits that a plan was chosen from."""
+    search = plan.inputs.search
+    copies = search.redundant_experts
+    return SearchSpace(limits_of(plan), search.pins, None if copies == "auto" else copies)
 
 
 def cost_of(plan: Decided, instance: Instance) -> SplitCost:
@@ -80,6 +90,13 @@ def broken_by(plan: Decided, cost: SplitCost, limits: Limits) -> list[Finding]:
 def structure(plan: Decided, instance: Instance) -> list[Finding]:
     """What is wrong with the ranks, the stages and the slots; without these a plan cannot be priced."""
     return [*_grid(plan, instance), *_layers(plan, instance)] or [*_placement(plan, instance)]
+
+
+def refuse_broken(plan: Plan, instance: Instance, path: Path) -> None:
+    """Raise `BadAnswerError` for a plan whose ranks, stages or slots do not go with each other."""
+    broken = structure(plan, instance)
+    if broken:
+        raise BadAnswerError(f"{path}: {broken[0]}", hint=f"see: ep-plan check {path}")
 
 
 def windows_of(instance: Instance) -> str:

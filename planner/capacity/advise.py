@@ -16,9 +16,7 @@ import numpy as np
 from planner.capacity.placing import Ranks, eplb_place, ranks_for, search_place
 from planner.capacity.replan import Asked, Deck, replanned_from
 from planner.capacity.verdict import Verdict, verdict
-from planner.check import structure
 from planner.cost.prepare import from_plan
-from planner.errors import BadAnswerError
 from planner.inputs.workload import Phase
 from planner.plan.plan import Plan
 from planner.solve.watch import NoWatch, Watch
@@ -149,10 +147,7 @@ def drift_watch(
         BadAnswerError: the plan is broken.
     """
     instance = from_plan(plan, path, traces, others=True).instance
-    broken = structure(plan, instance)
-    if broken:
-        raise BadAnswerError(f"the plan in force is broken: {broken[0]}", hint=f"see: ep-plan check {path}")
-    deck = Deck.of(plan, instance)
+    deck = Deck.of(plan, instance, path)
     answers = replanned_from(deck, Asked(1.0, None, threshold), watch or NoWatch()).answers
     best = max(answers, key=lambda answer: answer.gained_per_interval_s)
     now_s = answers[0].judged_s

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from planner.check import windows_of
+from planner.check import space_of, windows_of
 from planner.cost.prepare import from_plan
 from planner.plan.decision import cuts_of, split_of
 from planner.plan.placement import Placement
-from planner.plan.plan import Plan, TraceRecord
-from planner.rules import Limits
-from planner.rules.grid import SearchSpace
+from planner.plan.plan import Plan
 from planner.solve.master import Options
+from planner.solve.request import trace_records
 from planner.solve.solver import GivenPlacement, booked_placement
 from planner.solve.watch import Watch
 from planner.solve.workers import Workers
@@ -34,26 +32,17 @@ def plan_after(
     """
     prepared = from_plan(plan, path, traces, others=True)
     instance, inputs = prepared.instance, plan.inputs
-    folder = output.resolve().parent
-    records = tuple(
-        TraceRecord(path=Path(os.path.relpath(trace.resolve(), folder)).as_posix(), sha256=digest)
-        for trace, digest in zip(traces, prepared.hashes, strict=True)
-    )
-    update = {"traces": records, "traced_layer_ids": instance.traced_layer_ids, "windows": windows_of(instance)}
-    search = inputs.search
-    copies = None if search.redundant_experts == "auto" else search.redundant_experts
-    limits = Limits(
-        inputs.rules,
-        inputs.engine or "engine",
-        keep_groups=inputs.keep_groups == "node",
-        for_checkpoint=inputs.target == "checkpoint",
-    )
+    update = {
+        "traces": trace_records(traces, prepared.hashes, output),
+        "traced_layer_ids": instance.traced_layer_ids,
+        "windows": windows_of(instance),
+    }
     given = GivenPlacement(split_of(plan), cuts_of(plan), tuple(stage.gpus for stage in plan.stages), placement)
     with Workers() as workers:
         return booked_placement(
             instance,
-            SearchSpace(limits, search.pins, copies),
-            Options(gap=search.gap, seed=search.seed),
+            space_of(plan),
+            Options(gap=inputs.search.gap, seed=inputs.search.seed),
             inputs.model_copy(update=update),
             given,
             workers,

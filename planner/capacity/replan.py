@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.capacity.migration import Migration, migration
-from planner.check import structure
+from planner.check import cost_of, limits_of, structure
 from planner.cost.instance import Instance
 from planner.cost.prepare import from_plan
 from planner.cost.step import Cuts, SplitCost, predict, split_cost, stage_of_layers
 from planner.errors import BadAnswerError
-from planner.plan.decision import cuts_of, placement_of, slots_of, split_of
+from planner.plan.decision import cuts_of, placement_of
 from planner.plan.placement import Placement, widened
 from planner.plan.plan import Plan
 from planner.processes import available_cores, in_order
@@ -113,16 +113,7 @@ def replan(plan: Plan, path: Path, traces: Sequence[Path], asked: Asked, watch: 
         InputError: the trace covers other layers.
     """
     prepared = from_plan(plan, path, traces, others=True)
-    return replanned(plan, prepared.instance, asked, watch)
-
-
-def replanned(plan: Plan, instance: Instance, asked: Asked, watch: Watch) -> Replan:
-    """The same for routing that has been read; arguments and errors as of `replan`."""
-    broken = structure(plan, instance)
-    if broken:
-        raise BadAnswerError(f"the plan in force is broken: {broken[0]}", hint="see: ep-plan check")
-    assert instance.windows is not None, "a trace was read"
-    return replanned_from(Deck.of(plan, instance), asked, watch)
+    return replanned_from(Deck.of(plan, prepared.instance, path), asked, watch)
 
 
 def replanned_from(deck: Deck, asked: Asked, watch: Watch) -> Replan:
@@ -168,18 +159,12 @@ class Deck:
     limits: Limits
 
     @staticmethod
-    def of(plan: Plan, instance: Instance) -> Deck:
-        """The plan on the windows of an instance."""
-        inputs = plan.inputs
-        gpus = [stage.gpus for stage in plan.stages]
-        cost = split_cost(instance, split_of(plan), plan.placement.redundant_experts, gpus, slots_of(plan))
-        limits = Limits(
-            inputs.rules,
-            inputs.engine or "engine",
-            keep_groups=inputs.keep_groups == "node",
-            for_checkpoint=inputs.target == "checkpoint",
-        )
-        return Deck(instance, cost, cuts_of(plan), placement_of(plan), limits)
+    def of(plan: Plan, instance: Instance, path: Path) -> Deck:
+        """The plan in a file on the windows of an instance; raises `BadAnswerError` if it is broken."""
+        broken = structure(plan, instance)
+        if broken:
+            raise BadAnswerError(f"the plan in force is broken: {broken[0]}", hint=f"see: ep-plan check {path}")
+        return Deck(instance, cost_of(plan, instance), cuts_of(plan), placement_of(plan), limits_of(plan))
 
     def on(self, windows: Sequence[int]) -> Deck:
         """The same on some of the windows."""

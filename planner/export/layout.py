@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.check import structure
+from planner.check import refuse_broken
 from planner.cost.instance import Instance
-from planner.errors import BadAnswerError
 from planner.inputs.model import Model
 from planner.inputs.topology import Topology, resolve
 from planner.plan.decision import placement_of, split_of
@@ -90,9 +89,7 @@ def layout_of(plan: Plan, file: Path) -> Layout:
     """
     inputs = plan.inputs
     topology = resolve(inputs.topology, inputs.gpus)
-    broken = structure(plan, Instance(inputs.model, topology, inputs.workload, inputs.cost, None))
-    if broken:
-        raise BadAnswerError(f"{file}: {broken[0]}", hint=f"see: ep-plan check {file}")
+    refuse_broken(plan, Instance(inputs.model, topology, inputs.workload, inputs.cost, None), file)
     return Layout(
         split=split_of(plan),
         cuts=tuple(range(*stage.layers) for stage in plan.stages),

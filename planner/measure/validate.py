@@ -12,10 +12,10 @@ from torch.distributed import TCPStore
 
 from planner import __version__
 from planner.baselines import placements, weights_of
-from planner.check import structure
+from planner.check import cost_of, structure
 from planner.cost.instance import Instance
 from planner.cost.prepare import from_plan
-from planner.cost.step import SplitCost, split_cost, stage_of_layers
+from planner.cost.step import SplitCost, stage_of_layers
 from planner.cost.wires import sent_copies_GV
 from planner.errors import BadAnswerError, UsageError
 from planner.files import sha256_of
@@ -35,7 +35,7 @@ from planner.measure.seats import Seating
 from planner.measure.shape import emulated_shape, real_shape
 from planner.measure.verdict import Evidence
 from planner.measure.worker import work
-from planner.plan.decision import cuts_of, placement_of, slots_of, split_of
+from planner.plan.decision import cuts_of, placement_of
 from planner.plan.placement import Placement
 from planner.plan.plan import Plan
 from planner.plan.plan_file import read_plan
@@ -90,9 +90,7 @@ def prepare(job: Job) -> Prepared:
     if broken:
         lines = "\n".join(str(finding) for finding in broken[1:8])
         raise BadAnswerError(f"{job.plan_path}: {broken[0]}", hint=lines)
-    split = split_of(plan)
-    gpus = [stage.gpus for stage in plan.stages]
-    cost = split_cost(ready.instance, split, plan.placement.redundant_experts, gpus, slots_of(plan))
+    cost = cost_of(plan, ready.instance)
     own = placement_of(plan)
     others = {}
     if job.against:

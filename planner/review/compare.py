@@ -20,14 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.baselines import duplicates, placements, weights_of
-from planner.check import structure
+from planner.check import cost_of, refuse_broken
 from planner.cost.prepare import from_plan
-from planner.cost.step import Cuts, SplitCost, predict, split_cost, stage_of_layers
+from planner.cost.step import Cuts, SplitCost, predict, stage_of_layers
 from planner.errors import BadAnswerError, InputError, Place, PlannerError, Problem, UsageError
 from planner.export.maps import placement_of_map
 from planner.export.table import MAPS
 from planner.export.write import read_map_file
-from planner.plan.decision import cuts_of, placement_of, slots_of, split_of
+from planner.plan.decision import cuts_of, placement_of
 from planner.plan.placement import Placement, violations
 from planner.plan.plan import Plan
 
@@ -81,12 +81,8 @@ def compare(plan: Plan, path: Path, traces: Sequence[Path], maps: Sequence[Named
         maps: placements for the same model and EP size, from files of engines; scored as an engine runs them.
     """
     judged = from_plan(plan, path, traces, others=True).instance
-    broken = structure(plan, judged)
-    if broken:
-        raise BadAnswerError(f"{path}: {broken[0]}", hint=f"see: ep-plan check {path}")
-    split, redundant = split_of(plan), plan.placement.redundant_experts
-    gpus = [stage.gpus for stage in plan.stages]
-    cost = split_cost(judged, split, redundant, gpus, slots_of(plan))
+    refuse_broken(plan, judged, path)
+    cost = cost_of(plan, judged)
     cuts, own = cuts_of(plan), placement_of(plan)
     assert judged.windows is not None
     if judged.traced_layer_ids != plan.inputs.traced_layer_ids and plan.inputs.traces:
@@ -101,7 +97,7 @@ def compare(plan: Plan, path: Path, traces: Sequence[Path], maps: Sequence[Named
         scores.append(_score(name, cost, cuts, placement))
     return Comparison(
         path=str(path),
-        split=str(split),
+        split=str(cost.split),
         windows=judged.windows.names_S,
         how=judged.windows.how,
         baselines_from=source,

@@ -15,13 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.baselines import placements, weights_of
-from planner.check import structure
+from planner.check import cost_of, refuse_broken
 from planner.cost.booking import book
 from planner.cost.prepare import from_plan
-from planner.cost.step import Cuts, SplitCost, split_cost, stage_of_layers
+from planner.cost.step import Cuts, SplitCost, stage_of_layers
 from planner.cost.traffic import copies_between
-from planner.errors import BadAnswerError
-from planner.plan.decision import cuts_of, placement_of, slots_of, split_of
+from planner.plan.decision import cuts_of, placement_of
 from planner.plan.placement import Placement
 from planner.plan.plan import Plan
 
@@ -73,12 +72,8 @@ def unbooked(plan: Plan, path: Path, traces: Sequence[Path] | None = None) -> Un
         BadAnswerError: the plan's parts do not go with each other.
     """
     instance = from_plan(plan, path, traces).instance
-    broken = structure(plan, instance)
-    if broken:
-        raise BadAnswerError(f"{path}: {broken[0]}", hint=f"see: ep-plan check {path}")
-    gpus = [stage.gpus for stage in plan.stages]
-    cost = split_cost(instance, split_of(plan), plan.placement.redundant_experts, gpus, slots_of(plan))
-    cuts = cuts_of(plan)
+    refuse_broken(plan, instance, path)
+    cost, cuts = cost_of(plan, instance), cuts_of(plan)
     if instance.windows is None:
         return Unbooked((), None)
     linear = placements(cost, stage_of_layers(cost, cuts), weights_of(instance.windows))["linear"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from planner.check import windows_of
@@ -50,11 +51,6 @@ def options_of(deployment: Deployment) -> Options:
 def plan_inputs(deployment: Deployment, prepared: Prepared, output: Path) -> PlanInputs:
     """The resolved inputs as the plan keeps them; traces by path relative to the plan."""
     instance = prepared.instance
-    folder = output.resolve().parent
-    traces = tuple(
-        TraceRecord(path=Path(os.path.relpath(path.resolve(), folder)).as_posix(), sha256=digest)
-        for path, digest in zip(deployment.trace_paths, prepared.hashes, strict=True)
-    )
     section = deployment.file.solve
     return PlanInputs(
         name=instance.model.name,
@@ -74,7 +70,16 @@ def plan_inputs(deployment: Deployment, prepared: Prepared, output: Path) -> Pla
             gap=section.gap,
             seed=section.seed,
         ),
-        traces=traces,
+        traces=trace_records(deployment.trace_paths, prepared.hashes, output),
         traced_layer_ids=instance.traced_layer_ids if instance.windows is not None else (),
         windows=windows_of(instance),
+    )
+
+
+def trace_records(traces: Sequence[Path], hashes: Sequence[str], output: Path) -> tuple[TraceRecord, ...]:
+    """Traces as a plan at `output` names them: by path relative to it, and hash."""
+    folder = output.resolve().parent
+    return tuple(
+        TraceRecord(path=Path(os.path.relpath(path.resolve(), folder)).as_posix(), sha256=digest)
+        for path, digest in zip(traces, hashes, strict=True)
     )

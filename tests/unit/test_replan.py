@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from planner.capacity.replan import Asked, Replan, replanned
+from planner.capacity.replan import Asked, Deck, Replan, replanned_from
 from planner.check import check
 from planner.cost.instance import Instance
 from planner.plan.plan import Plan
@@ -46,7 +47,7 @@ def in_force() -> Plan:
 
 
 def asked(plan: Plan, now: Instance, interval_s: float = 60.0, budget: int | None = None) -> Replan:
-    return replanned(plan, now, Asked(interval_s, budget), NoWatch())
+    return replanned_from(Deck.of(plan, now, Path("plan.json")), Asked(interval_s, budget), NoWatch())
 
 
 def test_an_unchanged_load_moves_nothing(in_force: Plan) -> None:
