@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from planner.inputs.topology import resolve
 from planner.plan.decision import split_of
-from planner.plan.plan import CandidateRecord, Plan
+from planner.plan.plan import Plan
 
 _SAME: Final = 1e-12
 """Relative difference below which two figures are the same."""
@@ -64,7 +64,7 @@ class OldSplit:
 def figures_of(plan: Plan) -> Figures:
     """The figures of a plan."""
     predicted, inputs = plan.predicted, plan.inputs
-    room, imbalance = chosen(plan), predicted.layer_imbalance
+    room, imbalance = plan.chosen, predicted.layer_imbalance
     machine, memory = resolve(inputs.topology, inputs.gpus), inputs.cost.engine_memory
     usable_G = [memory.usable_bytes(num_bytes) for num_bytes in machine.memory_G.tolist()]
     return Figures(
@@ -82,11 +82,6 @@ def figures_of(plan: Plan) -> Figures:
         spare_kv_tokens=room.spare_kv_tokens,
         most_sequences=room.most_sequences,
     )
-
-
-def chosen(plan: Plan) -> CandidateRecord:
-    """The record of the plan's own split."""
-    return next(record for record in plan.candidates if record.outcome == "chosen")
 
 
 def changes(before: Plan, after: Plan) -> Iterator[Change]:

@@ -43,6 +43,13 @@ class SplitRecord(Frozen):
     micro_batches: Positive = 1
     """Micro-batches of a step."""
 
+    @property
+    def text(self) -> str:
+        """For people; degrees of 1 that nobody asks about are left out."""
+        shown = [f"tp={self.tp} dp={self.dp} ep={self.ep}"]
+        shown += [f"{name}={getattr(self, name)}" for name in ("etp", "edp", "pp") if getattr(self, name) > 1]
+        return " ".join(shown) + (f" mb={self.micro_batches}" if self.micro_batches > 1 else "")
+
 
 class StageRecord(Frozen):
     """Hidden layers [first, end) and global GPU ids in rank order."""
@@ -364,6 +371,11 @@ class Plan(Sparse):
     """Rejected splits that are not listed, as in golden plans: `ep-plan check` finds them again."""
     inputs: PlanInputs
     """Everything needed to check the plan alone."""
+
+    @property
+    def chosen(self) -> CandidateRecord:
+        """The candidate that became the plan."""
+        return next(candidate for candidate in self.candidates if candidate.outcome == "chosen")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Plan:

@@ -41,7 +41,7 @@ def render_plan(plan: Plan, console: Console, *, verbose: bool = False) -> None:
         _layers(plan, console, verbose)
     if verbose:
         console.print()
-        render_rules(texts.chosen(plan), console)
+        render_rules(plan.chosen, console)
         _memory(plan, console)
         _windows(plan, console)
         _sources(plan, console)

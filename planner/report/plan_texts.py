@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from planner.inputs.units import format_bytes, format_count, format_percent, format_seconds
 from planner.plan.decision import slots_of
-from planner.plan.plan import BaselineRecord, CandidateRecord, Plan, SplitRecord, TermRecord
+from planner.plan.plan import BaselineRecord, CandidateRecord, Plan, TermRecord
 from planner.report.machine_text import fullest_gpus, machine_of, machine_text
 
 STOPS: Final = {
@@ -44,25 +44,16 @@ def headline(plan: Plan) -> tuple[str, str]:
     return f"{inputs.name} on {machine_text(machine_of(plan))}", f"{done}; {how}"
 
 
-def split_text(split: SplitRecord) -> str:
-    """A split for people; degrees of 1 that nobody asks about are left out."""
-    text = f"tp={split.tp} dp={split.dp} ep={split.ep}"
-    for name in ("etp", "edp", "pp"):
-        if getattr(split, name) > 1:
-            text += f" {name}={getattr(split, name)}"
-    return text + (f" mb={split.micro_batches}" if split.micro_batches > 1 else "")
-
-
 def candidate_text(candidate: CandidateRecord) -> str:
     """A candidate for people: split, copies, layout."""
     copies = f" +{candidate.redundant_experts}" if candidate.redundant_experts else ""
     layout = f", {candidate.layout}" if candidate.layout else ""
-    return split_text(candidate.split) + copies + layout
+    return candidate.split.text + copies + layout
 
 
 def verdict(plan: Plan) -> Iterator[Line]:
     """Plan, proof, balance and memory; lines without a label go on with the one before."""
-    yield Line("plan", split_text(plan.split))
+    yield Line("plan", plan.split.text)
     yield from (Line("", text) for text in _plan_rows(plan))
     yield Line("proof", proof(plan))
     yield from balance_lines(plan)
@@ -182,14 +173,9 @@ def rank_text(plan: Plan, gpu: int) -> str:
     return text
 
 
-def chosen(plan: Plan) -> CandidateRecord:
-    """The candidate that became the plan."""
-    return next(candidate for candidate in plan.candidates if candidate.outcome == "chosen")
-
-
 def _room(plan: Plan) -> str:
     """What would still fit with this split."""
-    work, own = plan.inputs.workload, chosen(plan)
+    work, own = plan.inputs.workload, plan.chosen
     parts = []
     if own.spare_kv_tokens is not None:
         parts.append(f"room for {own.spare_kv_tokens:,} more KV tokens per data-parallel rank")
@@ -258,7 +244,7 @@ def _split_row(candidate: CandidateRecord) -> tuple[str, ...]:
 
 def rejected(plan: Plan) -> list[tuple[str, CandidateRecord]]:
     """The splits that break a rule, by name."""
-    return [(split_text(one.split), one) for one in plan.candidates if one.outcome == "rejected"]
+    return [(one.split.text, one) for one in plan.candidates if one.outcome == "rejected"]
 
 
 def left_out(plan: Plan) -> str:

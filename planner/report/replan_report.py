@@ -63,9 +63,9 @@ def _answers(found: Replan, console: Console, verbose: bool) -> None:
             name,
             format_seconds(answer.step_s),
             _seconds(answer.judged_s),
-            _signed(answer.gained_per_interval_s),
+            format_seconds(answer.gained_per_interval_s),
             format_seconds(answer.migration_s),
-            _signed(answer.net_s),
+            format_seconds(answer.net_s),
             _seconds(answer.break_even_s) if answer.moves else "-",
             _WHY[answer.why],
             style="green" if index == found.best else None,
@@ -95,10 +95,6 @@ def _moves(moved: Migration, console: Console, verbose: bool) -> None:
 
 def _seconds(value: float | None) -> str:
     return "-" if value is None else format_seconds(value)
-
-
-def _signed(value: float) -> str:
-    return format_seconds(value) if value >= 0 else f"-{format_seconds(-value)}"
 
 
 def replan_json(found: Replan) -> dict[str, Any]:

@@ -188,8 +188,8 @@ def _redundancy(found: Sweep, console: Console) -> None:
         table.add_row(
             ("* " if one.redundant_experts == bend else "") + str(one.redundant_experts),
             format_seconds(one.step_s),
-            _signed_seconds(gain.step_s),
-            _signed_seconds(gain.step_s_per_expert),
+            format_seconds(gain.step_s),
+            format_seconds(gain.step_s_per_expert),
             figure_text("max_over_mean", one.max_over_mean),
             figure_text("max_over_mean", gain.max_over_mean),
             figure_text("spare_kv_tokens", one.spare_kv_tokens),
@@ -202,10 +202,6 @@ def _redundancy(found: Sweep, console: Console) -> None:
     for point in found.points:
         if point.figures is None:
             console.print(f"{point.values[0]} copies: {point.why_not}", style="yellow")
-
-
-def _signed_seconds(value: float) -> str:
-    return format_seconds(value) if value >= 0 else f"-{format_seconds(-value)}"
 
 
 def curves(found: Sweep) -> tuple[list[Series], Axes]:

@@ -15,7 +15,6 @@ from planner.plan.plan import Plan
 from planner.review.checked import Checked
 from planner.review.compare_golden import Compared, compare_golden, golden_text
 from planner.review.golden import golden_beside, read_golden
-from planner.review.plan_changes import split_words
 from planner.review.pricing import price
 from planner.review.thresholds import memory_headroom, thresholds
 from planner.solve.diagnosis import infeasible
@@ -52,7 +51,7 @@ def check_deployment(path: Path, traces: tuple[str, ...], watch: Watch, *, updat
     if solved.plan.solver.stopped_by == "interrupt":
         raise KeyboardInterrupt  # nobody waits for a verdict any more, and a plan cut short would be a false one
     if checks.expect == "infeasible":
-        found = f"expect: should be infeasible, but {split_words(solved.plan.split)} fits"
+        found = f"expect: should be infeasible, but {solved.plan.split.text} fits"
         return Checked(path, "deployment", (found,), notes=prepared.warnings)
     return _with_plan(loaded, prepared, solved.plan, golden, update=update)
 
@@ -123,7 +122,7 @@ def _summary(plan: Plan, headroom: float, compared: Compared | None) -> str:
         "unchanged": "golden plan up to date",
     }[compared.status if compared else None]
     figures = (
-        f"{split_words(plan.split)}, {format_seconds(plan.predicted.step_s)} per step, "
+        f"{plan.split.text}, {format_seconds(plan.predicted.step_s)} per step, "
         f"gap {format_percent(plan.solver.gap, 2)}, {format_percent(headroom, 0)} memory free"
     )
     return f"{figures}; {told}" if told else figures

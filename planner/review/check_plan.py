@@ -12,7 +12,6 @@ from planner.inputs.deployment import Overrides
 from planner.inputs.units import format_bytes, format_seconds
 from planner.plan.hand import HandPlan, read_any_plan
 from planner.review.checked import Checked
-from planner.review.plan_changes import split_words
 from planner.review.pricing import Priced, price
 from planner.solve.request import search_space
 
@@ -45,7 +44,7 @@ def _by_hand(path: Path, plan: HandPlan, traces: Sequence[Path] | None) -> Check
     model = prepared.instance.model
     decided = plan.decision(path, model.moe_layer_ids, model.num_layers, model.moe.num_experts)
     priced = price(decided, prepared.instance, search_space(loaded))
-    told = f"made by hand, no rule is broken: {split_words(decided.split)}"
+    told = f"made by hand, no rule is broken: {decided.split.text}"
     findings = tuple(map(str, priced.findings))
     return Checked(path, "plan", findings, notes=(*prepared.warnings, *_figures(priced)), summary=told)
 

@@ -17,7 +17,7 @@ from planner.cost.wires import step_bytes_V
 from planner.inputs.units import format_bytes, format_percent, format_seconds
 from planner.plan.decision import Decided, cuts_of, placement_of
 from planner.plan.finding import CLOSE
-from planner.plan.plan import HeldOutRecord, Predicted, SolverRecord, SplitRecord
+from planner.plan.plan import HeldOutRecord, Predicted, SolverRecord
 
 _LAYERS_SHOWN: Final = 5
 
@@ -50,16 +50,9 @@ def changes(golden: Side, now: Side) -> tuple[Row, ...]:
     return (*rows, *_traffic(golden, now), *_terms(golden.predicted, now.predicted), *_moved(golden, now))
 
 
-def split_words(split: SplitRecord) -> str:
-    """A split; degrees of 1 that nobody asks about are left out."""
-    shown = [f"tp={split.tp} dp={split.dp} ep={split.ep}"]
-    shown += [f"{name}={getattr(split, name)}" for name in ("etp", "edp", "pp") if getattr(split, name) > 1]
-    return " ".join(shown) + (f" mb={split.micro_batches}" if split.micro_batches > 1 else "")
-
-
 def _split(golden: Decided, now: Decided) -> Iterator[Row]:
     if golden.split != now.split:
-        yield Row("split", split_words(golden.split), split_words(now.split))
+        yield Row("split", golden.split.text, now.split.text)
     before, after = golden.placement.redundant_experts, now.placement.redundant_experts
     if before != after:
         yield Row("copies per layer", str(before), str(after), f"{after - before:+d}")

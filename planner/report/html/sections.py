@@ -66,8 +66,8 @@ def _splits(plan: Plan) -> Section:
     columns, rows = texts.split_columns(plan), tuple(texts.split_rows(plan))
     right = tuple(range(1, len(columns)))
     tables = [Table("Splits that fit, the chosen one first", columns, rows, right, (0,), is_folded=False)]
-    tables.append(_rules("Rules of the chosen split", [("", texts.chosen(plan).rules)]))
-    says = [f"Chosen: {texts.split_text(plan.split)}. {_sentence(texts.proof(plan))}"]
+    tables.append(_rules("Rules of the chosen split", [("", plan.chosen.rules)]))
+    says = [f"Chosen: {plan.split.text}. {_sentence(texts.proof(plan))}"]
     legend = (*texts.SPLIT_LEGEND, "a dash under step: only the bound of that split is known")
     says.append(_sentence("; ".join(legend)))
     out = texts.rejected(plan)
