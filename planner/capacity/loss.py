@@ -9,11 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planner.cost.weights import expert_bytes
 from planner.errors import UsageError
-from planner.inputs.parameters import expert_parameters
-from planner.inputs.precision import stored_bytes
 from planner.inputs.topology import Topology, resolve
-from planner.plan.plan import Plan, PlanInputs
+from planner.plan.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -65,14 +64,8 @@ def loss_of(plan: Plan, nodes: tuple[int, ...]) -> Loss:
         whole_stages=tuple(whole),
         sequences=round(per_rank * broken_ranks),
         of="sequences" if work.phase == "decode" else "tokens",
-        reload_bytes=sum(map(len, lost.values())) * expert_bytes(plan.inputs),
+        reload_bytes=sum(map(len, lost.values())) * expert_bytes(plan.inputs.model, plan.inputs.cost.precision.experts),
     )
-
-
-def expert_bytes(inputs: PlanInputs, etp: int = 1) -> int:
-    """Weights of one expert of one layer, on each of the GPUs that share it."""
-    model = inputs.model
-    return stored_bytes(expert_parameters(model.moe, model.hidden_size, etp), inputs.cost.precision.experts)
 
 
 def _experts_left(plan: Plan, row: int, gone: set[int]) -> tuple[set[int], int]:

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from planner.cost.ports import Ports
 from planner.cost.step import Cuts, SplitCost, StageCost
-from planner.inputs.parameters import expert_parameters
-from planner.inputs.precision import stored_bytes
+from planner.cost.weights import expert_bytes
 from planner.plan.placement import Placement
 
 Ints = NDArray[np.int64]
@@ -135,8 +134,7 @@ class _Way:
         joined = unit_VYRG[:, :, :, None] == unit_VYRG[:, :, None, :]
         level_RR = joined.argmax(axis=0).max(axis=(0, 3))
         model, precision = instance.model, instance.constants.precision
-        one = expert_parameters(model.moe, model.hidden_size, split.etp)
-        slot_bytes = stored_bytes(one, precision.experts)
+        slot_bytes = expert_bytes(model, precision.experts, split.etp)
         return _Way(ports, grid_YRG, level_RR, slot_bytes, float(collectives.collective.value.launch))
 
     def layer(self, layer: int, held: list[set[int]], wanted: list[set[int]]) -> LayerMove | None:

@@ -12,7 +12,7 @@ from typing import Final
 
 from planner.cost.instance import Instance
 from planner.cost.lines import MemoryLine, added
-from planner.inputs.model import DenseFfn, LayerRun, MoeFfn
+from planner.inputs.model import DenseFfn, LayerRun, Model, MoeFfn
 from planner.inputs.parameters import (
     attention_parameters,
     dense_parameters,
@@ -20,11 +20,16 @@ from planner.inputs.parameters import (
     router_parameters,
     shared_parameters,
 )
-from planner.inputs.precision import stored_bytes
+from planner.inputs.precision import WeightName, stored_bytes
 from planner.plan.split import Split
 
 _COUNTED: Final = "parameter count of the model"
 _NORMS: Final = "norms and small weights"
+
+
+def expert_bytes(model: Model, weights: WeightName, etp: int = 1) -> int:
+    """Weights of one expert of one layer, on each of the GPUs that share it."""
+    return stored_bytes(expert_parameters(model.moe, model.hidden_size, etp), weights)
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,7 @@ class StageWeights:
     @cached_property
     def slot_bytes(self) -> int:
         """One expert slot of one layer on one GPU."""
-        model = self.instance.model
-        one = expert_parameters(model.moe, model.hidden_size, self.split.etp)
-        return stored_bytes(one, self.instance.constants.precision.experts)
+        return expert_bytes(self.instance.model, self.instance.constants.precision.experts, self.split.etp)
 
     @cached_property
     def run_lines(self) -> dict[LayerRun, tuple[MemoryLine, ...]]:
