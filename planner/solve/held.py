@@ -1,6 +1,6 @@
 """Which experts each rank holds while a search improves a layer, and the swaps that no rule forbids.
 
-Legend: E experts, R ranks, P slots (filled), Q slots of one rank.
+Legend: S windows, E experts, R ranks, P slots (filled), Q slots of one rank, k copies.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from planner.plan.placement import from_ranks
 from planner.solve.problem import LayerProblem
 
+Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
@@ -76,6 +77,20 @@ class Held:
         self.member_ER[[gone, expert], rank] = [False, True]
         self.copies_E[gone] -= 1
         self.copies_E[expert] += 1
+
+    def unit_weights(self, table_kSE: Floats, more: int = 0) -> Floats:
+        """Weight [S, E] of one copy of each expert, if it had so many copies more than it has.
+
+        Args:
+            table_kSE: weight of one copy of an expert that has k + 1 copies.
+            more: copies; those beyond the table count as its last, those below one as one.
+        """
+        row_E = np.clip(self.copies_E + more, 1, len(table_kSE)) - 1
+        return np.asarray(np.take_along_axis(table_kSE, row_E[None, None, :], axis=0)[0])
+
+    def load(self, unit_SE: Floats, rank: int) -> Floats:
+        """What the copies of a rank weigh together [S]."""
+        return np.asarray(unit_SE[:, self.of_rank[rank]].sum(axis=1))
 
     def lives_with(self, rank: int) -> Bools:
         """Experts [E] that have a copy on the rank's node."""

@@ -88,7 +88,7 @@ class JointSearch:
         return np.asarray((seconds_SU >= _IDLE * seconds_SU.max(axis=1, keepdims=True)).any(axis=0))
 
     def _descend(self, power: int | None) -> None:
-        unit_SE = self._unit_weights()
+        unit_SE = self.held.unit_weights(self.weight_kSE)
         now, rank, idle = self.seconds(power), 0, 0
         while idle < len(self.slow_R) and self.evaluations < _LIMIT:
             found = self._best_swap(rank, unit_SE, power)
@@ -112,8 +112,7 @@ class JointSearch:
 
     def _load(self, unit_SE: Floats, rank: int) -> Floats:
         """Expert seconds of one rank [S]."""
-        load_S: Floats = unit_SE[:, self.held.of_rank[rank]].sum(axis=1) * self.slow_R[rank] + self.base_R[rank]
-        return load_S
+        return np.asarray(self.held.load(unit_SE, rank) * self.slow_R[rank] + self.base_R[rank])
 
     def _visits_SX(self) -> Floats:
         return np.concatenate([visits.visits_SX() for visits in self._visits.values()], axis=1)
@@ -124,13 +123,9 @@ class JointSearch:
 
     def seconds(self, power: int | None) -> float:
         """The objective: mean over windows, with power means in place of maxima (None: maxima)."""
-        unit_SE = self._unit_weights()
+        unit_SE = self.held.unit_weights(self.weight_kSE)
         load_SR = np.stack([self._load(unit_SE, rank) for rank in range(len(self.slow_R))], axis=1)
         return float(self._total(_peak(load_SR, power), _peak(self._units(), power)).mean())
-
-    def _unit_weights(self) -> Floats:
-        """Weight [S, E] of one copy of each expert at its number of copies, which swaps do not change."""
-        return np.asarray(np.take_along_axis(self.weight_kSE, (self.held.copies_E - 1)[None, None, :], axis=0)[0])
 
     def _total(self, expert: Floats, per_byte: Floats) -> Floats:
         return self.held.problem.moe.times(expert, per_byte).total_S

@@ -34,14 +34,12 @@ class SharpSearch:
         self.held, self.problem = held, held.problem
         self.slow_R = held.problem.slow_R
         self.evaluations = 0
-        row_E = held.copies_E - 1  # swaps leave the number of copies as it is
-        self.unit_SE: Floats = np.take_along_axis(weight_kSE, row_E[None, None, :], axis=0)[0]
+        self.unit_SE = held.unit_weights(weight_kSE)  # swaps leave the number of copies as it is
         self.load_SR = np.stack([self._load(rank) for rank in range(self.problem.num_ranks)], axis=1)
 
     def _load(self, rank: int) -> Floats:
         """Load of one rank [S]: its copies' weights, times how slow it is."""
-        load_S: Floats = self.unit_SE[:, self.held.of_rank[rank]].sum(axis=1) * self.slow_R[rank]
-        return load_S
+        return np.asarray(self.held.load(self.unit_SE, rank) * self.slow_R[rank])
 
     def improve(self) -> None:
         """Swaps until none lowers the sum of the fullest ranks."""

@@ -57,6 +57,7 @@ class SmoothSearch:
         self._wide = int(self.problem.slots_R.max())
         self.load_SR = np.empty((self.problem.num_windows, ranks))
         self.power_R = np.empty(ranks)
+        self.unit_SE = held.unit_weights(weight_kSE)
         self._weigh(range(ranks))
 
     def improve(self) -> None:
@@ -70,16 +71,9 @@ class SmoothSearch:
 
     def _weigh(self, ranks: Iterable[int]) -> None:
         """Loads of ranks whose experts, or their copies elsewhere, have changed."""
-        self.unit_SE = self._weights(self.held.copies_E)
         for rank in ranks:
-            self.load_SR[:, rank] = self.unit_SE[:, self.held.of_rank[rank]].sum(axis=1) * self.slow_R[rank]
+            self.load_SR[:, rank] = self.held.load(self.unit_SE, rank) * self.slow_R[rank]
             self.power_R[rank] = raised_to_8(self.load_SR[:, rank]).sum()
-
-    def _weights(self, copies_E: Ints) -> Floats:
-        """Weight [S, E] of one copy of each expert, if it had so many."""
-        row_E = np.clip(copies_E, 1, len(self.weight_kSE)) - 1
-        unit_SE: Floats = np.take_along_axis(self.weight_kSE, row_E[None, None, :], axis=0)[0]
-        return unit_SE
 
     # --- swaps ------------------------------------------------------------------------------------
 
@@ -157,8 +151,8 @@ class SmoothSearch:
         slot_C = np.flatnonzero(copies_E[expert_P] > 1)
         if len(slot_C) == 0:
             return None
-        fewer_SE = (self._weights(copies_E - 1) - self.unit_SE).astype(np.float32)
-        more_SE = (self._weights(copies_E + 1) - self.unit_SE).astype(np.float32)
+        fewer_SE = (self.held.unit_weights(self.weight_kSE, -1) - self.unit_SE).astype(np.float32)
+        more_SE = (self.held.unit_weights(self.weight_kSE, 1) - self.unit_SE).astype(np.float32)
         lost_P = self._at_holders(fewer_SE)
         lost_E = np.bincount(expert_P, weights=lost_P, minlength=len(copies_E))
         won_E = np.bincount(expert_P, weights=self._at_holders(more_SE), minlength=len(copies_E))
@@ -178,13 +172,17 @@ class SmoothSearch:
         rank, slot = self.held.at(place)
         expert, before = int(self.held.expert_P[place]), self.power_R.sum()
         touched = np.flatnonzero(self.held.member_ER[expert] | self.held.member_ER[wanted]).tolist()
-        self.held.replace(rank, slot, wanted)
-        self._weigh(touched)
+        self._put(rank, slot, wanted, touched)
         if self.power_R.sum() < before * (1 - _TINY):
             return touched
-        self.held.replace(rank, slot, expert)
-        self._weigh(touched)
+        self._put(rank, slot, expert, touched)
         return None
+
+    def _put(self, rank: int, slot: int, expert: int, touched: Iterable[int]) -> None:
+        """Put a copy of an expert into a slot; the ranks touched hold it, or what was there."""
+        self.held.replace(rank, slot, expert)
+        self.unit_SE = self.held.unit_weights(self.weight_kSE)
+        self._weigh(touched)
 
     def _at_holders(self, change_SE: NDArray[Any]) -> Floats:
         """What changes at each slot's rank [P] if the expert in it weighs so much more."""
@@ -216,7 +214,7 @@ class SmoothSearch:
 
     def _at_itself(self, slot_C: Ints) -> Floats:
         """What the rank of each such slot changes if another expert comes in [C, E]."""
-        more = self._weights(self.held.copies_E + 1).astype(np.float32)
+        more = self.held.unit_weights(self.weight_kSE, 1).astype(np.float32)
         unit, load = self.unit_SE.astype(np.float32), self.load_SR.astype(np.float32)
         slow = self.slow_R.astype(np.float32)
         parts = []
