@@ -112,14 +112,18 @@ class Exchange:
             return np.zeros((len(volumes[RANKS]), 1))
         return np.concatenate(columns, axis=1)
 
-    def unit_tables(self) -> dict[int, Floats]:
-        """What one copy that arrives at each rank or domain costs each unit [X, U], by key, in seconds per byte."""
-        keys = list(dict.fromkeys(key for block in self.blocks for key in block.parts))
+    def unit_table(self) -> tuple[tuple[int, ...], Floats]:
+        """Keys of the volumes, and what one copy that arrives at a rank or domain costs each unit.
+
+        Returns:
+            The table [X, U] in seconds per byte, the ranks or domains of one key after those of another;
+            units that cost alike stand in it once.
+        """
+        keys = tuple(dict.fromkeys(key for block in self.blocks for key in block.parts))
         ends = np.cumsum([int(unit_of_rank(self, key).max()) + 1 for key in keys]).tolist()
-        spans = list(zip(keys, [0, *ends], ends, strict=False))
         every = np.eye(ends[-1])
-        table_XU = self.unit_seconds_SU({key: every[:, first:end] for key, first, end in spans})
-        return {key: table_XU[first:end] for key, first, end in spans}
+        ones = {key: every[:, first:end] for key, first, end in zip(keys, [0, *ends], ends, strict=False)}
+        return keys, np.unique(self.unit_seconds_SU(ones), axis=1)
 
 
 def unit_of_rank(exchange: Exchange, key: int) -> Ints:

@@ -54,7 +54,7 @@ class Visits:
         """Whether there are recorded sets, and few enough."""
         if problem.load.sets is None or problem.moe.exchange.ranks_share_volume or not problem.moe.has_exchange:
             return False
-        units = sum(len(table_XU) for table_XU in problem.moe.exchange.unit_tables().values())
+        units = len(problem.moe.exchange.unit_table()[1])
         return len(_distinct(problem)) * units <= _MOST_VISITS
 
     def rows(self) -> list[list[list[tuple[cp_model.IntVar, float]]]]:
@@ -63,12 +63,10 @@ class Visits:
         Returns:
             by window, by unit: pairs of a variable and seconds per byte at `ONE`.
         """
-        problem, tables = self.problem, self.problem.moe.exchange.unit_tables()
-        scale = problem.moe.tokens / problem.moe.etp
-        table_XU = np.concatenate(list(tables.values()))
-        kept = np.unique(table_XU, axis=1)
-        kept = kept[:, kept.any(axis=0)] * scale
-        places = [(key, unit) for key, table in tables.items() for unit in range(len(table))]
+        problem, exchange = self.problem, self.problem.moe.exchange
+        keys, table_XU = exchange.unit_table()
+        kept = table_XU[:, table_XU.any(axis=0)] * (problem.moe.tokens / problem.moe.etp)
+        places = [(key, unit) for key in keys for unit in range(int(unit_of_rank(exchange, key).max()) + 1)]
         found = []
         for weight_of in self._weights():
             units = []

@@ -13,7 +13,6 @@ Legend: S windows, R ranks, P slots (filled), Q slots of one rank, U ports, upli
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -21,9 +20,11 @@ from numpy.typing import NDArray
 
 from planner.cost.traffic import unit_of_rank
 from planner.solve.held import Held
-from planner.solve.problem import LayerProblem, mean_tangent
+from planner.solve.problem import LayerProblem
 from planner.solve.sharp import fullest_without
+from planner.solve.smooth import raised
 from planner.solve.visits import SetVisits, ShareVisits, Swap
+from planner.solve.weights import weight_table
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -36,41 +37,29 @@ _IDLE: Final = 0.6
 _TINY: Final = 1e-6
 
 
-@dataclass
 class JointSearch:
-    """A placement of one layer, and the time that its swaps would give."""
+    """A placement of one layer, and the time that its swaps would give.
 
-    held: Held
-    evaluations: float = 0.0
-    weight_kSE: Floats = field(init=False)
-    """Seconds that one copy of an expert adds to its rank when the expert has k + 1 copies; traffic apart."""
-    slow_R: Floats = field(init=False)
-    base_R: Floats = field(init=False)
+    Args:
+        held: changed in place.
+    """
 
-    def __post_init__(self) -> None:
-        problem = self.held.problem
-        plane = mean_tangent(problem)
-        rows_SE = problem.rows_SE
-        self.weight_kSE = np.stack(
-            [
-                plane.per_row_CS[0][:, None] * (rows_SE / copies)
-                + plane.per_touched_CS[0][:, None] * problem.touched_SE(float(copies))
-                for copies in range(1, problem.most_copies + 1)
-            ]
-        )
+    def __init__(self, held: Held) -> None:
+        self.held, problem = held, held.problem
+        self.evaluations = 0.0
+        self.weight_kSE = weight_table(problem, traffic=False)
         self.slow_R = problem.busy_R / problem.busy_R[problem.moe.class_R == 0].mean()
         base_C, slot_C = np.array([(k.base_s, k.per_expert_s) for k in problem.moe.kernels_C]).T
         self.base_R = base_C[problem.moe.class_R] + slot_C[problem.moe.class_R] * problem.slots_R
         self._visits, self._table_XU = self._traffic()
         self._busy = self._busy_units()
 
-    def _traffic(self) -> tuple[dict[int, SetVisits | ShareVisits], Floats]:
-        """Who is visited, and what a visit costs each unit [X, U], in seconds per byte; keys one after the other."""
+    def _traffic(self) -> tuple[list[SetVisits | ShareVisits], Floats]:
+        """Who is visited, and what a visit costs each unit [X, U], in seconds per byte."""
         problem, exchange = self.held.problem, self.held.problem.moe.exchange
         kind = ShareVisits if problem.load.sets is None else SetVisits
-        tables = exchange.unit_tables()
-        visits = {key: kind(problem.load, self.held, unit_of_rank(exchange, key)) for key in tables}
-        table_XU = np.unique(np.concatenate(list(tables.values())), axis=1)
+        keys, table_XU = exchange.unit_table()
+        visits = [kind(problem.load, self.held, unit_of_rank(exchange, key)) for key in keys]
         return visits, table_XU * (problem.moe.tokens / problem.moe.etp)
 
     def improve(self, power: int | None) -> None:
@@ -105,7 +94,7 @@ class JointSearch:
     def _exchange(self, rank: int, slot: int, other: int, partner: int) -> None:
         """Let two experts change places; once more, and all is as it was."""
         first, second = self.held.exchange(rank, slot, other, partner)
-        for visits in self._visits.values():
+        for visits in self._visits:
             visits.swapped(first, second, rank, other)
 
     # --- seconds ----------------------------------------------------------------------------------
@@ -115,7 +104,7 @@ class JointSearch:
         return np.asarray(self.held.load(unit_SE, rank) * self.slow_R[rank] + self.base_R[rank])
 
     def _visits_SX(self) -> Floats:
-        return np.concatenate([visits.visits_SX() for visits in self._visits.values()], axis=1)
+        return np.concatenate([visits.visits_SX() for visits in self._visits], axis=1)
 
     def _units(self) -> Floats:
         """Seconds per byte on each busy unit [S, U]."""
@@ -151,7 +140,7 @@ class JointSearch:
         scale = float(units_SU.max()) or 1.0  # one for all windows: in some nothing may travel yet
         before_SU = (units_SU / scale).astype(np.float32)
         changes, first, table_XU = [], 0, self._table_XU[:, self._busy].astype(np.float32)
-        for visits in self._visits.values():
+        for visits in self._visits:
             here, there_P = first + visits.unit_R[swap.rank], first + visits.unit_R[swap.rank_P]
             first += int(visits.unit_R.max()) + 1
             at_here, at_there = visits.changes(swap)
@@ -168,7 +157,7 @@ class JointSearch:
             if power is None:
                 np.maximum(peak, after, out=peak)
             else:
-                peak += _raised(after, power)
+                peak += raised(after, power)
         return np.asarray(peak * scale if power is None else _root(peak / units_SU.shape[1], power) * scale)
 
     def _experts(self, swap: Swap, load_SR: Floats, unit_SE: Floats, power: int | None) -> Floats:
@@ -181,19 +170,12 @@ class JointSearch:
             rest_SP = fullest_without(load_SR, rank, rank_P)
             return np.asarray(np.maximum(np.maximum(mine, theirs), rest_SP[:, None, :]))
         scale_S = load_SR.mean(axis=1)
-        raised_SR = _raised(load_SR / scale_S[:, None], power)
+        raised_SR = raised(load_SR / scale_S[:, None], power)
         rest_SP = raised_SR.sum(axis=1)[:, None] - raised_SR[:, rank][:, None] - raised_SR[:, rank_P]
         scale = scale_S[:, None, None]
-        changed = _raised(mine / scale, power) + _raised(theirs / scale, power)
+        changed = raised(mine / scale, power) + raised(theirs / scale, power)
         mean = (np.maximum(rest_SP, 0.0)[:, None, :] + changed) / load_SR.shape[1]
         return np.asarray(_root(mean, power) * scale)
-
-
-def _raised(values: NDArray[Any], power: int) -> NDArray[Any]:
-    """values**power, for a power of two."""
-    while power > 1:
-        values, power = values * values, power // 2
-    return values
 
 
 def _root(values: NDArray[Any], power: int) -> NDArray[Any]:
@@ -208,7 +190,7 @@ def _peak(values: Floats, power: int | None) -> Floats:
     if power is None:
         return np.asarray(top)
     scale = np.maximum(top, 1e-300)
-    return np.asarray(_root(_raised(values / scale[..., None], power).mean(axis=-1), power) * scale)
+    return np.asarray(_root(raised(values / scale[..., None], power).mean(axis=-1), power) * scale)
 
 
 def is_joint(problem: LayerProblem) -> bool:

@@ -26,7 +26,7 @@ from planner.solve.held import Held
 from planner.solve.place import searched
 from planner.solve.problem import LayerProblem
 from planner.solve.relabel import relabelled
-from planner.solve.smooth import raised_to_8
+from planner.solve.smooth import POWER, raised
 from planner.solve.weights import smooth_table, weight_table
 
 Floats = NDArray[np.float64]
@@ -164,7 +164,7 @@ class _Walk:
         self.fewer_SE = self.held.unit_weights(self.table_kSE, -1)
         loads = [self.held.load(self.unit_SE, rank) for rank in range(len(self.slow_R))]
         self.load_SR = np.stack(loads, axis=1) * self.slow_R
-        self.power_R = raised_to_8(self.load_SR).sum(axis=0)
+        self.power_R = _power(self.load_SR).sum(axis=0)
 
     def _take(self, steps: list[_Step]) -> bool:
         """Take the best of some steps; False if there is none."""
@@ -216,8 +216,8 @@ class _Walk:
         expert_P, rank_P = self.held.expert_P, self.held.rank_P
         mine_Q = np.asarray(self.held.of_rank[rank])
         delta_SQP = self.unit_SE[:, None, expert_P] - self.unit_SE[:, mine_Q][:, :, None]
-        after_QP = raised_to_8(self.load_SR[:, rank][:, None, None] + delta_SQP * self.slow_R[rank]).sum(axis=0)
-        after_QP += raised_to_8(self.load_SR[:, rank_P][:, None, :] - delta_SQP * self.slow_R[rank_P]).sum(axis=0)
+        after_QP = _power(self.load_SR[:, rank][:, None, None] + delta_SQP * self.slow_R[rank]).sum(axis=0)
+        after_QP += _power(self.load_SR[:, rank_P][:, None, :] - delta_SQP * self.slow_R[rank_P]).sum(axis=0)
         change_QP = after_QP - (self.power_R[rank] + self.power_R[rank_P])[None, :]
         change_QP[self.held.forbidden(rank)] = np.inf
         away_ER = self.away_ER
@@ -245,7 +245,7 @@ class _Walk:
         leaving_ER = self._elsewhere(self.fewer_SE - self.unit_SE)
         leaving_C = leaving_ER[expert_C].sum(axis=1) - leaving_ER[expert_C, rank_C]
         own_SCE = (self.more_SE[:, None, :] - self.unit_SE[:, expert_C][:, :, None]) * self.slow_R[rank_C][:, None]
-        own_CE = raised_to_8(self.load_SR[:, rank_C][:, :, None] + own_SCE).sum(axis=0) - self.power_R[rank_C][:, None]
+        own_CE = _power(self.load_SR[:, rank_C][:, :, None] + own_SCE).sum(axis=0) - self.power_R[rank_C][:, None]
         change_CE = own_CE + joining_E[None, :] + leaving_C[:, None]
         impossible_CE = held.member_ER[:, rank_C].T | (held.copies_E >= len(self.table_kSE))[None, :]
         if held.problem.group_E is not None:
@@ -256,7 +256,7 @@ class _Walk:
     def _elsewhere(self, change_SE: Floats) -> Floats:
         """Change of the smooth objective [E, R] where a rank's copy of an expert weighs more or less."""
         after_SER = self.load_SR[:, None, :] + change_SE[:, :, None] * self.slow_R
-        change_ER = (raised_to_8(after_SER) - raised_to_8(self.load_SR)[:, None, :]).sum(axis=0)
+        change_ER = (_power(after_SER) - _power(self.load_SR)[:, None, :]).sum(axis=0)
         return np.asarray(np.where(self.held.member_ER, change_ER, 0.0))
 
 
@@ -266,3 +266,7 @@ def _scores(change: Floats, cost: Ints, allowed: int | None, total: float) -> Fl
         return np.where((cost < 0) & np.isfinite(change), change / np.minimum(cost, -1) * -1.0, np.inf)
     gains = (change < -_TINY * total) & (cost <= allowed)
     return np.where(gains, np.where(cost <= 0, change * _FREE, change / np.maximum(cost, 1)), np.inf)
+
+
+def _power(load: Floats) -> Floats:
+    return raised(load, POWER)

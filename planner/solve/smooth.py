@@ -30,7 +30,7 @@ from planner.solve.held import Held
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_POWER_IS_8: Final = 3  # squarings
+POWER: Final = 8
 _TINY: Final = 1e-9
 _AT_ONCE: Final = 1 << 21
 """Numbers of a replacement table that are worked on at once: 8 MiB."""
@@ -73,7 +73,7 @@ class SmoothSearch:
         """Loads of ranks whose experts, or their copies elsewhere, have changed."""
         for rank in ranks:
             self.load_SR[:, rank] = self.held.load(self.unit_SE, rank) * self.slow_R[rank]
-            self.power_R[rank] = raised_to_8(self.load_SR[:, rank]).sum()
+            self.power_R[rank] = _power(self.load_SR[:, rank]).sum()
 
     # --- swaps ------------------------------------------------------------------------------------
 
@@ -96,8 +96,8 @@ class SmoothSearch:
         """What a swap changes, in double precision."""
         one, two = self.held.of_rank[rank][slot], self.held.of_rank[other][partner]
         delta_S = self.unit_SE[:, two] - self.unit_SE[:, one]
-        after = raised_to_8(self.load_SR[:, rank] + delta_S * self.slow_R[rank])
-        after = after + raised_to_8(self.load_SR[:, other] - delta_S * self.slow_R[other])
+        after = _power(self.load_SR[:, rank] + delta_S * self.slow_R[rank])
+        after = after + _power(self.load_SR[:, other] - delta_S * self.slow_R[other])
         return float(after.sum() - self.power_R[rank] - self.power_R[other])
 
     def _look(self, ranks: Iterable[int]) -> None:
@@ -128,10 +128,10 @@ class SmoothSearch:
         expert_P, rank_P = self.held.expert_P, self.held.rank_P
         mine = np.asarray(self.held.of_rank[rank])
         delta_SQP = unit[:, None, expert_P] - unit[:, mine][:, :, None]
-        after_QP = raised_to_8(load[:, rank][:, None, None] + delta_SQP * slow_R[rank]).sum(axis=0)
+        after_QP = _power(load[:, rank][:, None, None] + delta_SQP * slow_R[rank]).sum(axis=0)
         np.multiply(delta_SQP, slow_R[rank_P], out=delta_SQP)
         np.subtract(load[:, rank_P][:, None, :], delta_SQP, out=delta_SQP)
-        after_QP += raised_to_8(delta_SQP).sum(axis=0)
+        after_QP += _power(delta_SQP).sum(axis=0)
         change_QP = after_QP - (self.power_R[rank] + self.power_R[rank_P])[None, :]
         change_QP[self.held.forbidden(rank)] = np.inf
         self.evaluations += change_QP.size
@@ -152,13 +152,14 @@ class SmoothSearch:
         if len(slot_C) == 0:
             return None
         fewer_SE = (self.held.unit_weights(self.weight_kSE, -1) - self.unit_SE).astype(np.float32)
-        more_SE = (self.held.unit_weights(self.weight_kSE, 1) - self.unit_SE).astype(np.float32)
+        joined_SE = self.held.unit_weights(self.weight_kSE, 1)
+        more_SE = (joined_SE - self.unit_SE).astype(np.float32)
         lost_P = self._at_holders(fewer_SE)
         lost_E = np.bincount(expert_P, weights=lost_P, minlength=len(copies_E))
         won_E = np.bincount(expert_P, weights=self._at_holders(more_SE), minlength=len(copies_E))
         change_CE = lost_E[expert_P[slot_C]][:, None] - lost_P[slot_C][:, None] + won_E[None, :]
         change_CE += self._where_both(fewer_SE, more_SE)[expert_P[slot_C]]
-        change_CE += self._at_itself(slot_C)
+        change_CE += self._at_itself(slot_C, joined_SE.astype(np.float32))
         change_CE[self._cannot_come(rank_P[slot_C])] = np.inf
         self.evaluations += change_CE.size
         best = int(np.argmin(change_CE))
@@ -189,7 +190,7 @@ class SmoothSearch:
         expert_P, rank_P = self.held.expert_P, self.held.rank_P
         load_SP = self.load_SR.astype(np.float32)[:, rank_P]
         after_SP = load_SP + change_SE[:, expert_P] * self.slow_R.astype(np.float32)[rank_P]
-        return np.asarray(raised_to_8(after_SP).sum(axis=0) - self.power_R[rank_P])
+        return np.asarray(_power(after_SP).sum(axis=0) - self.power_R[rank_P])
 
     def _where_both(self, fewer_SE: NDArray[Any], more_SE: NDArray[Any]) -> Floats:
         """What ranks that hold both experts change beside the sum of what each changes alone [E, E]."""
@@ -204,17 +205,16 @@ class SmoothSearch:
                 member_RQ = held.expert_P[held.first_R[part][:, None] + np.arange(size)]
                 here = load[:, part][:, :, None]
                 less, more = (change[:, member_RQ] * slow[part][:, None] for change in (fewer_SE, more_SE))
-                both = raised_to_8((here + less)[:, :, :, None] + more[:, :, None, :]).sum(axis=0)
-                both -= raised_to_8(here + less).sum(axis=0)[:, :, None]
-                both -= raised_to_8(here + more).sum(axis=0)[:, None, :]
+                both = _power((here + less)[:, :, :, None] + more[:, :, None, :]).sum(axis=0)
+                both -= _power(here + less).sum(axis=0)[:, :, None]
+                both -= _power(here + more).sum(axis=0)[:, None, :]
                 cells = member_RQ[:, :, None] * experts + member_RQ[:, None, :]
                 value = (both + self.power_R[part][:, None, None]).ravel()
                 total_EE += np.bincount(cells.ravel(), weights=value, minlength=experts**2).reshape(total_EE.shape)
         return total_EE
 
-    def _at_itself(self, slot_C: Ints) -> Floats:
-        """What the rank of each such slot changes if another expert comes in [C, E]."""
-        more = self.held.unit_weights(self.weight_kSE, 1).astype(np.float32)
+    def _at_itself(self, slot_C: Ints, more: NDArray[Any]) -> Floats:
+        """What the rank of each such slot changes if another expert, which weighs so much then, comes in [C, E]."""
         unit, load = self.unit_SE.astype(np.float32), self.load_SR.astype(np.float32)
         slow = self.slow_R.astype(np.float32)
         parts = []
@@ -222,7 +222,7 @@ class SmoothSearch:
             expert, rank = self.held.expert_P[part], self.held.rank_P[part]
             without_SC = load[:, rank] - unit[:, expert] * slow[rank]
             after_SCE = without_SC[:, :, None] + more[:, None, :] * slow[rank][:, None]
-            parts.append(raised_to_8(after_SCE).sum(axis=0) - self.power_R[rank][:, None])
+            parts.append(_power(after_SCE).sum(axis=0) - self.power_R[rank][:, None])
         return np.concatenate(parts)
 
     def _cannot_come(self, rank_C: Ints) -> NDArray[np.bool_]:
@@ -233,9 +233,13 @@ class SmoothSearch:
         return np.asarray(impossible)
 
 
-def raised_to_8(load: NDArray[Any]) -> NDArray[Any]:
-    """load**8."""
-    power = load * load
-    for _ in range(_POWER_IS_8 - 1):
-        np.multiply(power, power, out=power)
-    return np.asarray(power)
+def _power(load: NDArray[Any]) -> NDArray[Any]:
+    return raised(load, POWER)
+
+
+def raised(values: NDArray[Any], power: int) -> NDArray[Any]:
+    """values**power, for a power of two from 2 on."""
+    found = values * values
+    for _ in range(power.bit_length() - 2):
+        np.multiply(found, found, out=found)
+    return np.asarray(found)

@@ -68,13 +68,15 @@ def stretch_of(num_windows: int) -> Stretch:
     return Stretch(1.5, 0.35) if num_windows < _FEW_WINDOWS else Stretch(1.5)
 
 
-def weight_table(problem: LayerProblem) -> Floats:
+def weight_table(problem: LayerProblem, *, traffic: bool = True) -> Floats:
     """Seconds [k, S, E] that one of k + 1 copies adds to its rank, by the balanced tangent.
 
-    Expert time and what the rank's rows cost in traffic (receiving, and gathering if etp > 1).
+    Expert time and, with `traffic`, what the rank's rows cost in traffic (receiving, and gathering if etp > 1).
     """
     moe, tangent = problem.moe, mean_tangent(problem)
-    per_row_S = tangent.per_row_CS[0] + (moe.dispatch_bytes + moe.combine_bytes) * _traffic_s_per_row(problem)
+    per_row_S = tangent.per_row_CS[0]
+    if traffic:
+        per_row_S = per_row_S + (moe.dispatch_bytes + moe.combine_bytes) * _traffic_s_per_row(problem)
     rows_SE = problem.rows_SE
     table = []
     for copies in range(1, problem.most_copies + 1):
