@@ -91,15 +91,22 @@ def advise(paths: Sequence[Path], work: Work) -> tuple[Advice, tuple[str, ...]]:
     """
     read = [read_trace(path) for path in paths]
     traces = [one.trace for one in read]
-    advice = advice_on(paths, traces, cut(traces, work.phase, work.step_tokens), work)
+    windows = cut(traces, work.phase, work.step_tokens)
+    advice = advice_on(paths, traces[0], windows, judged_windows(windows, traces, work.step_tokens), work)
     return advice, tuple(warning for one in read for warning in one.warnings)
 
 
-def advice_on(paths: Sequence[Path], traces: Sequence[Trace], windows: Windows, work: Work) -> Advice:
-    """The same for traces that are read and cut."""
-    first = traces[0]
+def advice_on(paths: Sequence[Path], first: Trace, windows: Windows, judged: Windows, work: Work) -> Advice:
+    """The same for traces that are read and cut.
+
+    Args:
+        paths: their files.
+        first: one of the traces.
+        windows: cut from all of them.
+        judged: those of `judged_windows`.
+        work: for which they are judged.
+    """
     group = ranks_for(first.num_experts, work.ranks, work.redundant)
-    judged = judged_windows(windows, traces, work.step_tokens)
     with Workers() as workers:
         own = verdict(judged, first.top_k, group, search_place(group, workers))
     if judged.num_windows != windows.num_windows:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import click
 
-from planner.cli.options import Quantity, json_option, paths, trace_option, verbosity, warn
+from planner.cli.options import Quantity, json_option, judged_work, paths, trace_option, verbosity, warn
 
 
 @click.command("advise")
@@ -21,22 +21,7 @@ from planner.cli.options import Quantity, json_option, paths, trace_option, verb
     show_default=True,
     help="With --plan: exit 6 if placing anew would save more of a step.",
 )
-@click.option(
-    "--phase",
-    type=click.Choice(["decode", "prefill"]),
-    default="decode",
-    show_default=True,
-    help="How a batch is imitated where the trace names no steps.",
-)
-@click.option(
-    "--step-tokens",
-    type=click.IntRange(1),
-    default=4096,
-    show_default=True,
-    help="Tokens that one step routes, over all GPUs.",
-)
-@click.option("--ranks", type=click.IntRange(1, 65536), help="Expert-parallel ranks; default 8.")
-@click.option("--redundant-experts", type=click.IntRange(0), help="Copies per layer; default: one on each rank.")
+@judged_work("Copies per layer; default: one on each rank.")
 @json_option
 @verbosity
 def command(

@@ -57,6 +57,35 @@ def trace_option(function: Function) -> Function:
     )(function)
 
 
+def judged_work(redundant: str) -> Callable[[Function], Function]:
+    """`--phase`, `--step-tokens`, `--ranks` and `--redundant-experts`: for which work a trace is judged.
+
+    Args:
+        redundant: what the last is for.
+    """
+
+    def added(function: Function) -> Function:
+        function = click.option("--redundant-experts", type=click.IntRange(0), help=redundant)(function)
+        ranks = click.option("--ranks", type=click.IntRange(1, 65536), help="Expert-parallel ranks; default 8.")
+        tokens = click.option(
+            "--step-tokens",
+            type=click.IntRange(1),
+            default=4096,
+            show_default=True,
+            help="Tokens that one step routes, over all GPUs.",
+        )
+        phase = click.option(
+            "--phase",
+            type=click.Choice(["decode", "prefill"]),
+            default="decode",
+            show_default=True,
+            help="How a batch is imitated where the trace names no steps.",
+        )
+        return phase(tokens(ranks(function)))
+
+    return added
+
+
 class Quantity(click.ParamType[float]):
     """A value with a unit, such as `60 s` or `1%`."""
 

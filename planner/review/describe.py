@@ -109,13 +109,13 @@ def describe(
     traces = [one.trace for one in read]
     windows, first = cut(traces, phase, step_tokens), traces[0]
     experts, top_k = first.num_experts, first.top_k
-    advice = advice_on(paths, traces, windows, Work(phase, step_tokens, ranks, redundant))
+    judged = judged_windows(windows, traces, step_tokens)
+    advice = advice_on(paths, first, windows, judged, Work(phase, step_tokens, ranks, redundant))
     group = advice.group
     linear_LP = linear_place(experts, len(first.layer_ids_L), group.ranks)
     share_LE = shares(windows.counts_SLE.sum(axis=0))
     per_window = float(windows.tokens_S.mean())
     sets = windows.sets
-    judged = judged_windows(windows, traces, step_tokens)
     nodes = node_counts or [count for count in _NODES if count <= experts]
     return Description(
         paths=tuple(paths),

@@ -7,27 +7,12 @@ from typing import Literal
 
 import click
 
-from planner.cli.options import json_option, verbosity, warn
+from planner.cli.options import json_option, judged_work, verbosity, warn
 
 
 @click.command("info")
 @click.argument("traces", nargs=-1, required=True, metavar="TRACE...", type=click.Path(path_type=Path))
-@click.option(
-    "--phase",
-    type=click.Choice(["decode", "prefill"]),
-    default="decode",
-    show_default=True,
-    help="How a batch is imitated where the trace names no steps.",
-)
-@click.option(
-    "--step-tokens",
-    type=click.IntRange(1),
-    default=4096,
-    show_default=True,
-    help="Tokens that one step routes, over all GPUs.",
-)
-@click.option("--ranks", type=click.IntRange(1, 65536), help="Expert-parallel ranks; default 8.")
-@click.option("--redundant-experts", type=click.IntRange(0), help="For the verdict; default: one on each rank.")
+@judged_work("For the verdict; default: one on each rank.")
 @click.option(
     "--nodes",
     type=click.IntRange(1, 65536),
