@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cases import GPT_OSS, arrays_of, write_sequences
+from benchmarks.cases import GPT_OSS, arrays_of, fours_of_h100, write_sequences
 from planner.baselines import eplb_layer
 from planner.cost.instance import Instance
 from planner.cost.prepare import from_deployment
@@ -41,25 +41,6 @@ _JUDGED_AT = "50 GB/s"
 _MACHINES = ((2, 8), (4, 16))
 """Nodes of 4 H100, and redundant experts."""
 
-_TOPOLOGY = """\
-schema: ep-plan/topology/1
-gpu: h100-sxm
-nodes: %(nodes)d
-gpus_per_node: 4
-links:
-  - {level: node, bandwidth: 450 GB/s, latency: 3 us}
-  - {level: cluster, bandwidth: %(fabric)s, latency: 10 us}
-"""
-_DEPLOYMENT = """\
-schema: ep-plan/deployment/1
-model: gpt-oss-20b
-topology: topology.yaml
-traces: [%(trace)s]
-workload: {phase: prefill, tokens_per_gpu: 4096, context_length: 4096}
-communication: {dedup: node}
-solve: {redundant_experts: %(redundant)d, split: {ep: %(ranks)d}}
-"""
-
 
 @dataclass(frozen=True)
 class Figures:
@@ -74,10 +55,9 @@ def _problems(
     folder: Path, trace: Path, nodes: int, redundant: int, fabric: str
 ) -> tuple[Instance, list[LayerProblem]]:
     ranks = 4 * nodes
-    (folder / "topology.yaml").write_text(_TOPOLOGY % {"nodes": nodes, "fabric": fabric}, encoding="utf-8")
-    values = {"trace": trace, "redundant": redundant, "ranks": ranks}
-    (folder / "deployment.yaml").write_text(_DEPLOYMENT % values, encoding="utf-8")
-    instance = from_deployment(load_deployment(folder / "deployment.yaml", Overrides())).instance
+    once = "communication: {dedup: node}\n"
+    case = replace(GPT_OSS, topology=fours_of_h100(nodes, fabric), redundant=redundant, ep=ranks, more=once)
+    instance = from_deployment(load_deployment(case.write(folder, trace), Overrides())).instance
     stage = split_cost(instance, Split(1, ranks, 1, ranks), redundant).stages[0]
     return instance, [LayerProblem(stage.moe, load, stage.slots_R) for load in instance.loads]
 

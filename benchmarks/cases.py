@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
-_FOUR_BY_H100 = """\
+_FOURS_OF_H100 = """\
 schema: ep-plan/topology/1
 gpu: h100-sxm
-nodes: 2
+nodes: %d
 gpus_per_node: 4
 links:
   - {level: node, bandwidth: 450 GB/s, latency: 3 us}
-  - {level: cluster, bandwidth: 50 GB/s, latency: 10 us}
+  - {level: cluster, bandwidth: %s, latency: 10 us}
 """
 
 _DEPLOYMENT = """\
@@ -28,8 +28,8 @@ model: %(model)s
 topology: %(topology)s
 traces: [%(trace)s]
 workload: {phase: prefill, tokens_per_gpu: 4096, context_length: 4096}
-solve: {redundant_experts: %(redundant)d, split: {ep: %(ep)d}}
-"""
+solve: {redundant_experts: %(redundant)d, split: {ep: %(ep)d%(pins)s}}
+%(more)s"""
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,10 @@ class Case:
     topology: str
     redundant: int
     ep: int
+    pins: str = ""
+    """Further degrees, such as `, pp: 1`."""
+    more: str = ""
+    """Further lines of the deployment."""
 
     def write(self, folder: Path, trace: Path) -> Path:
         """A deployment file for a trace; its path."""
@@ -50,15 +54,20 @@ class Case:
         if "\n" in topology:
             (folder / "topology.yaml").write_text(topology, encoding="utf-8")
             topology = "topology.yaml"
-        values = {"model": self.model, "topology": topology, "trace": trace, "redundant": self.redundant, "ep": self.ep}
+        values = {**asdict(self), "topology": topology, "trace": trace}
         path = folder / "deployment.yaml"
         path.write_text(_DEPLOYMENT % values, encoding="utf-8")
         return path
 
 
+def fours_of_h100(nodes: int, fabric: str) -> str:
+    """A topology file: nodes of 4 H100, joined at so much per GPU."""
+    return _FOURS_OF_H100 % (nodes, fabric)
+
+
 DEEPSEEK = Case("DeepSeek-V3", "deepseek-v3", "deepseek_v3_sglang_loads_6.npz", "4 x hgx-h100", 32, 32)
 DEEPSEEK_NO_COPIES = replace(DEEPSEEK, redundant=0)
-GPT_OSS = Case("gpt-oss-20b", "gpt-oss-20b", "gpt_oss_20b_decode_even_layers.npz", _FOUR_BY_H100, 8, 8)
+GPT_OSS = Case("gpt-oss-20b", "gpt-oss-20b", "gpt_oss_20b_decode_even_layers.npz", fours_of_h100(2, "50 GB/s"), 8, 8)
 
 
 def arrays_of(path: Path) -> dict[str, NDArray[Any]]:

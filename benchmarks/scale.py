@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cases import DEEPSEEK, arrays_of
+from benchmarks.cases import DEEPSEEK, Case, arrays_of
 from planner.cost.prepare import from_deployment
 from planner.inputs.deployment import Overrides, load_deployment
 from planner.solve.request import solve_deployment
@@ -33,15 +33,6 @@ Ints = NDArray[np.int64]
 _SPREAD, _KEPT = 0.7, 0.8
 _WINDOW = 1 << 20
 """Expert choices that a window holds in each layer."""
-
-_DEPLOYMENT = """\
-schema: ep-plan/deployment/1
-model: {model}
-topology: {nodes} x hgx-h100
-traces: [trace.npz]
-workload: {{phase: prefill, tokens_per_gpu: 4096, context_length: 4096}}
-solve: {{redundant_experts: {redundant}, split: {{ep: {ranks}, pp: 1, edp: 1}}}}
-"""
 
 
 @dataclass(frozen=True)
@@ -144,8 +135,10 @@ def run(data: Path | None, console: Console) -> None:
             trace = {"counts": _counts(case, data), "layer_ids": np.array(case.layers)}
             trace |= {"num_experts": np.array(case.experts), "topk": np.array(8)}
             np.savez(folder / "trace.npz", allow_pickle=False, **trace)
-            values = {"model": case.model, "nodes": case.nodes, "redundant": case.redundant, "ranks": case.ranks}
-            (folder / "deployment.yaml").write_text(_DEPLOYMENT.format(**values), encoding="utf-8")
+            pins = ", pp: 1, edp: 1"
+            nodes = f"{case.nodes} x hgx-h100"
+            problem = Case(case.name, case.model, "trace.npz", nodes, case.redundant, case.ranks, pins)
+            problem.write(folder, Path("trace.npz"))
             done = subprocess.run(
                 [sys.executable, "-m", "benchmarks.scale", name], capture_output=True, encoding="utf-8", check=True
             )

@@ -104,11 +104,7 @@ def solve(
             raise
         except KeyboardInterrupt:
             solution.stopped_by = "interrupt"
-    rooms = _rooms(solution, solution.best, watch)
-    plan = _booked(instance, solution, solution.best, held_out, inputs, Told(space.limits, rooms))
-    findings = check(plan, instance)
-    assert not findings, "the plan fails its own check:\n" + "\n".join(map(str, findings))
-    return Solved(plan, solution)
+    return Solved(_finished(instance, space, solution, solution.best, held_out, inputs, watch), solution)
 
 
 def booked_placement(
@@ -135,7 +131,20 @@ def booked_placement(
     closed = prediction.step_s - bound_s <= CLOSED * prediction.step_s
     solution = Solution(best, candidates, bound_s, "proof" if closed else "effort", master.effort)
     halves = _held_out(best, master, workers, watch)
-    plan = _booked(instance, solution, best, halves, inputs, Told(space.limits, _rooms(solution, best, watch)))
+    return _finished(instance, space, solution, best, halves, inputs, watch)
+
+
+def _finished(
+    instance: Instance,
+    space: SearchSpace,
+    solution: Solution,
+    best: Best,
+    held_out: HeldOutRecord | None,
+    inputs: PlanInputs,
+    watch: Watch,
+) -> Plan:
+    """The plan, booked and checked."""
+    plan = _booked(instance, solution, best, held_out, inputs, Told(space.limits, _rooms(solution, best, watch)))
     findings = check(plan, instance)
     assert not findings, "the plan fails its own check:\n" + "\n".join(map(str, findings))
     return plan
