@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from planner.cost.prepare import Prepared, from_deployment
-from planner.errors import InfeasibleError, MissingEnvironmentError, UsageError
+from planner.errors import MissingEnvironmentError, UsageError
 from planner.inputs.deployment import Deployment
 from planner.plan.plan import Plan
 from planner.processes import available_cores
-from planner.solve.diagnosis import infeasible
+from planner.solve.diagnosis import Short, in_short, infeasible
 from planner.solve.request import search_space, solve_deployment
+from planner.solve.solver import Solved
 from planner.solve.watch import NoWatch, Watch
 from planner.solve.workers import Workers
 
@@ -36,14 +37,6 @@ class PlanJob:
     """Where the plan would lie: its traces are named relative to it."""
 
 
-@dataclass(frozen=True)
-class Planned:
-    """The plan of a job, or why there is none."""
-
-    plan: Plan | None
-    why_not: InfeasibleError | None = None
-
-
 def job_of(deployment: Deployment, output: Path) -> PlanJob:
     """Read the traces of a deployment."""
     return PlanJob(deployment, from_deployment(deployment), output)
@@ -51,27 +44,31 @@ def job_of(deployment: Deployment, output: Path) -> PlanJob:
 
 def plan_of(job: PlanJob, workers: Workers, watch: Watch) -> Plan:
     """The plan of a deployment, its time limit kept; raises `InfeasibleError` if there is none."""
-    limit_s = job.deployment.file.solve.time_limit
-    workers.deadline = None if limit_s is None else time.monotonic() + limit_s
-    found = solve_deployment(job.deployment, job.prepared, job.output, workers, watch)
+    found = _solved(job, workers, watch)
     if found.plan is None:
         raise infeasible(job.prepared.instance, search_space(job.deployment), found.solution.candidates)
     return found.plan
 
 
-def planned(job: PlanJob) -> Planned:
-    """Plan one deployment on one core; that nothing fits is an answer, too."""
-    try:
-        with Workers(cores=1) as workers:
-            return Planned(plan_of(job, workers, NoWatch()))
-    except InfeasibleError as error:
-        return Planned(None, error)
+def plan_or_why(job: PlanJob) -> Plan | Short:
+    """The plan of a deployment, made on one core; that nothing fits is an answer, too."""
+    with Workers(cores=1) as workers:
+        found = _solved(job, workers, NoWatch())
+    if found.plan is None:
+        return in_short(job.prepared.instance, search_space(job.deployment), found.solution.candidates)
+    return found.plan
 
 
-def plan_all(jobs: Sequence[PlanJob], watch: Watch, dask: str | None = None) -> list[Planned]:
+def _solved(job: PlanJob, workers: Workers, watch: Watch) -> Solved:
+    limit_s = job.deployment.file.solve.time_limit
+    workers.deadline = None if limit_s is None else time.monotonic() + limit_s
+    return solve_deployment(job.deployment, job.prepared, job.output, workers, watch)
+
+
+def plan_all(jobs: Sequence[PlanJob], watch: Watch, dask: str | None = None) -> list[Plan | Short]:
     """Plan all jobs; answers in their order; arguments and errors as of `run_all`."""
     watch.begin("planning", len(jobs))
-    return run_all(planned, jobs, watch, dask)
+    return run_all(plan_or_why, jobs, watch, dask)
 
 
 def run_all(

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from planner.capacity.figures import Figures, figures_of
-from planner.capacity.jobs import job_of, plan_of, run_all
-from planner.errors import InfeasibleError, InputError, Place, UsageError
+from planner.capacity.jobs import job_of, plan_or_why, run_all
+from planner.errors import InputError, Place, UsageError
 from planner.inputs.deployment import Deployment
 from planner.inputs.edits import on_machine, with_tokens
 from planner.inputs.named_files import Named, existing_file
@@ -22,8 +22,8 @@ from planner.inputs.topology import Topology, links_within, load_topology, resol
 from planner.inputs.topology_file import TopologyFile
 from planner.inputs.units import format_count, format_seconds
 from planner.plan.plan import Plan
-from planner.solve.watch import NoWatch, Watch
-from planner.solve.workers import Workers
+from planner.solve.diagnosis import Short
+from planner.solve.watch import Watch
 
 _MOST_TOKENS = 1 << 20
 """Per GPU: larger batches are not looked for."""
@@ -268,23 +268,15 @@ def _too_slow(point: Point, wanted: Wanted) -> bool:
 def _planned(job: SizeJob, machine: Deployment, tokens: int) -> tuple[Point, Plan | None]:
     gpus, name = machine.topology.num_gpus, job.kind.name
     asked = with_tokens(machine, max(1, tokens))
-    try:
-        with Workers(cores=1) as workers:
-            plan = plan_of(job_of(asked, asked.path), workers, NoWatch())
-    except InfeasibleError as error:
-        return Point(name, job.nodes, gpus, tokens, None, None, does=False, why_not=_nearest(error)), None
+    plan = plan_or_why(job_of(asked, asked.path))
+    if isinstance(plan, Short):
+        why = f"{plan.message}; the nearest {plan.nearest}" if plan.nearest else plan.message
+        return Point(name, job.nodes, gpus, tokens, None, None, does=False, why_not=why), None
     figures = figures_of(plan)
     time_s = figures.step_s if figures.time_per_output_token_s is None else figures.time_per_output_token_s
     point = Point(name, job.nodes, gpus, asked.workload.tokens_per_gpu, figures, time_s, does=False)
     why = "; ".join(_missed(point, job.wanted, plan))
     return replace(point, does=not why, why_not=why), plan
-
-
-def _nearest(error: InfeasibleError) -> str:
-    """Why nothing fits: the first rule that the split nearest to fitting breaks."""
-    problem = error.problems[0]
-    nearest = next((line.partition("✗")[2].strip() for line in problem.hint.splitlines() if "✗" in line), "")
-    return f"{problem.message}; the nearest {nearest}" if nearest else problem.message
 
 
 def _missed(point: Point, wanted: Wanted, plan: Plan) -> Iterator[str]:

@@ -10,11 +10,13 @@ from typing import Any, Final
 
 from planner.capacity.case import Case
 from planner.capacity.figures import Figures, figures_of
-from planner.capacity.jobs import PlanJob, Planned, job_of, plan_all
+from planner.capacity.jobs import PlanJob, job_of, plan_all
 from planner.capacity.redundancy import Copies
 from planner.errors import UsageError
 from planner.inputs.edits import Setting, edited, parse_path
 from planner.inputs.strict_yaml import Key, key_text, parse_yaml
+from planner.plan.plan import Plan
+from planner.solve.diagnosis import Short
 from planner.solve.watch import Watch
 
 MOST_POINTS: Final = 400
@@ -101,11 +103,8 @@ def sweep(
     return Sweep(tuple(axes), tuple(_point(values, answer) for values, answer in answers))
 
 
-def _point(values: tuple[Any, ...], answer: Planned) -> Point:
-    if answer.plan is None:
-        assert answer.why_not is not None, "no plan has a reason"
-        return Point(values, None, answer.why_not.problems[0].message)
-    return Point(values, figures_of(answer.plan))
+def _point(values: tuple[Any, ...], answer: Plan | Short) -> Point:
+    return Point(values, None, answer.message) if isinstance(answer, Short) else Point(values, figures_of(answer))
 
 
 def _job(

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import Any
 
 from planner.cost.instance import Instance
-from planner.errors import InfeasibleError, Problem
+from planner.errors import InfeasibleError
 from planner.inputs.deployment import load_kernel
 from planner.inputs.gpu import Gpu
 from planner.inputs.kernels import KernelLimits
@@ -30,20 +30,44 @@ _SHOWN = 8
 _MOST_NODES = 16
 
 
+@dataclass(frozen=True)
+class Short:
+    """Why no split can run, in a line."""
+
+    message: str
+    nearest: str
+    """The first rule that the split nearest to fitting breaks; empty if there is no split at all."""
+
+
+def in_short(instance: Instance, space: SearchSpace, candidates: list[Candidate]) -> Short:
+    """Why no split can run, for those who look at many machines: no table, and no repairs are tried."""
+    if not candidates:
+        return Short(_none_message(instance, space), "")
+    nearest = sorted(candidates, key=_distance)
+    return Short(_message(instance, _rows(nearest)), nearest[0].reasons[0].detail)
+
+
 def infeasible(instance: Instance, space: SearchSpace, candidates: list[Candidate]) -> InfeasibleError:
     """The error that explains why no split can run."""
-    gpus = instance.topology.num_gpus
-    plural = "s" if gpus > 1 else ""
     if not candidates:
         return _no_split(instance, space)
     nearest = sorted(candidates, key=_distance)
     rows = _rows(nearest)
-    error = InfeasibleError(f"no split of {gpus} GPU{plural} fits ({len(rows)} tried)")
     lines = [*_table(rows), *_arithmetic(instance, nearest[0])]
     lines += [f"try: {repair}" for repair in repairs(instance, space, candidates)]
-    error.problems = (Problem(str(error.problems[0].message), None, "\n".join(lines)),)
+    error = InfeasibleError(_message(instance, rows), hint="\n".join(lines))
     error.data = {"candidates": [_as_data(candidate) for candidate in nearest]}
     return error
+
+
+def _message(instance: Instance, rows: dict[str, tuple[Verdict, ...]]) -> str:
+    gpus = instance.topology.num_gpus
+    return f"no split of {gpus} GPU{'s' if gpus > 1 else ''} fits ({len(rows)} tried)"
+
+
+def _none_message(instance: Instance, space: SearchSpace) -> str:
+    pins = ", ".join(f"{name}={value}" for name, value in space.pins.items())
+    return f"no split of {instance.topology.num_gpus} GPUs has {pins}"
 
 
 def _as_data(candidate: Candidate) -> dict[str, Any]:
@@ -56,9 +80,6 @@ def _as_data(candidate: Candidate) -> dict[str, Any]:
 
 
 def _no_split(instance: Instance, space: SearchSpace) -> InfeasibleError:
-    pins = ", ".join(f"{name}={value}" for name, value in space.pins.items())
-    gpus = instance.topology.num_gpus
-    message = f"no split of {gpus} GPUs has {pins}"
     hint = "per stage tp x dp = etp x ep x edp = GPUs / pp, so every degree must divide it"
     for name, value in space.pins.items():
         others = {other: degree for other, degree in space.pins.items() if other != name}
@@ -67,7 +88,7 @@ def _no_split(instance: Instance, space: SearchSpace) -> InfeasibleError:
             hint += f"\ntry: instead of {name}={value}, one of {', '.join(map(str, values[:_SHOWN]))}"
     if "try" not in hint:
         hint += f"\ntry: without {' or '.join(space.pins)}"
-    return InfeasibleError(message, hint=hint)
+    return InfeasibleError(_none_message(instance, space), hint=hint)
 
 
 def _distance(candidate: Candidate) -> tuple[int, int, tuple[int, ...]]:

@@ -61,12 +61,6 @@ class Moved:
     expert_P: Ints
 
 
-def moves_between(problem: LayerProblem, before_P: Ints, after_P: Ints) -> int:
-    """Experts that ranks hold in one placement and did not in another."""
-    before, after = (Held.of(problem, placed_P).member_ER for placed_P in (before_P, after_P))
-    return int((after & ~before).sum())
-
-
 def few_moves(job: MoveJob) -> tuple[Moved, ...]:
     """Ever faster placements with ever more moves; the first is the one in force. Deterministic."""
     problem, now_s = job.problem, job.problem.seconds(job.before_P)

@@ -12,13 +12,20 @@ from planner.capacity.migration import migration
 from planner.cost.step import split_cost
 from planner.plan.placement import Placement, linear, slots_of_ranks
 from planner.plan.split import Split
-from planner.solve.moves import Moved, MoveJob, few_moves, moves_between, spread
+from planner.solve.held import Held
+from planner.solve.moves import Moved, MoveJob, few_moves, spread
 from planner.solve.problem import LayerProblem, plain_load_problem
 from planner.solve.relabel import relabelled
 from tests import building
 
 Ints = NDArray[np.int64]
 EXPERTS, RANKS = 5, 3
+
+
+def moves_between(problem: LayerProblem, before_P: Ints, after_P: Ints) -> int:
+    """Experts that ranks hold in one placement and did not in another."""
+    before, after = (Held.of(problem, placed_P).member_ER for placed_P in (before_P, after_P))
+    return int((after & ~before).sum())
 
 
 def small(seed: int) -> tuple[LayerProblem, Ints]:
