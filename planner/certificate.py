@@ -18,6 +18,7 @@ from planner.cost.instance import Instance
 from planner.cost.step import SplitCost
 from planner.held_out import held_out
 from planner.plan.finding import CLOSE, Finding, differences, equal
+from planner.plan.objective import objective_s
 from planner.plan.plan import CandidateRecord, Plan
 from planner.plan.split import Split
 from planner.rules import Limits, verdicts
@@ -53,8 +54,9 @@ def certificate(plan: Plan, instance: Instance, space: SearchSpace, cost: SplitC
 
 def _solver(plan: Plan) -> Iterator[Finding]:
     record, wanted = plan.solver, plan.inputs.search.gap
-    if not equal(record.objective_s, plan.predicted.step_s):
-        detail = f"objective_s {record.objective_s!r} is not the predicted step_s {plan.predicted.step_s!r}"
+    if not equal(record.objective_s, again := objective_s(plan.predicted, plan.inputs.search.risk)):
+        what = "step_s" if plan.inputs.search.risk is None else "mean of its slowest windows"
+        detail = f"objective_s {record.objective_s!r} is not the predicted {what} {again!r}"
         yield Finding("solver.objective_s", detail)
     if record.bound_s > record.objective_s * (1 + CLOSE):
         yield Finding("solver.bound_s", f"{record.bound_s!r} is above the objective {record.objective_s!r}")
@@ -118,7 +120,7 @@ def _chosen(plan: Plan, key: str, record: CandidateRecord) -> Iterator[Finding]:
     if record.split != plan.split:
         yield Finding("candidates", "the chosen candidate is not the plan's split")
     yield from differences(f"{key}.redundant_experts", record.redundant_experts, plan.placement.redundant_experts)
-    yield from differences(f"{key}.step_s", record.step_s, plan.predicted.step_s)
+    yield from differences(f"{key}.step_s", record.step_s, plan.solver.objective_s)
 
 
 def _candidates(plan: Plan, instance: Instance, space: SearchSpace) -> Iterator[Finding]:
@@ -134,7 +136,7 @@ def _candidates(plan: Plan, instance: Instance, space: SearchSpace) -> Iterator[
             yield Finding(f"{name}.split", f"{key[0]} with {key[1]} copies was not to be looked at")
         else:
             yield from _ruled(plan, name, record, grid[key], space.limits)
-            yield from _outcome(name, record, plan.predicted.step_s)
+            yield from _outcome(name, record, plan.solver.objective_s)
         seen.add(key)
     missing = [key for key in grid if key not in seen]
     left_out = sum(not grid[key].is_feasible for key in missing)

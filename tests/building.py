@@ -227,7 +227,7 @@ def keeping_groups(of: SearchSpace) -> SearchSpace:
     return replace(of, limits=replace(of.limits, keep_groups=True))
 
 
-def inputs_of(made: Instance, of: SearchSpace, gap: float = 0.01) -> PlanInputs:
+def inputs_of(made: Instance, of: SearchSpace, gap: float = 0.01, risk: float | None = None) -> PlanInputs:
     """What a plan of this instance and space says about its inputs (no trace files)."""
     redundant: int | Literal["auto"] = "auto" if of.redundant_experts is None else of.redundant_experts
     return PlanInputs(
@@ -242,7 +242,7 @@ def inputs_of(made: Instance, of: SearchSpace, gap: float = 0.01) -> PlanInputs:
         rules=of.limits.rules,
         keep_groups="node" if of.limits.keep_groups else None,
         target="checkpoint" if of.limits.for_checkpoint else None,
-        search=SearchRecord(pins=of.pins, redundant_experts=redundant, gap=gap, seed=0),
+        search=SearchRecord(pins=of.pins, redundant_experts=redundant, gap=gap, seed=0, risk=risk),
         traces=(),
         traced_layer_ids=made.traced_layer_ids if made.windows is not None else (),
         windows=windows_of(made),

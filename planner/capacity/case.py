@@ -108,6 +108,7 @@ def _file(
             "target": inputs.target,
             "gap": search.gap,
             "seed": search.seed,
+            "risk": search.risk,
         }
     )
     return made.model_copy(update={"memory_share": share, "solve": solve})

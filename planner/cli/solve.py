@@ -33,6 +33,7 @@ from planner.cli.options import (
 @click.option("--target", type=click.Choice(["checkpoint"]), help="Only what permuting a checkpoint realises.")
 @click.option("--time-limit", type=Quantity("time"), help='Stop after this long, e.g. "60 s".')
 @click.option("--gap", type=Quantity("fraction"), help='Stop when this close to the bound, e.g. "1%".')
+@click.option("--risk", type=Quantity("fraction"), help='Minimise the mean of the slowest windows, e.g. "10%" of them.')
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Seed of the solver.")
 @json_option
 @verbosity
@@ -96,6 +97,7 @@ def _overrides(given: dict[str, Any]) -> Any:
         redundant_experts=given["redundant_experts"],
         time_limit_s=given["time_limit"],
         gap=given["gap"],
+        risk=given["risk"],
         seed=given["seed"],
         target=given["target"],
     )

@@ -103,6 +103,9 @@ class SolveSection(Frozen):
     """Stop after this long; the plan is then not reproducible."""
     gap: Percentage = 0.01
     """Stop when (objective - bound) / objective is at most this."""
+    risk: Share | None = None
+    """Minimise the mean step of the slowest windows, this part of them (conditional value at risk); left out: the
+    mean over all windows."""
     seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
     """Seed of the integer program."""
 
@@ -162,6 +165,7 @@ class Overrides:
     redundant_experts: int | Literal["auto"] | None = None
     time_limit_s: float | None = None
     gap: float | None = None
+    risk: float | None = None
     seed: int | None = None
     target: Literal["checkpoint"] | None = None
 
@@ -324,6 +328,7 @@ def _overridden(file: DeploymentFile, given: Overrides) -> DeploymentFile:
         "redundant_experts": given.redundant_experts,
         "time_limit": given.time_limit_s,
         "gap": given.gap,
+        "risk": given.risk,
         "seed": given.seed,
         "target": given.target,
     }

@@ -179,9 +179,9 @@ class ProgressRecord(Frozen):
     effort: Number
     """Deterministic effort spent until then."""
     objective_s: Number
-    """Step time of the best plan found until then."""
+    """Objective of the best plan found until then."""
     bound_s: Number
-    """Until then no plan over all candidates was known to be faster."""
+    """Until then no plan over all candidates was known to have a smaller one."""
 
 
 class SolverRecord(Sparse):
@@ -192,9 +192,9 @@ class SolverRecord(Sparse):
     status: Literal["optimal", "feasible"]
     """optimal: the gap is at most 1e-6."""
     objective_s: Number
-    """The plan's step time."""
+    """What was minimised: the plan's step time, with `risk` the mean step of its slowest windows."""
     bound_s: Number
-    """No plan over all candidates is faster."""
+    """No plan over all candidates has a smaller objective."""
     gap: Number
     """(objective - bound) / objective."""
     effort: Number
@@ -252,9 +252,9 @@ class CandidateRecord(Sparse):
     outcome: Literal["chosen", "priced", "bounded", "rejected"]
     """chosen; priced: a plan was found; bounded: only its bound is known; rejected."""
     bound_s: float | None = None
-    """No plan with this split is faster."""
+    """No plan with this split has a smaller objective."""
     step_s: float | None = None
-    """Step time of the best plan found with it."""
+    """Objective of the best plan found with it: its step time, with `risk` the mean of its slowest windows."""
     free_bytes: int | None = None
     """Memory left on the fullest GPU under the cuts that need least; negative if over."""
     spare_kv_tokens: int | None = None
@@ -294,8 +294,10 @@ class TraceRecord(Frozen):
     """Of the file."""
 
 
-class SearchRecord(Frozen):
+class SearchRecord(Sparse):
     """What was looked for, and when to stop."""
+
+    optional_keys: ClassVar[frozenset[str]] = frozenset({"risk"})
 
     pins: dict[str, Positive]
     """Degrees that were given; the others were chosen."""
@@ -305,6 +307,8 @@ class SearchRecord(Frozen):
     """Stop when (objective - bound) / objective is at most this."""
     seed: Whole
     """Seed of the integer program."""
+    risk: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Part of the windows, the slowest, whose mean step is minimised; left out: the step time."""
 
 
 class PlanInputs(Frozen):

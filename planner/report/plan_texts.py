@@ -65,6 +65,9 @@ def _plan_rows(plan: Plan) -> Iterator[str]:
     per_gpu = format_count(predicted.tokens_per_s / plan.inputs.gpus)
     step = format_seconds(predicted.step_s)
     yield f"{step} per step, {format_count(predicted.tokens_per_s)} tokens/s, {per_gpu} per GPU"
+    if plan.inputs.search.risk is not None:
+        part, slowest = format_percent(plan.inputs.search.risk, 0), format_seconds(plan.solver.objective_s)
+        yield f"{slowest} on average over the slowest {part} of windows, which was minimised"
     if plan.inputs.workload.draft_tokens and predicted.time_per_output_token_s is not None:
         yield f"{format_seconds(predicted.time_per_output_token_s)} per output token, drafts accepted"
     copies = f" + {placement.redundant_experts} copies" if placement.redundant_experts else ""
@@ -83,9 +86,13 @@ def proof(plan: Plan) -> str:
     """How good the plan provably is."""
     solver, looked = plan.solver, _looked_at(plan)
     if solver.status == "optimal":
-        return f"optimal: no plan over {looked} is faster in this cost model"
+        return f"optimal: no plan over {looked} is faster{_where(plan)} in this cost model"
     gap, bound = format_percent(solver.gap, 2), format_seconds(solver.bound_s)
-    return f"within {gap} of the best possible: bound {bound} over {looked} ({STOPS[solver.stopped_by]})"
+    return f"within {gap} of the best possible{_where(plan)}: bound {bound} over {looked} ({STOPS[solver.stopped_by]})"
+
+
+def _where(plan: Plan) -> str:
+    return "" if plan.inputs.search.risk is None else " in the slowest windows"
 
 
 def _looked_at(plan: Plan) -> str:

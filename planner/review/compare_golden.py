@@ -12,6 +12,7 @@ from planner import __version__
 from planner.inputs.deployment import Deployment
 from planner.inputs.units import format_percent, format_seconds
 from planner.plan.finding import CLOSE, Finding
+from planner.plan.objective import objective_s
 from planner.plan.plan import Plan
 from planner.plan.plan_file import plan_text
 from planner.review.golden import Golden
@@ -87,12 +88,13 @@ def _judged(compared: Compared, golden: Golden, plan: Plan, deployment: Deployme
     if compared.findings:
         return replace(compared, status="regression", to_do=_to_do(compared, golden, update))
     reached = golden.today.predicted
-    if reached is not None and plan.solver.objective_s < reached.step_s * (1 - NOISE):
-        better = format_percent(1 - plan.solver.objective_s / reached.step_s, 2)
+    reached_s = None if reached is None else objective_s(reached, plan.inputs.search.risk)
+    if reached_s is not None and plan.solver.objective_s < reached_s * (1 - NOISE):
+        better = format_percent(1 - plan.solver.objective_s / reached_s, 2)
         note = f"{better} faster than the golden plan"
         return replace(compared, status="better", notes=(note, *compared.notes), to_do=f"to keep it: {update}")
     if compared.rows or compared.causes:
-        slower = plan.solver.objective_s / reached.step_s - 1 if reached else 0.0
+        slower = plan.solver.objective_s / reached_s - 1 if reached_s else 0.0
         notes = compared.notes
         if slower > _SHOWN_SLOWER:
             within = "the gap asked for" if slower > NOISE else "what counts as noise"
@@ -209,13 +211,14 @@ def _slower(golden: Golden, plan: Plan) -> Iterator[str]:
     if reached is None or golden.today.findings:
         return
     found_s, solver = plan.solver.objective_s, plan.solver
-    slower = found_s / reached.step_s - 1
+    reached_s = objective_s(reached, plan.inputs.search.risk)
+    slower = found_s / reached_s - 1
     if slower <= NOISE or solver.gap <= plan.inputs.search.gap:
         return
     stopped = {"time_limit": " (the time limit stopped it)", "interrupt": " (it was interrupted)"}
     yield (
         f"the search found a worse plan{stopped.get(solver.stopped_by, '')}: {format_seconds(found_s)} per step, "
-        f"the golden plan reaches {format_seconds(reached.step_s)} today ({100 * slower:+.2f} %)"
+        f"the golden plan reaches {format_seconds(reached_s)} today ({100 * slower:+.2f} %)"
     )
 
 
@@ -225,12 +228,20 @@ def _bounds(golden: Golden, plan: Plan, with_effect: bool) -> Iterator[str]:
     if booked is None or golden.stale or golden.today.findings:
         return
     report = "a bound is wrong: please report it with both files"
-    if not with_effect and plan.solver.objective_s < booked.solver.bound_s * (1 - CLOSE):
+    same = not with_effect and _question(booked) == _question(plan)
+    if same and plan.solver.objective_s < booked.solver.bound_s * (1 - CLOSE):
         beaten, found = format_seconds(booked.solver.bound_s, 6), format_seconds(plan.solver.objective_s, 6)
         yield f"the plan found ({found}) beats the bound proved for the golden plan ({beaten}); {report}"
-    if reached is not None and reached.step_s < plan.solver.bound_s * (1 - CLOSE):
-        bound, beats = format_seconds(plan.solver.bound_s, 6), format_seconds(reached.step_s, 6)
+    reached_s = None if reached is None else objective_s(reached, plan.inputs.search.risk)
+    if reached_s is not None and reached_s < plan.solver.bound_s * (1 - CLOSE):
+        bound, beats = format_seconds(plan.solver.bound_s, 6), format_seconds(reached_s, 6)
         yield f"the golden plan ({beats}) beats the bound proved today ({bound}); {report}"
+
+
+def _question(plan: Plan) -> tuple[object, ...]:
+    """Which plans were looked at, and what was minimised."""
+    inputs, search = plan.inputs, plan.inputs.search
+    return inputs.rules, inputs.keep_groups, inputs.target, search.pins, search.redundant_experts, search.risk
 
 
 def _steps(golden: Golden, plan: Plan) -> Iterator[str]:

@@ -34,7 +34,7 @@ class Candidate(RuledSplit):
     bound_s: float = 0.0
     """No plan with this split is faster."""
     step_s: float | None = None
-    """Of the best plan found with this split."""
+    """What the best plan found with this split minimises: its step time, or the mean of its slowest windows."""
     cuts: tuple[range, ...] = ()
     layer_bound: dict[tuple[bytes, ...], Floats] = field(default_factory=dict)
     """Proved seconds of each traced layer, by kind of stage."""
@@ -100,7 +100,8 @@ class Bounder:
             seconds_L = stage.fixed_L.copy()
             seconds_L[self._traced_L] += traced_M[self._rows]
             if len(self._untraced_L):
-                seconds_L[self._untraced_L] += np.mean([t.total_S.mean() for t in cost.linear_times(stage)])
+                times = replace(cost, instance=self.instance).linear_times(stage)
+                seconds_L[self._untraced_L] += np.mean([t.total_S.mean() for t in times])
             layer_s.append(seconds_L)
         last = len(cost.stages) - 1
         return replace(
@@ -122,12 +123,13 @@ class Bounder:
 
 
 def bounded(candidate: Candidate, bounder: Bounder) -> Candidate:
-    """Give a feasible candidate its first bound and cuts."""
+    """Give a feasible candidate cuts and a bound; one that it has already is not lowered."""
     cost = candidate.cost
     rough = [bounder.rough_layers(cost, stage) for stage in cost.stages]
     found = bounder.step_bound(candidate, rough)
     assert found is not None, "cuts that fit were found before"
-    candidate.bound_s, best = found
+    bound_s, best = found
+    candidate.bound_s = max(candidate.bound_s, bound_s)
     candidate.cuts = best.cuts
     candidate.layer_bound = {stage.kind: bound.copy() for stage, bound in zip(cost.stages, rough, strict=True)}
     return candidate

@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 from planner.cost.instance import Instance, LayerLoad
 from planner.cost.step import Prediction, StageCost, predict, stage_of_layers
 from planner.errors import NoPlanFoundError
+from planner.plan.objective import objective_of
 from planner.plan.placement import Placement, widened
 from planner.rules.cuts import best_cuts
 from planner.rules.grid import SearchSpace
-from planner.solve.candidates import Bounder, Candidate, all_candidates, count_candidates
+from planner.solve.candidates import Bounder, Candidate, all_candidates, bounded, count_candidates
+from planner.solve.focus import Focus
 from planner.solve.place import LayerJob, LayerResult, has_program, linear_start
 from planner.solve.problem import CLOSED, LayerProblem, layer_problem
 from planner.solve.watch import GaveUpError, NoWatch, Watch
@@ -45,11 +47,13 @@ DEFAULT_EFFORT = 60.0
 
 @dataclass(frozen=True)
 class Options:
-    """When to stop."""
+    """What to minimise, and when to stop."""
 
     gap: float = 0.01
     effort: float = DEFAULT_EFFORT
     seed: int = 0
+    risk: float | None = None
+    """Minimise the mean over this part of the windows, the slowest; None: over all."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Best:
     cuts: tuple[range, ...]
     placement: Placement
     prediction: Prediction
+    objective_s: float
+    """What is minimised."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +119,11 @@ class Master:
     ) -> None:
         self.instance, self.space, self.options = instance, space, options
         self.workers, self.watch = workers, watch or NoWatch()
+        self.focus = Focus(instance, options.risk)
         self.bounder = Bounder(instance)
         self.best: Best | None = None
+        self._latest: Best | None = None
+        """The plan offered last."""
         self.effort = 0.0
         self._history: list[Progress] = []
         self._first_effort: float | None = None
@@ -130,14 +139,16 @@ class Master:
             KeyboardInterrupt: Ctrl-C before there was a plan, or for the second time.
         """
         candidates = self.bounded()
-        works = [_Work(candidate) for candidate in candidates if candidate.is_feasible]
-        if not works:
+        alive = [candidate for candidate in candidates if candidate.is_feasible]
+        if not alive:
             return Solution(None, candidates, 0.0, "proof", self.effort)
         stopped: StoppedBy
         try:
             with self.watch.stoppable():
-                self._linear(works[0])
-                stopped = self._search(works)
+                self._linear(alive[0])
+                stopped = self._search(alive)
+                while not self._is_enough(stopped) and self._narrowed(alive):
+                    stopped = self._search(alive)
         except TimeIsUpError:
             stopped = "time_limit"
         except GaveUpError:
@@ -146,10 +157,10 @@ class Master:
             if self.best is None:
                 raise
             stopped = "interrupt"
-        bound = min(work.candidate.bound_s for work in works)
+        bound = min(candidate.bound_s for candidate in alive)
         if self.best is not None:
-            bound = min(bound, self.best.prediction.step_s)
-            if self.best.prediction.step_s - bound <= CLOSED * self.best.prediction.step_s:
+            bound = min(bound, self.best.objective_s)
+            if self.best.objective_s - bound <= CLOSED * self.best.objective_s:
                 stopped = "proof"
             self._note(bound)
         return Solution(self.best, candidates, bound, stopped, self.effort, tuple(self._history))
@@ -179,10 +190,30 @@ class Master:
 
     # --- the loop ---------------------------------------------------------------------------------
 
-    def _search(self, works: list[_Work]) -> StoppedBy:
+    def _is_enough(self, stopped: StoppedBy) -> bool:
+        """Proved, or close enough after a look at the slowest windows by themselves."""
+        return stopped == "proof" or (stopped == "gap" and self.focus.is_narrow)
+
+    def _narrowed(self, alive: list[Candidate]) -> bool:
+        """Whether there are windows that the search should look at by themselves; if so bounds are for these, too."""
+        assert self.best is not None
+        assert self._latest is not None
+        if not self.focus.narrow(self.best.prediction.step_S, self._latest.prediction.step_S):
+            return False
+        self.bounder, self._first_effort = Bounder(self.focus.instance), None
+        self.watch.begin("bounding splits on the slowest windows", len(alive))
+        for candidate in alive:
+            if self.workers.time_is_up():
+                raise TimeIsUpError
+            bounded(candidate, self.bounder)
+            self.watch.advance()
+        return True
+
+    def _search(self, alive: list[Candidate]) -> StoppedBy:
+        works = [_Work(candidate) for candidate in alive]
         while True:
             assert self.best is not None
-            best_s = self.best.prediction.step_s
+            best_s = self.best.objective_s
             bound = min(work.candidate.bound_s for work in works)
             self.watch.status(best_s, bound)
             self._note(bound)
@@ -199,7 +230,7 @@ class Master:
     def _note(self, bound_s: float) -> None:
         """Keep best plan and bound, if they are not those noted last."""
         assert self.best is not None
-        best_s = self.best.prediction.step_s
+        best_s = self.best.objective_s
         now = Progress(self.effort, best_s, min(bound_s, best_s))
         last = self._history[-1] if self._history else None
         if last is None or (last.best_s, last.bound_s) != (now.best_s, now.bound_s):
@@ -212,7 +243,7 @@ class Master:
             work.level = 1
             self._reprice_known(work)
             estimate = self._sampled(work)
-            if estimate > _HOPELESS * self.best.prediction.step_s and work.candidate is not self.best.candidate:
+            if estimate > _HOPELESS * self.best.objective_s and work.candidate is not self.best.candidate:
                 work.postponed = True
             return
         if work.level == 1:
@@ -248,7 +279,7 @@ class Master:
         waiting = [
             same
             for same in self._distinct(open_keys)
-            if has_program(self.problem(stage_of[same[0][0]], self.instance.loads[same[0][1]]))
+            if has_program(self.problem(stage_of[same[0][0]], self.focus.instance.loads[same[0][1]]))
         ]
         while waiting:
             left = self._left()
@@ -260,11 +291,11 @@ class Master:
             batch, waiting = waiting[:size], waiting[size:]
             self._place(work, [key for same in batch for key in same], exact)
 
-    def _linear(self, work: _Work) -> None:
+    def _linear(self, candidate: Candidate) -> None:
         """A first plan at once: the engines' own layout."""
-        cost = work.candidate.cost
+        cost = candidate.cost
         layouts = {stage.kind: self._start(stage) for stage in cost.stages}
-        self._offer(work.candidate, {(key, row): layouts[key] for key in layouts for row in self._row.values()})
+        self._offer(candidate, {(key, row): layouts[key] for key in layouts for row in self._row.values()})
 
     def _start(self, stage: StageCost) -> Ints:
         """The linear layout, or what comes nearest to it where groups stay together."""
@@ -298,7 +329,7 @@ class Master:
         unique = self._distinct(open_keys)
         jobs = [
             LayerJob(
-                self.problem(stage_of[same[0][0]], self.instance.loads[same[0][1]]),
+                self.problem(stage_of[same[0][0]], self.focus.instance.loads[same[0][1]]),
                 exact_effort,
                 self.options.seed,
                 self.options.gap,
@@ -321,7 +352,7 @@ class Master:
         """Layers that are one problem: those without a trace share one load and are placed once."""
         unique: dict[tuple[tuple[bytes, ...], int], list[Key]] = {}
         for key in keys:
-            unique.setdefault((key[0], id(self.instance.loads[key[1]])), []).append(key)
+            unique.setdefault((key[0], id(self.focus.instance.loads[key[1]])), []).append(key)
         return list(unique.values())
 
     def _sampled(self, work: _Work) -> float:
@@ -361,11 +392,13 @@ class Master:
         cuts = self._recut(candidate, expert_P)
         placement = self._placement(candidate, cuts, expert_P)
         prediction = predict(cost, cuts, placement)
-        if candidate.step_s is None or prediction.step_s < candidate.step_s:
-            candidate.step_s = prediction.step_s
-        if self.best is None or _better(prediction, candidate, self.best):
-            self.best = Best(candidate, cuts, placement, prediction)
-        self.watch.status(self.best.prediction.step_s, 0.0)
+        found_s = objective_of(prediction.step_s, prediction.step_S, self.options.risk)
+        if candidate.step_s is None or found_s < candidate.step_s:
+            candidate.step_s = found_s
+        found = self._latest = Best(candidate, cuts, placement, prediction, found_s)
+        if self.best is None or _better(found, self.best):
+            self.best = found
+        self.watch.status(self.best.objective_s, 0.0)
 
     def _recut(self, candidate: Candidate, expert_P: dict[Key, Ints]) -> tuple[range, ...]:
         cost = candidate.cost
@@ -375,7 +408,10 @@ class Master:
         kind = next(iter(kinds))
         stage = cost.stages[0]
         seconds_M = np.array(
-            [self.problem(stage, load).seconds(expert_P[kind, row]) for row, load in enumerate(self.instance.loads)]
+            [
+                self.problem(stage, load).seconds(expert_P[kind, row])
+                for row, load in enumerate(self.focus.instance.loads)
+            ]
         )
         best = best_cuts(self.bounder.limits(candidate, [seconds_M] * len(cost.stages)))
         return best.cuts if best is not None else candidate.cuts
@@ -392,15 +428,15 @@ class Master:
         return Placement(layer_ids, cost.slots_per_rank, np.stack(rows))
 
 
-def _better(prediction: Prediction, candidate: Candidate, best: Best) -> bool:
+def _better(found: Best, best: Best) -> bool:
     """Faster; where time does not tell plans apart, better balanced, less traffic, the simpler split."""
-    faster = prediction.step_s - best.prediction.step_s
-    if abs(faster) > CLOSED * best.prediction.step_s:
+    faster, tie_s = found.objective_s - best.objective_s, CLOSED * best.objective_s
+    if abs(faster) > tie_s:
         return faster < 0
-    mine, theirs = prediction.balancedness or 0.0, best.prediction.balancedness or 0.0
+    mine, theirs = found.prediction.balancedness or 0.0, best.prediction.balancedness or 0.0
     if abs(mine - theirs) > CLOSED:
         return mine > theirs
-    traffic = prediction.traffic_s - best.prediction.traffic_s
-    if abs(traffic) > CLOSED * best.prediction.step_s:
+    traffic = found.prediction.traffic_s - best.prediction.traffic_s
+    if abs(traffic) > tie_s:
         return traffic < 0
-    return faster < 0 or (faster == 0 and candidate.order < best.candidate.order)
+    return faster < 0 or (faster == 0 and found.candidate.order < best.candidate.order)

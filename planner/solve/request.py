@@ -43,9 +43,9 @@ def search_space(deployment: Deployment) -> SearchSpace:
 
 
 def options_of(deployment: Deployment) -> Options:
-    """When to stop."""
+    """What to minimise, and when to stop."""
     section = deployment.file.solve
-    return Options(gap=section.gap, seed=section.seed)
+    return Options(gap=section.gap, seed=section.seed, risk=section.risk)
 
 
 def plan_inputs(deployment: Deployment, prepared: Prepared, output: Path) -> PlanInputs:
@@ -69,6 +69,7 @@ def plan_inputs(deployment: Deployment, prepared: Prepared, output: Path) -> Pla
             redundant_experts=section.redundant_experts,
             gap=section.gap,
             seed=section.seed,
+            risk=section.risk,
         ),
         traces=trace_records(deployment.trace_paths, prepared.hashes, output),
         traced_layer_ids=instance.traced_layer_ids if instance.windows is not None else (),

@@ -17,6 +17,7 @@ from planner.cost.instance import Instance
 from planner.cost.notes import notes
 from planner.cost.step import Cuts, predict
 from planner.held_out import held_out
+from planner.plan.objective import objective_of
 from planner.plan.placement import Placement
 from planner.plan.plan import (
     CandidateRecord,
@@ -125,10 +126,10 @@ def booked_placement(
     candidates = master.bounded()
     mine = next(one for one in candidates if one.is_feasible and given.is_of(one))
     prediction = predict(mine.cost, given.cuts, given.placement)
-    mine.step_s = prediction.step_s
-    bound_s = min(prediction.step_s, *(one.bound_s for one in candidates if one.is_feasible))
-    best = Best(mine, given.cuts, given.placement, prediction)
-    closed = prediction.step_s - bound_s <= CLOSED * prediction.step_s
+    reached_s = mine.step_s = objective_of(prediction.step_s, prediction.step_S, options.risk)
+    bound_s = min(reached_s, *(one.bound_s for one in candidates if one.is_feasible))
+    best = Best(mine, given.cuts, given.placement, prediction, reached_s)
+    closed = reached_s - bound_s <= CLOSED * reached_s
     solution = Solution(best, candidates, bound_s, "proof" if closed else "effort", master.effort)
     halves = _held_out(best, master, workers, watch)
     return _finished(instance, space, solution, best, halves, inputs, watch)
@@ -178,7 +179,7 @@ def _booked(
     told: Told,
 ) -> Plan:
     cost = best.candidate.cost
-    objective = best.prediction.step_s
+    objective = best.objective_s
     gap = max(0.0, (objective - solution.bound_s) / objective)
     placement = best.placement
     return Plan(
@@ -253,7 +254,7 @@ def _candidate_record(instance: Instance, candidate: Candidate, best: Best, told
         layout=candidate.layout,
         outcome=outcome,
         bound_s=candidate.bound_s,
-        step_s=best.prediction.step_s if chosen else candidate.step_s,  # the two may be a tie
+        step_s=best.objective_s if chosen else candidate.step_s,  # the two may be a tie
         free_bytes=candidate.free_bytes,
         spare_kv_tokens=room.spare_kv_tokens,
         most_sequences=room.most_sequences,

@@ -378,6 +378,33 @@ class PlainCost:
         return sum(stage_s) + (m - 1) * max(stage_s)
 
 
+def least_slowest(instance: Instance, split: Split, slots: Sequence[int], risk: float) -> float:
+    """The least mean over the slowest windows, `risk` of them, by enumeration; one stage, consecutive GPUs.
+
+    Unlike a mean over all windows it does not come apart by layer, so placements of all layers are tried together.
+    """
+    cost = PlainCost(instance, split, [range(instance.topology.num_gpus)])
+    layers, windows = instance.model.layer_list, instance.num_windows
+    fixed = cost.stage_extra(0) + sum(cost.layer_fixed(0, layer) for layer in range(len(layers)))
+    placements = all_placements(instance.model.moe.num_experts, slots)
+    of_layer = []
+    for row in range(len(instance.model.moe_layer_ids)):
+        times = {tuple(cost.moe_window(0, row, w, placement) for w in range(windows)) for placement in placements}
+        of_layer.append([one for one in times if not any(_dominates(other, one) for other in times)])
+    best = math.inf
+    for chosen in product(*of_layer):
+        steps = sorted((cost.step([fixed + sum(parts)]) for parts in zip(*chosen, strict=True)), reverse=True)
+        counted = max(1.0, risk * windows)
+        weights = [min(1.0, max(0.0, counted - place)) for place in range(windows)]
+        best = min(best, sum(w * s for w, s in zip(weights, steps, strict=True)) / counted)
+    return best
+
+
+def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Nowhere slower, and not the same."""
+    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
+
+
 def all_placements(experts: int, slots: Sequence[int]) -> list[Placement]:
     """Every way to fill the ranks' slots with every expert at least once and none twice on a rank."""
     per_rank = [list(combinations(range(experts), count)) for count in slots]
