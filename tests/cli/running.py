@@ -115,9 +115,9 @@ def deployment_file(folder: Path, text: str) -> Path:
 
 
 def large_deployment(folder: Path) -> Path:
-    """gpt-oss-120b on 32 GPUs with skewed random counts: a minute of work for a few cores."""
+    """gpt-oss-120b on 32 GPUs with skewed random counts: half a minute of work for two cores."""
     rng = np.random.default_rng(0)
-    share_SLE = rng.dirichlet(np.full(128, 0.5), size=(16, 36))
+    share_SLE = rng.dirichlet(np.full(128, 0.5), size=(192, 36))
     counts_SLE = rng.multinomial(2048 * 4, share_SLE)
     np.savez(folder / "counts.npz", counts=counts_SLE.astype(np.int32), num_experts=128, topk=4)
     return deployment_file(
