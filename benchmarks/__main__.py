@@ -21,6 +21,7 @@ from benchmarks import (
     replanning,
     routing,
     scale,
+    scaling,
     speed,
     traces,
 )
@@ -34,6 +35,7 @@ _ALL = {
     "affinity": affinity.run,
     "bounds": bounds.run,
     "scale": scale.run,
+    "scaling": scaling.run,
     "drift": drift.run,
     "routing": routing.run,
     "replanning": replanning.run,
