@@ -3,7 +3,7 @@
 # make check   lint, types, architecture, docs up to date
 # make bench   figures (set EP_PLAN_DATA to a folder of recorded traces for all of them)
 # make docs    write the generated parts of docs/, and the output shown on pages
-# make docs-test   run the commands of all pages, and hold what is shown against what is printed
+# make docs-test   run the commands of all pages (`make test` leaves the slow ones out), and hold what is shown against what is printed
 # make docs-site   build the documentation as a site in build/site
 # make golden  write the golden plans of the examples anew
 
@@ -19,7 +19,7 @@ solve: $(VENV)/.installed
 	$(BIN)/ep-plan solve examples/tiny-moe/deployment.yaml -o plan.json
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto --dist loadfile tests
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not docs" tests
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

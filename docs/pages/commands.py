@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import PurePath
+from typing import Final
 
 import click
 
-from pages.markdown import GENERATED, code, first_sentence, joined, table
+from pages.markdown import GENERATED, NOT_RUN_MARK, code, first_sentence, joined, table
 from planner.cli.main import COMMANDS
 from planner.errors import PlannerError
 
@@ -17,13 +19,35 @@ INTRO = """\
 Results go to stdout; progress, warnings and `wrote plan.json` go to stderr. With `--json` stdout holds one
 document and nothing else. No command asks questions; `NO_COLOR` is honoured. A file is written under a
 temporary name and renamed, so it is whole or not there. `ep-plan --version` prints the version, and
-`python -m planner` is the same as `ep-plan`."""
+`python -m planner` is the same as `ep-plan`.
+
+The examples of this page can be tried in an empty folder, beside the `examples/` of a checkout, after this:"""
+SET_UP = """\
+cp examples/decode-two-nodes/* . && mv plan.golden.json plan.json
+cp deployment.yaml decode.yaml
+sed 's/phase: decode, tokens_per_gpu: 64/phase: prefill, tokens_per_gpu: 4096/' deployment.yaml > prefill.yaml
+ep-plan trace synth --like trace.npz --seed 1 -o today.npz
+ep-plan trace synth --like trace.npz --seed 2 -o held-out.npz
+ep-plan export plan.json --to sglang -o map.json
+mkdir serving && cp -r examples/mixtral-4gpu serving/"""
+NOT_RUN: Final = {
+    "--to checkpoint --weights": "needs the weights of a model",
+    "validate plan.json --against": "needs GPUs",
+    "probe -o topology.yaml": "needs GPUs",
+    "trace record": "needs the weights of a model",
+    "trace import": "needs what an engine recorded",
+    "topology import topo.txt": "needs what `nvidia-smi topo -m` printed",
+    "topology import /etc": "needs Slurm",
+    "completion zsh": "needs zsh",
+    "completion fish": "needs fish",
+}
+"""Parts of examples that the tests cannot run, each with the reason."""
 
 
 def page() -> str:
     """The whole page."""
     listing = [(f"[`ep-plan {name}`](#ep-plan-{name})", text) for name, (_, text) in COMMANDS.items()]
-    blocks = [GENERATED, "# Commands", INTRO, table(("command", "does"), listing), *_exit_codes()]
+    blocks = [GENERATED, "# Commands", INTRO, code(SET_UP, "bash"), table(("command", "does"), listing), *_exit_codes()]
     for name, (module, _) in COMMANDS.items():
         blocks += _command(name, importlib.import_module(module).command)
     return joined(blocks)
@@ -49,7 +73,7 @@ def _command(name: str, command: click.Command) -> Iterator[str]:
         return
     with click.Context(command, info_name=f"ep-plan {name}") as context:
         usage = " ".join(["ep-plan", name, "[OPTIONS]", *(a.make_metavar(context) for a in arguments)])
-        yield code(usage, "text")
+        yield code(usage)
         yield from _paragraphs(command.help or "")
         yield from _examples(command)
         rows = [_option(option, context) for option in options]
@@ -72,7 +96,7 @@ def _paragraphs(help_text: str) -> Iterator[str]:
     """The help of a command; paragraphs that click must not wrap are examples."""
     for paragraph in inspect.cleandoc(help_text).split("\n\n"):
         if paragraph.startswith("\b"):
-            yield code(paragraph.removeprefix("\b").strip("\n"), "bash")
+            yield from _run_or_not(paragraph.removeprefix("\b").strip("\n"))
         else:
             yield paragraph
 
@@ -80,7 +104,18 @@ def _paragraphs(help_text: str) -> Iterator[str]:
 def _examples(command: click.Command) -> Iterator[str]:
     """Command lines that stand after the options."""
     if command.epilog:
-        yield code(inspect.cleandoc(command.epilog.partition("Examples:\n")[2]), "bash")
+        yield from _run_or_not(inspect.cleandoc(command.epilog.partition("Examples:\n")[2]))
+
+
+def _run_or_not(examples: str) -> Iterator[str]:
+    """Command lines as blocks: those that the tests run, and those that they do not, by reason."""
+    for reason, lines in groupby(examples.splitlines(), _why_not):
+        script = "\n".join(lines)
+        yield code(f"{NOT_RUN_MARK}{reason}\n{script}", "shell") if reason else code(script, "bash")
+
+
+def _why_not(line: str) -> str:
+    return next((reason for part, reason in NOT_RUN.items() if part in line), "")
 
 
 def _option(option: click.Option, context: click.Context) -> tuple[str, str, str]:

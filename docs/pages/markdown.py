@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+NOT_RUN_MARK = "# not run by the tests: "
+"""Begins a shell block, before the reason."""
 GENERATED = "<!-- Written by docs/generate.py. Change what it is made from, then run `make docs`. -->"
 
 

@@ -42,7 +42,7 @@ def command(
     exit code 6 says that it has gone stale (for cron and CI).
 
     \b
-    ep-plan advise --trace trace.npz --ranks 32 --redundant-experts 32
+    ep-plan advise --trace trace.npz --ranks 16 --redundant-experts 16
     ep-plan advise --trace today.npz --plan plan.json --threshold 5%
     """
     from planner.capacity.advise import Work, advise, drift_watch

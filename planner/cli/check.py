@@ -54,9 +54,9 @@ def command(
 
     \b
     ep-plan check plan.json
-    ep-plan check examples/ --junit check.xml
-    ep-plan check examples/tiny-moe --update
-    ep-plan check map.json --format sglang --model deepseek-v3 --ep 32 --trace trace.npz
+    ep-plan check serving/ --junit check.xml
+    ep-plan check serving/ --update
+    ep-plan check map.json --format sglang --model gpt-oss-20b --ep 16 --trace trace.npz
     """
     from datetime import UTC, datetime
 

@@ -34,7 +34,7 @@ def command(
 
     \b
     ep-plan compare plan.json --trace held-out.npz
-    ep-plan compare plan.json --map sglang eplb.json --trace held-out.npz
+    ep-plan compare plan.json --map sglang map.json --trace held-out.npz
     """
     import json
 

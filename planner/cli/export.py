@@ -40,7 +40,7 @@ def command(plan: Path | None, listing: bool, as_json: bool, verbose: bool, quie
 
     \b
     ep-plan export plan.json --to sglang -o map.json
-    ep-plan export plan.json --to launch-sglang --model MODEL --map map.json -o launch.sh
+    ep-plan export plan.json --to launch-sglang --model MODEL --map map.json --host node-a --host node-b -o launch.sh
     ep-plan export plan.json --to checkpoint --weights MODEL -o MODEL-permuted
     ep-plan export --list
     """

@@ -28,7 +28,7 @@ def command(
     Exit code 6 if there is anything of the kind. Flags that are not examined are named.
 
     \b
-    ep-plan lint-launch "vllm serve m -tp 8 -dp 2 --enable-eplb" --model qwen3-235b-a22b --topology "2 x hgx-h100"
+    ep-plan lint-launch "vllm serve m -tp 8 --enable-eplb" --model deepseek-v3 --topology "2 x hgx-h100"  # exit code 6
     """
     import json
 

@@ -41,7 +41,7 @@ def command(deployment: Path, output: Path, as_json: bool, verbose: bool, quiet:
     """Find the best split and expert placement for DEPLOYMENT and write the plan.
 
     \b
-    ep-plan solve examples/tiny-moe/deployment.yaml
+    ep-plan solve deployment.yaml
     ep-plan solve deployment.yaml --topology "4 x hgx-h100" --split ep=32 -o ep32.json
     """
     import contextlib

@@ -47,9 +47,9 @@ def command(
     their level. Values are written as in the files. Tokens per GPU stay as they are when GPUs come or go.
 
     \b
-    ep-plan what-if plan.json --set links.cluster.bandwidth="100 GB/s" --set solve.redundant_experts=16
+    ep-plan what-if plan.json --set links.cluster.bandwidth="100 GB/s" --set solve.redundant_experts=32
     ep-plan what-if plan.json --lose n1
-    ep-plan what-if deployment.yaml --sweep solve.redundant_experts=0,8,16,24 --plot copies.svg
+    ep-plan what-if deployment.yaml --sweep solve.redundant_experts=0,16,32
     """
     from planner.capacity.case import case_of
     from planner.capacity.loss import nodes_named

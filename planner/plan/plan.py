@@ -202,8 +202,9 @@ class SolverRecord(Sparse):
     stopped_by: Literal["proof", "gap", "effort", "time_limit", "interrupt"]
     """Why the search ended."""
     history: tuple[ProgressRecord, ...] = ()
-    """Every change of the best plan or the bound, in order; the last is how the search ended. Left out in
-    plans that were made by hand."""
+    """Changes of the best plan or the bound, in order, at most 100; the last is how the search ended. While the layers
+    of the first split are being placed, the best plan is that with the rest linear. Left out in plans that were made by
+    hand."""
 
 
 class BaselineRecord(Frozen):

@@ -6,7 +6,10 @@ Per window, the most loaded rank is at least as slow as
 (B2) the rank of the hottest copy: with N spare slots the least possible largest copy is what giving
      copies one by one to the largest reaches;
 (B3) without spare slots, some rank holds j + 1 of the j * R + 1 hottest experts (pigeonhole), and
-     fills its other slots with at least the coldest ones.
+     fills its other slots with at least the coldest ones;
+(B7) with spare slots and few ways of giving them, the least that (B3) says of any of these.
+The rows of (B2), (B3) and (B7) are in `fullest.py`; the rank that serves them touches at least the
+experts that are touched least.
 Ranks of several classes share the work so that each is busy as long at best (B5), and each has at
 least the coldest experts in its slots (B6). Traffic is at least that of balanced ranks (B4). The mean
 over windows of these is the bound.
@@ -20,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.traffic import RANKS, Block
+from planner.solve.fullest import largest_rows_S
 from planner.solve.problem import LayerProblem, tangent
 
 Floats = NDArray[np.float64]
@@ -27,7 +31,7 @@ Floats = NDArray[np.float64]
 
 def bound_parts_S(problem: LayerProblem) -> tuple[Floats, Floats]:
     """Least expert seconds, and least traffic seconds per byte of a copy, in each window."""
-    rows_S = _largest_rows(problem)
+    rows_S = largest_rows_S(problem)
     expert_S = np.maximum(_mean_rank(problem), _hottest(problem, rows_S))
     mean_S = problem.rows_SE.sum(axis=1) / problem.num_ranks
     gather_S = np.maximum(rows_S, mean_S) * problem.moe.gather_s_per_row_byte
@@ -78,8 +82,7 @@ def _coldest(problem: LayerProblem) -> Floats:
     """(B6): a rank serves at least its part of the coldest experts that fill its slots."""
     most = float(problem.most_copies)
     rows_SE = np.cumsum(np.sort(problem.rows_SE / most, axis=1), axis=1)
-    one_copy_SE, many_copies_SE = problem.touched_SE(1.0), problem.touched_SE(most)
-    touched_SE = np.cumsum(np.sort(np.minimum(one_copy_SE, many_copies_SE), axis=1), axis=1)
+    touched_SE = _coldest_touched(problem)
     best_S = np.zeros(len(rows_SE))
     for number, slots in dict.fromkeys(_ranks(problem)):
         if slots:
@@ -115,46 +118,18 @@ def least_touched_S(problem: LayerProblem) -> Floats:
     return np.asarray(np.where(choices_S >= 1, touched_S + added_S, fewest_S))
 
 
-def _largest_rows(problem: LayerProblem) -> Floats:
-    """Rows that some rank must serve: (B2) and (B3)."""
-    rows_SE = problem.rows_SE
-    if problem.num_slots > problem.num_experts:
-        return _smallest_largest_copy(rows_SE, problem.num_slots - problem.num_experts, problem.num_ranks)
-    falling_SE = -np.sort(-rows_SE, axis=1)
-    return _pigeonhole(falling_SE, problem.num_ranks, int(problem.slots_R.min()))
-
-
-def _smallest_largest_copy(rows_SE: Floats, spare: int, ranks: int) -> Floats:
-    """(B2): spare slots one by one to the largest copy, each window by itself."""
-    copies_SE = np.ones(rows_SE.shape)
-    window_S = np.arange(len(rows_SE))
-    for _ in range(spare):
-        copies_SE[window_S, (rows_SE / copies_SE).argmax(axis=1)] += 1
-    return np.asarray((rows_SE / np.minimum(copies_SE, ranks)).max(axis=1))
-
-
-def _pigeonhole(falling_SE: Floats, ranks: int, fewest_slots: int) -> Floats:
-    """(B3) over all j; `falling_SE` sorted from large to small."""
-    experts = falling_SE.shape[1]
-    from_small = np.cumsum(falling_SE[:, ::-1], axis=1)
-    from_large = np.cumsum(falling_SE, axis=1)
-    best = falling_SE[:, 0].copy()
-    for others in range((experts - 1) // ranks + 1):
-        last = others * ranks
-        together = from_large[:, last] - (from_large[:, last - others - 1] if last > others else 0.0)
-        rest = fewest_slots - others - 1
-        if rest < 0:
-            break
-        rest = min(rest, experts - last - 1)
-        best = np.maximum(best, together + (from_small[:, rest - 1] if rest > 0 else 0.0))
-    return best
-
-
 def _hottest(problem: LayerProblem, rows_S: Floats) -> Floats:
-    """Expert time of the fastest rank with at least so many rows; its weights touched are at least none."""
-    none_S, fewest = np.zeros_like(rows_S), float(problem.slots_R.min())
-    classes = [problem.moe.class_s(c, rows_S, none_S, fewest) for c in range(problem.moe.num_classes)]
+    """Expert time of the fastest rank with at least so many rows; its slots hold at least the least touched experts."""
+    fewest = int(problem.slots_R.min())
+    touched_S = _coldest_touched(problem)[:, fewest - 1] if fewest else np.zeros_like(rows_S)
+    classes = [problem.moe.class_s(c, rows_S, touched_S, float(fewest)) for c in range(problem.moe.num_classes)]
     return np.asarray(np.min(classes, axis=0))
+
+
+def _coldest_touched(problem: LayerProblem) -> Floats:
+    """Touches of the 1, 2, ... experts that are touched least, with one copy or as many as there can be [S, E]."""
+    one_copy_SE, many_copies_SE = problem.touched_SE(1.0), problem.touched_SE(float(problem.most_copies))
+    return np.cumsum(np.sort(np.minimum(one_copy_SE, many_copies_SE), axis=1), axis=1)
 
 
 def _volume(problem: LayerProblem, rows_S: Floats) -> Floats:

@@ -28,6 +28,7 @@ from planner.rules.cuts import best_cuts
 from planner.rules.grid import SearchSpace
 from planner.solve.candidates import Bounder, Candidate, all_candidates, bounded, count_candidates
 from planner.solve.focus import Focus
+from planner.solve.history import History, Progress, stops
 from planner.solve.place import LayerJob, LayerResult, has_program, linear_start
 from planner.solve.problem import CLOSED, LayerProblem, layer_problem
 from planner.solve.watch import GaveUpError, NoWatch, Watch
@@ -68,15 +69,6 @@ class Best:
     """What is minimised."""
 
 
-@dataclass(frozen=True)
-class Progress:
-    """What was known after some effort."""
-
-    effort: float
-    best_s: float
-    bound_s: float
-
-
 @dataclass
 class Solution:
     """What the search leaves behind."""
@@ -87,7 +79,7 @@ class Solution:
     stopped_by: StoppedBy
     effort: float
     history: tuple[Progress, ...] = ()
-    """Every change of best plan or bound."""
+    """Changes of best plan or bound."""
 
 
 Key = tuple[tuple[bytes, ...], int]
@@ -125,7 +117,8 @@ class Master:
         self._latest: Best | None = None
         """The plan offered last."""
         self.effort = 0.0
-        self._history: list[Progress] = []
+        self._history = History()
+        self._works: list[_Work] = []
         self._first_effort: float | None = None
         """Effort until the layers of a candidate had all been placed."""
         self._known: dict[Key, Ints] = {}
@@ -157,13 +150,18 @@ class Master:
             if self.best is None:
                 raise
             stopped = "interrupt"
+        if stopped in ("time_limit", "interrupt"):
+            self._offer_placed()
         bound = min(candidate.bound_s for candidate in alive)
+        history: tuple[Progress, ...] = ()
         if self.best is not None:
-            bound = min(bound, self.best.objective_s)
-            if self.best.objective_s - bound <= CLOSED * self.best.objective_s:
+            best_s = self.best.objective_s
+            bound = min(bound, best_s)
+            if best_s - bound <= CLOSED * best_s:
                 stopped = "proof"
-            self._note(bound)
-        return Solution(self.best, candidates, bound, stopped, self.effort, tuple(self._history))
+            self._history.note(self.effort, best_s, bound)
+            history = self._history.told(best_s, bound)
+        return Solution(self.best, candidates, bound, stopped, self.effort, history)
 
     def bounded(self) -> list[Candidate]:
         """All candidates with their bounds, as far as the time limit allows."""
@@ -210,13 +208,13 @@ class Master:
         return True
 
     def _search(self, alive: list[Candidate]) -> StoppedBy:
-        works = [_Work(candidate) for candidate in alive]
+        works = self._works = [_Work(candidate) for candidate in alive]
         while True:
             assert self.best is not None
             best_s = self.best.objective_s
             bound = min(work.candidate.bound_s for work in works)
             self.watch.status(best_s, bound)
-            self._note(bound)
+            self._history.note(self.effort, best_s, bound)
             if best_s - bound <= CLOSED * best_s:
                 return "proof"
             wanted = CLOSED if self._first_effort is None else self.options.gap  # one candidate is placed in any case
@@ -226,15 +224,6 @@ class Master:
             if not waiting or (self._first_effort is not None and self._left() <= 0):
                 return "effort"
             self._process(min(waiting, key=lambda work: work.turn))
-
-    def _note(self, bound_s: float) -> None:
-        """Keep best plan and bound, if they are not those noted last."""
-        assert self.best is not None
-        best_s = self.best.objective_s
-        now = Progress(self.effort, best_s, min(bound_s, best_s))
-        last = self._history[-1] if self._history else None
-        if last is None or (last.best_s, last.bound_s) != (now.best_s, now.bound_s):
-            self._history.append(now)
 
     def _process(self, work: _Work) -> None:
         """Take a candidate one level further: sample, place all layers, integer program."""
@@ -337,16 +326,50 @@ class Master:
             for same in unique
         ]
         self.watch.begin(f"placing experts: {work.candidate.split}", len(jobs))
-        efforts: list[float] = []
+        known, effort = dict(work.results), self.effort
+        found: dict[int, LayerResult] = {}
         try:
             for index, result in self.workers.place(jobs):
+                found[index] = result
                 for key in unique[index]:
                     before = work.results.get(key)
                     work.results[key] = result if before is None else result.merged(before)
-                efforts.append(result.effort)
                 self.watch.advance()
-        finally:
-            self.effort += math.fsum(efforts)  # exact: the order in which workers finish does not show
+        finally:  # exact: the order in which workers finish does not show
+            self.effort = effort + math.fsum(result.effort for result in found.values())
+        self._note_batch(work, known, [(unique[index], found[index]) for index in range(len(jobs))], effort)
+
+    def _note_batch(
+        self,
+        work: _Work,
+        known: dict[Key, LayerResult],
+        batch: Sequence[tuple[list[Key], LayerResult]],
+        effort: float,
+    ) -> None:
+        """What was known after each layer of a batch, in the order of its jobs; layers not placed are linear.
+
+        Only the first candidate's plan is followed: others are no plan that counts before all is placed.
+        """
+        assert self.best is not None
+        candidate, best_s = work.candidate, self.best.objective_s
+        others_s = min((other.candidate.bound_s for other in self._works if other is not work), default=math.inf)
+        bounds = {kind: bound_M.copy() for kind, bound_M in candidate.layer_bound.items()}
+        follows = self._first_effort is None or candidate is self.best.candidate
+        starts = {stage.kind: self._start(stage) for stage in candidate.cost.stages} if follows else {}
+        now, spent = dict(known), [effort]
+        for number, (keys, result) in enumerate(batch):
+            spent.append(result.effort)
+            for key in keys:
+                now[key] = result if key not in now else result.merged(now[key])
+                bounds[key[0]][key[1]] = max(bounds[key[0]][key[1]], now[key].bound)
+            if number in stops(len(batch)):
+                found = self.bounder.step_bound(candidate, [bounds[stage.kind] for stage in candidate.cost.stages])
+                mine_s = max(candidate.bound_s, found[0]) if found else candidate.bound_s
+                if follows:
+                    expert_P = {key: _placed(now, key, starts) for key in self._keys(work)}
+                    placement = self._placement(candidate, candidate.cuts, expert_P)
+                    best_s = min(best_s, self._objective_s(predict(candidate.cost, candidate.cuts, placement)))
+                self._history.note(math.fsum(spent), best_s, min(mine_s, others_s))
 
     def _distinct(self, keys: Sequence[Key]) -> list[list[Key]]:
         """Layers that are one problem: those without a trace share one load and are placed once."""
@@ -379,6 +402,14 @@ class Master:
         if found is not None:
             candidate.bound_s = max(candidate.bound_s, found[0])
 
+    def _offer_placed(self) -> None:
+        """Where the search was cut short: what has been placed of a candidate, with the other layers linear."""
+        for work in self._works:
+            keys = self._keys(work) if work.results else []
+            if any(key not in work.results for key in keys):
+                starts = {stage.kind: self._start(stage) for stage in work.candidate.cost.stages}
+                self._offer(work.candidate, {key: _placed(work.results, key, starts) for key in keys})
+
     def _reprice_known(self, work: _Work) -> None:
         """A placement found for another split with the same ranks is a plan for this one, too."""
         found = {key: self._known.get(key) for key in self._keys(work)}
@@ -392,13 +423,17 @@ class Master:
         cuts = self._recut(candidate, expert_P)
         placement = self._placement(candidate, cuts, expert_P)
         prediction = predict(cost, cuts, placement)
-        found_s = objective_of(prediction.step_s, prediction.step_S, self.options.risk)
+        found_s = self._objective_s(prediction)
         if candidate.step_s is None or found_s < candidate.step_s:
             candidate.step_s = found_s
         found = self._latest = Best(candidate, cuts, placement, prediction, found_s)
         if self.best is None or _better(found, self.best):
             self.best = found
         self.watch.status(self.best.objective_s, 0.0)
+
+    def _objective_s(self, prediction: Prediction) -> float:
+        """What is minimised."""
+        return objective_of(prediction.step_s, prediction.step_S, self.options.risk)
 
     def _recut(self, candidate: Candidate, expert_P: dict[Key, Ints]) -> tuple[range, ...]:
         cost = candidate.cost
@@ -426,6 +461,11 @@ class Master:
             placed_P = self._start(stage) if row is None else expert_P[stage.kind, row]
             rows.append(widened(placed_P, cost.split.ep, cost.slots_per_rank))
         return Placement(layer_ids, cost.slots_per_rank, np.stack(rows))
+
+
+def _placed(results: dict[Key, LayerResult], key: Key, starts: dict[tuple[bytes, ...], Ints]) -> Ints:
+    """The placement of a layer, or where it begins."""
+    return results[key].expert_P if key in results else starts[key[0]]
 
 
 def _better(found: Best, best: Best) -> bool:

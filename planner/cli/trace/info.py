@@ -39,7 +39,7 @@ def command(
     stands what EPLB saves if it runs again and again.
 
     \b
-    ep-plan trace info trace.npz --ranks 32 --redundant-experts 32 --nodes 4
+    ep-plan trace info trace.npz --ranks 16 --redundant-experts 16 --nodes 2
     """
     import json
 

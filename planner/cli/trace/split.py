@@ -36,7 +36,7 @@ def command(
 
     \b
     ep-plan trace split trace.npz --by time --part 70%
-    ep-plan trace split trace.npz --by domain --held-out chinese --held-out math
+    ep-plan trace split trace.npz --by domain --held-out "domain 1"
     """
     from planner.errors import UsageError
     from planner.files import check_target, refuse_overwriting
