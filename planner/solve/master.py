@@ -337,7 +337,9 @@ class Master:
                 self.watch.advance()
         finally:  # exact: the order in which workers finish does not show
             self.effort = effort + math.fsum(result.effort for result in found.values())
-        self._note_batch(work, known, [(unique[index], found[index]) for index in range(len(jobs))], effort)
+        # Of another candidate nothing is known before all is placed; programs also raise its bound.
+        if exact_effort > 0 or self._first_effort is None:
+            self._note_batch(work, known, [(unique[index], found[index]) for index in range(len(jobs))], effort)
 
     def _note_batch(
         self,
@@ -346,10 +348,7 @@ class Master:
         batch: Sequence[tuple[list[Key], LayerResult]],
         effort: float,
     ) -> None:
-        """What was known after each layer of a batch, in the order of its jobs; layers not placed are linear.
-
-        Only the first candidate's plan is followed: others are no plan that counts before all is placed.
-        """
+        """What was known after each layer of a batch, in the order of its jobs; layers not placed are linear."""
         assert self.best is not None
         candidate, best_s = work.candidate, self.best.objective_s
         others_s = min((other.candidate.bound_s for other in self._works if other is not work), default=math.inf)
