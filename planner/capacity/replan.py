@@ -38,7 +38,7 @@ from planner.trace.windows import subset
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Why = Literal["nothing", "gains", "too_few_windows", "chance", "small", "costs_more"]
+Why = Literal["nothing", "gains", "too_few_windows", "chance", "small", "costs_more", "no_room"]
 
 _LEAST_WINDOWS: Final = 4
 _SMALL: Final = 200_000
@@ -263,6 +263,8 @@ def _answer(deck: Deck, placed: Placement, judged: _Judged | None, asked: Asked)
     why: Why = "gains"
     if not moved.moves:
         why, gained = "nothing", 0.0
+    elif moved.lacking_bytes:
+        why = "no_room"
     elif judged is None or len(judged.after_S) < _LEAST_WINDOWS:
         why = "too_few_windows"
     elif gain_s <= _ERRORS * judged.error_s:

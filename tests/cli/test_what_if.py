@@ -145,8 +145,8 @@ def test_a_lost_node(two_nodes: Path, tmp_path: Path) -> None:
     for row, (before, after) in enumerate(
         zip(plan["placement"]["physical_to_logical"], left.placement.physical_to_logical, strict=True)
     ):
-        kept = [set(before[gpu * slots : gpu * slots + slots]) for gpu in (0, 1)]
-        brought = [set(after[gpu * 4 : gpu * 4 + 4]) - kept[gpu] for gpu in (0, 1)]
+        held = [set(before[gpu * slots : gpu * slots + slots]) for gpu in (0, 1)]
+        brought = [set(after[gpu * 4 : gpu * 4 + 4]) - held[gpu] for gpu in (0, 1)]
         assert {(one["expert"], one["target"]) for one in cheapest["loads"]["experts"] if one["layer"] == row} == {
             (expert, gpu) for gpu in (0, 1) for expert in brought[gpu]
         }
