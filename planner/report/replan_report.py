@@ -41,7 +41,7 @@ def render_replan(found: Replan, console: Console, *, verbose: bool = False) -> 
     if best.moves:
         console.print()
         _moves(found.migrations[found.best], console, verbose)
-    how = "each half of them judges what the other half planned" if found.windows > 1 else "nothing to judge on"
+    how = "each quarter of them judges what the others planned" if found.windows > 1 else "nothing to judge on"
     console.print(f"{format_number_of(found.windows, 'window')}; {how}; serving waits while a layer moves", style="dim")
 
 
