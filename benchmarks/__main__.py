@@ -16,6 +16,7 @@ from benchmarks import (
     ceiling,
     generalisation,
     held_out,
+    pairs,
     predictions,
     replanning,
     routing,
@@ -36,6 +37,7 @@ _ALL = {
     "routing": routing.run,
     "replanning": replanning.run,
     "predictions": predictions.run,
+    "pairs": pairs.run,
 }
 _NAMES = [*_ALL, "traces", "accuracy"]
 
