@@ -160,6 +160,9 @@ def _fitting(before: Plan, instance: Instance, space: SearchSpace, pins: dict[st
 def _cut(before: Plan, fits: RuledSplit) -> Iterator[_Option]:
     """The stages of the plan in force where they fit, and the fastest ones."""
     assert fits.held is not None, "what breaks no rule has a grid that makes sense"
+    if fits.split.pp == 1:
+        yield _Option(fits.cost, fits.redundant_experts, (range(fits.instance.model.num_layers),))
+        return
     cuts, limits = cuts_of(before), fits.held.limits
     fastest = bounded(Candidate.of(fits), Bounder(fits.instance)).cuts
     if len(cuts) == fits.split.pp and cuts != fastest:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from planner.inputs.units import format_bytes
 from planner.plan.plan_file import read_plan
 from tests.cli.running import example, files_in, plan_of, run
 
@@ -151,6 +152,9 @@ def test_a_lost_node(two_nodes: Path, tmp_path: Path) -> None:
             (expert, gpu) for gpu in (0, 1) for expert in brought[gpu]
         }
     assert run("check", "left.json", cwd=tmp_path).code == 0
+    words = run("what-if", two_nodes, "--lose", "n1", *settings[:2], cwd=tmp_path).words
+    assert f"cheapest repair {cheapest['split']} {format_bytes(cheapest['total_bytes'])}" in words
+    assert f"experts: {format_bytes(lost['reload_bytes'])} from storage" in words
 
 
 def test_losing_a_node_that_is_not_there(two_nodes: Path, tmp_path: Path) -> None:
