@@ -17,6 +17,7 @@ from benchmarks import (
     drift,
     generalisation,
     held_out,
+    pairs,
     predictions,
     replanning,
     routing,
@@ -40,6 +41,7 @@ _ALL = {
     "routing": routing.run,
     "replanning": replanning.run,
     "predictions": predictions.run,
+    "pairs": pairs.run,
 }
 _NAMES = [*_ALL, "traces", "accuracy"]
 

@@ -1,16 +1,20 @@
 """Never, always or sometimes: total time of three ways to treat drift, migration included.
 
 A load drifts from interval to interval. At the end of each the placement for the next one is made from what was
-recorded in it, and serves the next one's own windows:
+recorded, and serves the next one's own windows:
 
 - never: the placement made from the first interval stays;
-- always: every interval places anew, whatever moves (ranks are still named so that most stays);
-- replan: `ep-plan replan` decides.
+- always: every interval places anew from the interval that ends, as engines do, whatever moves (ranks are still named
+  so that most stays);
+- always, two: the same from the last two intervals;
+- replan: `ep-plan replan` decides, from the last two intervals.
 
 Loads: two synthetic drifts with published correlations of the experts' loads (a training run of 32 experts, 0.998 /
 0.990 / 0.977 / 0.970 / 0.960 at lags of 10 / 100 / 500 / 1,000 / 2,000 iterations, 250 of which are taken for an
 interval; and one from a fresh checkpoint, 0.8 from one interval to the next and 0.57 at ten), and the drifting
-recording `tiny_moe_64e_drift` in order of time.
+recording `tiny_moe_64e_drift` in order of time. One draw says little, as the hottest expert's next home is chance: each
+synthetic drift is drawn several times, and the means stand with the standard error of replan's lead over the better of
+never and always.
 
 Legend: S windows, L layers, E experts.
 """
@@ -50,7 +54,7 @@ from planner.solve.watch import NoWatch
 from planner.solve.workers import Workers
 from planner.trace.drift import correlation, shares
 from planner.trace.native import read_trace
-from planner.trace.windows import Windows, cut, of_layers, subset
+from planner.trace.windows import TokenSets, Windows, cut, of_layers, subset
 
 _EXAMPLE: Final = Path(__file__).resolve().parent.parent / "examples" / "tiny-moe" / "deployment.yaml"
 _RECORDING: Final = "tiny_moe_64e_drift.npz"
@@ -68,61 +72,101 @@ _DRIFTS: Final = {
 _LENGTHS_S: Final = (0.1, 60.0)
 
 
+_DRAWS: Final = 3
+_KNOWN: Final = 2
+"""Intervals that a placement is made from."""
+
+
 @dataclass(frozen=True)
 class Total:
-    """What a policy took over all intervals but the first, by length of an interval."""
+    """What a policy took over all intervals but the first."""
 
-    step_part: float
-    """Serving time over that of `never`."""
-    moving_s: float
+    part: float
+    """Time, migration included, over that of `never`."""
     moves: int
-
-    def of(self, length_s: float, intervals: int) -> float:
-        """Seconds for the work that `never` does in the intervals."""
-        return self.step_part * length_s * intervals + self.moving_s
 
 
 def run(data: Path | None, console: Console) -> None:
-    """Print total times."""
-    table = Table("load", "interval", "never", "always", "replan", "moves: always, replan", "least")
+    """Print total times over that of never moving."""
+    policies = ("never", "always", "always, two", "replan")
+    table = Table("load", "interval", *policies, "replan leads by", "moves: always, replan")
     for name in _DRIFTS:
-        _rows(f"{name} drift", *_synthetic(name), table)
+        _rows(f"{name} drift", [_synthetic(name, draw) for draw in range(_DRAWS)], table)
     if data is not None and (data / _RECORDING).is_file():
-        _rows("tiny_moe_64e_drift", *_recorded(data / _RECORDING), table)
+        _rows("tiny_moe_64e_drift", [_recorded(data / _RECORDING)], table)
     console.print(table)
 
 
-def _rows(name: str, deployment: Deployment, intervals: Sequence[Instance], table: Table) -> None:
-    first = _planned(deployment, intervals[0])
-    windows = [one.windows for one in intervals]
-    share = [shares(one.counts_SLE.sum(axis=0)) for one in windows if one is not None]
-    near = np.mean([correlation(a, b).mean() for a, b in pairwise(share)])
-    far = correlation(share[0], share[-1]).mean()
-    never_always = {name: _total(first, intervals, how) for name, how in (("never", _never), ("always", _always))}
+def _rows(name: str, draws: Sequence[tuple[Deployment, Sequence[Instance]]], table: Table) -> None:
+    near, far = np.mean([_correlations(intervals) for _, intervals in draws], axis=0)
+    planned = [(_planned(deployment, intervals[0]), intervals) for deployment, intervals in draws]
     for length_s in _LENGTHS_S:
-        totals = never_always | {"replan": _total(first, intervals, _replan(length_s))}
-        count = len(intervals) - 1
-        seconds = {policy: total.of(length_s, count) for policy, total in totals.items()}
-        least = min(seconds, key=lambda policy: seconds[policy])
-        cells = [format_seconds(value, 4) for value in seconds.values()]
-        moves = f"{totals['always'].moves:,}, {totals['replan'].moves:,}"
-        table.add_row(f"{name} (correlation {near:.2f}, {far:.2f})", format_seconds(length_s), *cells, moves, least)
+        ways: dict[str, tuple[Callable[[Deck], Placement], int]] = {
+            "never": (_never, 1),
+            "always": (_always, 1),
+            "always, two": (_always, _KNOWN),
+            "replan": (_replan(length_s), _KNOWN),
+        }
+        totals = {
+            policy: [_total(first, intervals, decide, known, length_s) for first, intervals in planned]
+            for policy, (decide, known) in ways.items()
+        }
+        parts = {policy: np.array([total.part for total in of_draws]) for policy, of_draws in totals.items()}
+        lead = np.minimum(parts["never"].mean(), parts["always"].mean()) - parts["replan"].mean()
+        rival = "never" if parts["never"].mean() < parts["always"].mean() else "always"
+        error = (parts[rival] - parts["replan"]).std(ddof=1) / np.sqrt(len(draws)) if len(draws) > 1 else np.nan
+        cells = [f"{100 * part.mean():.2f} %" for part in parts.values()]
+        moves = ", ".join(f"{np.mean([t.moves for t in totals[policy]]):,.0f}" for policy in ("always", "replan"))
+        told = f"{100 * lead:+.2f} %" + (f" +- {100 * error:.2f}" if len(draws) > 1 else "")
+        table.add_row(f"{name} (correlation {near:.2f}, {far:.2f})", format_seconds(length_s), *cells, told, moves)
+
+
+def _correlations(intervals: Sequence[Instance]) -> tuple[float, float]:
+    """Of the loads of neighbouring intervals, and of the first and the last."""
+    share = [shares(one.windows.counts_SLE.sum(axis=0)) for one in intervals if one.windows is not None]
+    near = np.mean([correlation(a, b).mean() for a, b in pairwise(share)])
+    return float(near), float(correlation(share[0], share[-1]).mean())
 
 
 # --- policies ---------------------------------------------------------------------------------------
 
 
-def _total(first: Plan, intervals: Sequence[Instance], decide: Callable[[Deck], Placement]) -> Total:
+def _total(
+    first: Plan, intervals: Sequence[Instance], decide: Callable[[Deck], Placement], known: int, length_s: float
+) -> Total:
     """What a policy takes: after each interval it may move, and serves the next one."""
-    placement, parts, moving_s, moves = placement_of(first), [], 0.0, 0
-    for known, coming in pairwise(intervals):
-        deck = replace(Deck.of(first, known, _PLAN), before=placement)
+    placement, parts, moves = placement_of(first), [], 0
+    for number, coming in enumerate(intervals[1:], start=1):
+        deck = replace(Deck.of(first, _joined(intervals[max(0, number - known) : number]), _PLAN), before=placement)
         after = decide(deck)
         moved = migration(deck.cost, deck.cuts, placement, after)
-        moving_s, moves, placement = moving_s + moved.seconds, moves + moved.moves, after
+        moves, placement = moves + moved.moves, after
         serving = Deck.of(first, coming, _PLAN)
-        parts.append(serving.step_s(placement) / serving.step_s(serving.before))
-    return Total(float(np.mean(parts)), moving_s, moves)
+        parts.append(serving.step_s(placement) / serving.step_s(serving.before) + moved.seconds / length_s)
+    return Total(float(np.mean(parts)), moves)
+
+
+def _joined(intervals: Sequence[Instance]) -> Instance:
+    """One instance with the windows of several."""
+    windows = [one.windows for one in intervals if one.windows is not None]
+    starts = np.cumsum([0, *(one.num_windows for one in windows)])
+    sets = [
+        TokenSets((one.sets.window_N + start).astype(np.int32), one.sets.experts_NLK)
+        for one, start in zip(windows, starts, strict=False)
+        if one.sets is not None
+    ]
+    joined = replace(
+        windows[-1],
+        counts_SLE=np.concatenate([one.counts_SLE for one in windows]),
+        tokens_S=np.concatenate([one.tokens_S for one in windows]),
+        choices_SL=np.concatenate([one.choices_SL for one in windows]),
+        names_S=tuple(name for one in windows for name in one.names_S),
+        sets=None,
+    )
+    if len(sets) == len(windows):
+        every = (np.concatenate([getattr(one, name) for one in sets]) for name in ("window_N", "experts_NLK"))
+        joined = replace(joined, sets=TokenSets(*every))
+    return replace(intervals[-1], windows=joined)
 
 
 def _never(deck: Deck) -> Placement:
@@ -157,10 +201,10 @@ def _replan(length_s: float) -> Callable[[Deck], Placement]:
 # --- loads ------------------------------------------------------------------------------------------
 
 
-def _synthetic(name: str) -> tuple[Deployment, list[Instance]]:
+def _synthetic(name: str, draw: int) -> tuple[Deployment, list[Instance]]:
     """Random popularity that drifts, for a model of two MoE layers on two nodes of four H100."""
     deployment = replace(_deployment("topology=2 x hgx-h100", "gpus_per_node=4"), model=_model())
-    return deployment, [_instance(deployment, windows) for windows in _drifting(name)]
+    return deployment, [_instance(deployment, windows) for windows in _drifting(name, draw)]
 
 
 def _model() -> Model:
@@ -170,9 +214,9 @@ def _model() -> Model:
     return Model(name="drifting", family="mixtral", hidden_size=4096, vocab_size=32_000, layers=layers)
 
 
-def _drifting(name: str) -> Iterator[Windows]:
+def _drifting(name: str, draw: int) -> Iterator[Windows]:
     """Windows of each interval: the logarithm of popularity is a sum of walks that forget at their own pace."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(draw)
     parts = _DRIFTS[name]
     walks = [rng.normal(size=(_LAYERS, _EXPERTS)) for _ in parts]
     for _ in range(_INTERVALS):

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cases import DEEPSEEK, GPT_OSS
-from planner.capacity.placing import Ranks, eplb_place, linear_place
-from planner.capacity.verdict import imbalance, rank_loads
+from planner.capacity.advise import judged_windows
+from planner.capacity.placing import Ranks, eplb_place, linear_place, ranks_for, search_place
+from planner.capacity.verdict import imbalance, rank_loads, verdict
 from planner.review.describe import Description, describe
+from planner.solve.workers import Workers
 from planner.trace.affinity import distinct_units
-from planner.trace.windows import Windows, subset
+from planner.trace.native import read_trace
+from planner.trace.windows import Windows, cut, subset
 
 Row = tuple[str, str, str]
+_ORDERS = 3
+"""Random orders of requests that are tried."""
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -97,9 +103,33 @@ def _show(title: str, rows: Iterable[Row], found: Description, console: Console)
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    verdict = found.verdict
-    console.print(f"verdict: {verdict.answer}; {'; '.join(verdict.reasons)}")
-    console.print(f"static plan holds: {verdict.static_holds}; {verdict.static_reason}\n")
+    told = found.verdict
+    console.print(f"verdict: {told.answer}; {'; '.join(told.reasons)}")
+    console.print(f"static plan holds: {told.static_holds}; {told.static_reason}\n")
+
+
+def _orders(path: Path, console: Console) -> None:
+    """Whether a static plan holds with requests in the order of the file, domain by domain, and at random."""
+    with np.load(path) as recorded:
+        arrays = dict(recorded)
+    request_T = arrays["seq_id"]
+    group = ranks_for(int(arrays["num_experts"]), 8, 8)
+    table = Table("order of requests", "ep-plan: does a static plan hold?", "EPLB", box=None)
+    with Workers() as workers, TemporaryDirectory() as folder:
+        for seed in (None, *range(_ORDERS)):
+            order_T = np.arange(len(request_T))
+            if seed is not None:
+                turn = np.random.default_rng(seed).permutation(int(request_T.max()) + 1)
+                order_T = np.argsort(turn[request_T], kind="stable")
+            again = Path(folder) / "ordered.npz"
+            np.savez(again, **{n: one[order_T] if one.shape[:1] == order_T.shape else one for n, one in arrays.items()})
+            trace = read_trace(again).trace
+            windows = judged_windows(cut([trace], "decode", 4096), [trace], 4096)
+            places = (search_place(group, workers), eplb_place(group))
+            found = [verdict(windows, trace.top_k, group, place) for place in places]
+            cells = [f"{one.static_holds}; {one.static_reason}" for one in found]
+            table.add_row("of the file" if seed is None else f"random, {seed}", *cells)
+    console.print(table)
 
 
 def run(data: Path | None, console: Console) -> None:
@@ -109,5 +139,6 @@ def run(data: Path | None, console: Console) -> None:
         return
     found = describe([data / GPT_OSS.trace], phase="decode", step_tokens=4096, redundant=8, node_counts=(2, 4))
     _show("gpt-oss-20b, even layers, decode windows of 4,096 tokens", _gpt_oss(found), found, console)
+    _orders(data / GPT_OSS.trace, console)
     found = describe([data / DEEPSEEK.trace], phase="decode", step_tokens=4096, ranks=32, redundant=32)
     _show("DeepSeek-V3, six scenarios, 32 GPUs, 288 slots", _deepseek(found), found, console)

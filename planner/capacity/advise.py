@@ -160,7 +160,7 @@ def drift_watch(
     now_s = answers[0].judged_s
     error = None if best.gain_error_s is None or now_s is None else best.gain_error_s / now_s
     few = any(answer.why == "too_few_windows" for answer in answers)
-    stale = any(answer.why in ("gains", "costs_more") for answer in answers)
+    stale = any(answer.why in ("gains", "costs_more", "no_room") for answer in answers)
     booked = plan.predicted.layer_imbalance
     return DriftWatch(
         state="insufficient_evidence" if few else "stale" if stale else "good",

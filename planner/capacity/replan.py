@@ -2,7 +2,7 @@
 
 For each number of moves the fastest placement is sought (`solve/moves.py`), priced by the cost model on the new
 trace, and held against what moving it costs over the real links. Time gained is judged on windows that the
-placement was not made from: windows are dealt out alternately, and each half judges what the other half planned.
+placement was not made from: windows are dealt out in turn to four parts, and each judges what the others planned.
 A gain that chance could explain is none, so that an unchanged load moves nothing.
 
 Legend: S windows, L MoE layers, P slots.
@@ -38,9 +38,11 @@ from planner.trace.windows import subset
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Why = Literal["nothing", "gains", "too_few_windows", "chance", "small", "costs_more"]
+Why = Literal["nothing", "gains", "too_few_windows", "chance", "small", "costs_more", "no_room"]
 
 _LEAST_WINDOWS: Final = 4
+_FOLDS: Final = 4
+"""Placements that are judged are made from three quarters of the windows, nearly as many as those that serve."""
 _SMALL: Final = 200_000
 """Jobs whose sizes (windows x slots x experts) add up to less are done in this process."""
 LEAST_GAIN: Final = 0.005
@@ -119,9 +121,8 @@ def replan(plan: Plan, path: Path, traces: Sequence[Path], asked: Asked, watch: 
 def replanned_from(deck: Deck, asked: Asked, watch: Watch) -> Replan:
     """The same from a placement that is in force; arguments as of `replan`."""
     instance = deck.instance
-    halves = [list(range(start, instance.num_windows, 2)) for start in (0, 1)]
-    folds = [deck.on(half) for half in halves] if all(halves) else []
-    tables = _frontiers([deck, *folds], asked.budget, watch)
+    folds = _folds(deck)
+    tables = _frontiers([deck, *(fold.planning for fold in folds)], asked.budget, watch)
     most = sum(options[-1].moves for options in tables[0])
     most = most if asked.budget is None else min(most, asked.budget)
     budgets = sorted({*(number for number in _BUDGETS if number < most), most})
@@ -133,7 +134,8 @@ def replanned_from(deck: Deck, asked: Asked, watch: Watch) -> Replan:
         if placements and deck.step_s(placed) > deck.step_s(placements[-1]):
             placed = placements[-1]  # with stages the slowest counts, and not the sum of layers
         tried = [
-            fold.placement(table, one[moves][1]) for fold, table, one in zip(folds, tables[1:], chosen[1:], strict=True)
+            fold.planning.placement(table, one[moves][1])
+            for fold, table, one in zip(folds, tables[1:], chosen[1:], strict=True)
         ]
         answer = _answer(deck, placed, _Judged.of(deck, folds, tried), asked)
         if not answers or answer.moves > answers[-1].moves:
@@ -209,6 +211,24 @@ class Deck:
         return predict(self.cost, self.cuts, placement).step_s
 
 
+@dataclass(frozen=True)
+class _Fold:
+    """Some windows to judge on, and all others to plan on."""
+
+    planning: Deck
+    judging: Deck
+
+
+def _folds(deck: Deck) -> list[_Fold]:
+    """Windows are dealt out, each part judges what the others planned; none with fewer than two windows."""
+    windows = range(deck.instance.num_windows)
+    parts = min(_FOLDS, len(windows))
+    if parts < 2:
+        return []
+    judged = [list(windows[start::parts]) for start in range(parts)]
+    return [_Fold(deck.on([one for one in windows if one not in part]), deck.on(part)) for part in judged]
+
+
 def _frontiers(decks: Sequence[Deck], budget: int | None, watch: Watch) -> list[list[tuple[Moved, ...]]]:
     """For each deck and traced layer the placements with few moves."""
     jobs = []
@@ -234,12 +254,12 @@ class _Judged:
     before_S: Floats
 
     @staticmethod
-    def of(deck: Deck, folds: Sequence[Deck], tried: Sequence[Placement]) -> _Judged | None:
-        """Each fold's placement on the other fold's windows; None without folds."""
+    def of(deck: Deck, folds: Sequence[_Fold], tried: Sequence[Placement]) -> _Judged | None:
+        """Each fold's placement on the windows that it was not made from; None without folds."""
         if not folds:
             return None
-        after = [other.step_S(placed) for other, placed in zip(reversed(folds), tried, strict=True)]
-        before = [other.step_S(deck.before) for other in reversed(folds)]
+        after = [fold.judging.step_S(placed) for fold, placed in zip(folds, tried, strict=True)]
+        before = [fold.judging.step_S(deck.before) for fold in folds]
         return _Judged(np.concatenate(after), np.concatenate(before))
 
     @property
@@ -271,6 +291,8 @@ def _answer(deck: Deck, placed: Placement, judged: _Judged | None, asked: Asked)
         why = "small"
     elif gained <= moved.seconds:
         why = "costs_more"
+    elif moved.lacking_bytes:
+        why = "no_room"
     return Answer(
         moves=moved.moves,
         step_s=step_s,

@@ -45,7 +45,9 @@ class Criteria:
     less_peak: float = 0.05
     """So much less peak work, mean over them."""
     kept: float = 0.8
-    """A static placement holds if it saves this part of what a fresh one saves."""
+    """A static placement holds if it saves this part of what a fresh one saves, in all and in each eighth."""
+    errors: float = 2.0
+    """What an eighth lacks counts beyond so many standard errors."""
 
 
 @dataclass(frozen=True)
@@ -238,9 +240,38 @@ def _holds(static: Trial, fresh: Trial, criteria: Criteria) -> tuple[Holds, str]
     if not (static.passes(criteria) or fresh.passes(criteria)):
         return "unknown", "there is no gain that could be kept"
     of_fresh = dict(zip(fresh.judged, fresh.saved, strict=True))
-    both = [(saved, of_fresh[w]) for w, saved in zip(static.judged, static.saved, strict=True) if w in of_fresh]
-    own, best = (float(np.mean(values)) for values in zip(*both, strict=True))
+    both = [(w, saved, of_fresh[w]) for w, saved in zip(static.judged, static.saved, strict=True) if w in of_fresh]
+    own, best = (float(np.mean(values)) for values in list(zip(*both, strict=True))[1:])
     figures = f"made from the first half it {_saves(own)} on the last; one made just before {_saves(best)}"
     if not static.passes(criteria):
         return "no", figures
-    return ("yes" if own >= criteria.kept * best else "partly"), figures
+    if own < criteria.kept * best:
+        return "partly", figures
+    stale = _stale_eighth(both, criteria)
+    return ("yes", figures) if stale is None else ("partly", f"{figures}; {stale}")
+
+
+def _stale_eighth(both: Sequence[tuple[int, float, float]], criteria: Criteria) -> str | None:
+    """An eighth in which a static placement keeps too little, beyond chance, in words: the mean would hide it.
+
+    Chance is judged by how far windows of one eighth differ among themselves, over all eighths together.
+
+    Args:
+        both: window, and what the static and the fresh placement save in it.
+        criteria: when a placement holds.
+    """
+    count = max(window for window, _, _ in both) + 1
+    eighths = np.array_split(np.arange(count), min(_STRETCHES, count))
+    parts = [np.array([one for one in both if one[0] in eighth]) for eighth in eighths]
+    parts = [part for part in parts if len(part)]
+    gaps = [part[:, 2] - part[:, 1] for part in parts]
+    freedom = len(both) - len(parts)
+    if not freedom:
+        return None
+    spread = np.sqrt(sum(float(((gap - gap.mean()) ** 2).sum()) for gap in gaps) / freedom)
+    for part, gap in reversed(list(zip(parts, gaps, strict=True))):
+        own, best = float(part[:, 1].mean()), float(part[:, 2].mean())
+        if own < criteria.kept * best and gap.mean() > criteria.errors * spread / np.sqrt(len(gap)):
+            first, last = int(part[0, 0]), int(part[-1, 0])
+            return f"in windows {first} to {last} it {_saves(own)}, one made just before {_saves(best)}"
+    return None

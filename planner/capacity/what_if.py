@@ -11,10 +11,12 @@ from planner.capacity.case import Case
 from planner.capacity.figures import Change, Figures, OldSplit, changes, figures_of, old_split, term_changes
 from planner.capacity.jobs import job_of, plan_of
 from planner.capacity.loss import Loss, loss_of
+from planner.capacity.repair import Repair, repair, repaired_plan
 from planner.inputs.deployment import Deployment
 from planner.inputs.edits import Setting, edited
 from planner.plan.plan import Plan
 from planner.rules.grid import splits_of
+from planner.solve.request import plan_inputs, search_space
 from planner.solve.watch import Watch
 from planner.solve.workers import Workers
 
@@ -33,7 +35,11 @@ class WhatIf:
     old_split: OldSplit | None
     """None if the plan after has the split of the plan before."""
     loss: Loss | None
+    repair: Repair | None
+    """The fewest weights brought; None if no node is lost."""
     plan: Plan
+    repaired: Plan | None
+    """The cheapest repair as a plan, if it was asked for and there is one."""
 
 
 def what_if(
@@ -43,6 +49,8 @@ def what_if(
     output: Path,
     workers: Workers,
     watch: Watch,
+    *,
+    repaired: Path | None = None,
 ) -> WhatIf:
     """Solve a case again with values set and nodes lost.
 
@@ -53,6 +61,7 @@ def what_if(
         output: where the new plan would lie: its traces are named relative to it.
         workers: who places layers.
         watch: who looks on.
+        repaired: where the cheapest repair would lie, if it is wanted as a plan.
 
     Raises:
         UsageError: a path or a value is wrong.
@@ -62,6 +71,12 @@ def what_if(
     job = job_of(changed, output)
     before = case.plan or plan_of(job_of(case.deployment, output), workers, watch)
     after = plan_of(job, workers, watch)
+    instance, space = job.prepared.instance, search_space(changed)
+    found = repair(before, lost_nodes, after, instance, space) if lost_nodes else None
+    made = None
+    if repaired is not None and found is not None and found.given is not None:
+        inputs = plan_inputs(changed, job.prepared, repaired)
+        made = repaired_plan(found, inputs, instance, space, workers, watch)
     return WhatIf(
         settings=(*(setting.text for setting in settings), *(f"node {node} lost" for node in lost_nodes), *freed),
         before=figures_of(before),
@@ -70,7 +85,9 @@ def what_if(
         terms=tuple(term_changes(before, after)),
         old_split=old_split(before, after),
         loss=loss_of(before, lost_nodes) if lost_nodes else None,
+        repair=found,
         plan=after,
+        repaired=made,
     )
 
 

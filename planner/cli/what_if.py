@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 @click.option("--lose", "lost", multiple=True, metavar="NODE", help="Take a node out of service, e.g. n3.")
 @click.option("--sweep", "axes", multiple=True, metavar="PATH=V1,V2,...", help="Try several values; at most twice.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the new plan there.")
+@click.option(
+    "--repaired",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="With --lose, write the repair that brings the fewest weights there, as a plan.",
+)
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the sweep into an .svg, .pdf or .png.")
 @click.option("--dask", metavar="ADDRESS", help="Plan on the workers of this Dask scheduler.")
 @trace_option
@@ -34,6 +40,7 @@ def command(
     lost: tuple[str, ...],
     axes: tuple[str, ...],
     output: Path | None,
+    repaired: Path | None,
     plot: Path | None,
     dask: str | None,
     traces: tuple[str, ...],
@@ -48,7 +55,7 @@ def command(
 
     \b
     ep-plan what-if plan.json --set links.cluster.bandwidth="100 GB/s" --set solve.redundant_experts=32
-    ep-plan what-if plan.json --lose n1
+    ep-plan what-if plan.json --lose n1 --repaired left.json
     ep-plan what-if deployment.yaml --sweep solve.redundant_experts=0,16,32
     """
     from planner.capacity.case import case_of
@@ -59,13 +66,15 @@ def command(
     from planner.report.plots import check_plot
 
     _refuse(settings, lost, axes, output, plot, dask)
+    if repaired is not None and (axes or not lost):
+        raise click.UsageError("--repaired goes with --lose, and not with --sweep")
     changes, varied = [parse_setting(text) for text in settings], [parse_axis(text) for text in axes]
-    if output is not None:
-        check_target(output)
+    for target in filter(None, (output, repaired)):
+        check_target(target)
     if plot is not None:
         check_plot(plot)
     case = case_of(start, paths(traces))
-    for target in filter(None, (output, plot)):
+    for target in filter(None, (output, repaired, plot)):
         refuse_overwriting(target, [start, *case.deployment.read_paths])
     nodes = nodes_named(lost, case.deployment.topology)
     shown = Shown(as_json=as_json, verbose=verbose, quiet=quiet)
@@ -74,7 +83,7 @@ def command(
     if varied:
         _sweep(case, changes, varied, nodes, plot, dask, shown)
     else:
-        _single(case, changes, nodes, output, shown)
+        _single(case, changes, nodes, Files(output, repaired), shown)
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,15 @@ class Shown:
     quiet: bool
 
 
-def _single(case: Case, changes: list[Setting], nodes: tuple[int, ...], output: Path | None, shown: Shown) -> None:
+@dataclass(frozen=True)
+class Files:
+    """Where plans are written."""
+
+    output: Path | None
+    repaired: Path | None
+
+
+def _single(case: Case, changes: list[Setting], nodes: tuple[int, ...], files: Files, shown: Shown) -> None:
     from planner.capacity.what_if import what_if
     from planner.files import write_whole
     from planner.plan.plan_file import plan_text
@@ -98,15 +115,22 @@ def _single(case: Case, changes: list[Setting], nodes: tuple[int, ...], output: 
 
     progress = ProgressWatch(console(stderr=True), quiet=shown.quiet)
     with Interrupts(progress) as watch, progress, Workers() as workers:
-        found = what_if(case, changes, nodes, output or case.path, workers, watch)
-    if output is not None:
-        write_whole(output, plan_text(found.plan))
+        place = files.output or case.path
+        found = what_if(case, changes, nodes, place, workers, watch, repaired=files.repaired)
+    written = [(path, plan) for path, plan in ((files.output, found.plan), (files.repaired, found.repaired)) if plan]
+    for path, plan in written:
+        if path is not None:
+            write_whole(path, plan_text(plan))
     if shown.as_json:
         click.echo(json.dumps(what_if_json(found), ensure_ascii=False, indent=1))
     elif not shown.quiet:
         render_what_if(found, console(), verbose=shown.verbose)
-    if output is not None and not shown.quiet:
-        click.echo(f"wrote {output}", err=True)
+    if not shown.quiet:
+        for path, _ in written:
+            if path is not None:
+                click.echo(f"wrote {path}", err=True)
+        if files.repaired is not None and found.repaired is None:
+            click.echo(f"{files.repaired} was not written: there is no repair", err=True)
 
 
 def _sweep(

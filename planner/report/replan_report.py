@@ -8,7 +8,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.text import Text
 
-from planner.capacity.migration import Migration
+from planner.capacity.migration import Migration, MoveRound
 from planner.capacity.replan import Replan
 from planner.inputs.units import format_bytes, format_number_of, format_seconds
 from planner.report.style import plain_table
@@ -22,6 +22,7 @@ _WHY: Final = {
     "chance": "no more than chance",
     "small": "gains too little",
     "costs_more": "costs more than it gains",
+    "no_room": "no room for old and new experts at once",
 }
 
 
@@ -40,16 +41,17 @@ def render_replan(found: Replan, console: Console, *, verbose: bool = False) -> 
     if best.moves:
         console.print()
         _moves(found.migrations[found.best], console, verbose)
-    how = "each half of them judges what the other half planned" if found.windows > 1 else "nothing to judge on"
+    how = "each quarter of them judges what the others planned" if found.windows > 1 else "nothing to judge on"
     console.print(f"{format_number_of(found.windows, 'window')}; {how}; serving waits while a layer moves", style="dim")
 
 
 def _reason(found: Replan) -> str:
-    tried = [answer for answer in found.answers if answer.moves]
-    if not tried:
+    if not any(answer.moves for answer in found.answers):
         return "no placement is faster on this trace"
-    nearest = max(tried, key=lambda answer: answer.net_s)
-    return f"the most promising, {format_number_of(nearest.moves, 'move')}: {_WHY[nearest.why]}"
+    index = max(range(len(found.answers)), key=lambda one: (found.answers[one].moves > 0, found.answers[one].net_s))
+    nearest, lacking = found.answers[index], found.migrations[index].lacking_bytes
+    more = f", {format_bytes(lacking)} more would have to be free on a GPU" if lacking else ""
+    return f"the most promising, {format_number_of(nearest.moves, 'move')}: {_WHY[nearest.why]}{more}"
 
 
 def _answers(found: Replan, console: Console, verbose: bool) -> None:
@@ -79,18 +81,34 @@ def _is_round(moves: int) -> bool:
 
 def _moves(moved: Migration, console: Console, verbose: bool) -> None:
     bytes_text = ", ".join(f"{format_bytes(count)} over {level}" for level, count in moved.bytes_by_level.items())
-    room = f"at most {format_bytes(moved.received_bytes)} besides on a GPU"
-    console.print(f"{bytes_text}; {room}")
+    console.print(f"{bytes_text}; {_room(moved)}")
     table = plain_table("in this order", "takes", "expert: from rank > to rank", right=(1,))
     shown = moved.layers if verbose else moved.layers[:_LAYERS]
     for layer in shown:
-        parts = [f"{one.expert}: {one.source} > {one.target}" for one in layer.transfers]
-        more = f" and {len(parts) - _EXPERTS} more" if len(parts) > _EXPERTS and not verbose else ""
-        listed = ", ".join(parts if verbose else parts[:_EXPERTS]) + more
-        table.add_row(f"layer {layer.layer}", format_seconds(layer.seconds), listed)
+        several = len(layer.rounds) > 1
+        for number, part in enumerate(layer.rounds, start=1):
+            name = f"layer {layer.layer}" + (f", round {number}" if several else "")
+            table.add_row(name, format_seconds(part.seconds), _round(part, verbose))
     console.print(table)
     if len(shown) < len(moved.layers):
         console.print(f"and {len(moved.layers) - len(shown)} more layers (-v)", style="dim")
+
+
+def _room(moved: Migration) -> str:
+    """The most that GPUs hold besides, and on how many ranks."""
+    extra = {rank: num for layer in moved.layers for rank, num in enumerate(layer.extra_bytes_R) if num}
+    told = f"at most {format_bytes(moved.received_bytes)} besides on a GPU"
+    rounds = sum(len(layer.rounds) for layer in moved.layers)
+    more = f", in {format_number_of(rounds, 'round')} as memory is short" if rounds > len(moved.layers) else ""
+    return f"{told}, on {format_number_of(len(extra), 'rank')}{more}"
+
+
+def _round(part: MoveRound, verbose: bool) -> str:
+    parts = [f"{one.expert}: {one.source} > {one.target}" for one in part.transfers]
+    more = f" and {len(parts) - _EXPERTS} more" if len(parts) > _EXPERTS and not verbose else ""
+    gone = ", ".join(f"{expert} on {rank}" for expert, rank in part.gives_way)
+    told = f"; {gone} dropped before" if gone and verbose else ""
+    return ", ".join(parts if verbose else parts[:_EXPERTS]) + more + told
 
 
 def _seconds(value: float | None) -> str:
@@ -111,5 +129,14 @@ def _migration(moved: Migration) -> dict[str, Any]:
     return {
         "bytes_by_level": moved.bytes_by_level,
         "received_bytes": moved.received_bytes,
-        "layers": [asdict(layer) for layer in moved.layers],
+        "lacking_bytes": moved.lacking_bytes,
+        "layers": [
+            asdict(layer)
+            | {
+                "transfers": [asdict(one) for one in layer.transfers],
+                "seconds": layer.seconds,
+                "received_bytes": layer.received_bytes,
+            }
+            for layer in moved.layers
+        ],
     }

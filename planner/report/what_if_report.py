@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any, Final
 
 from rich.console import Console
@@ -13,6 +13,8 @@ from rich.text import Text
 from planner.capacity.figures import Change
 from planner.capacity.loss import Loss
 from planner.capacity.redundancy import gains, knee
+from planner.capacity.repair import Repair
+from planner.capacity.survivors import Load, Loads
 from planner.capacity.sweep import Axis, Sweep
 from planner.capacity.what_if import WhatIf
 from planner.inputs.units import format_bytes, format_count, format_number_of, format_percent, format_seconds
@@ -21,6 +23,8 @@ from planner.report.style import as_wide_as_fits, plain_table
 
 _TERMS: Final = 6
 _EXPERTS: Final = 12
+_LAYERS: Final = 4
+_LOADS: Final = 4
 _NUMBER: Final = re.compile(r"\s*([-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)\s*(.*?)\s*")
 _NAMES: Final = {
     "split": "split",
@@ -48,6 +52,9 @@ def render_what_if(found: WhatIf, console: Console, *, verbose: bool = False) ->
     console.print()
     if found.loss is not None:
         _loss(found.loss, console)
+        console.print()
+    if found.repair is not None:
+        _repair(found.repair, console, verbose)
         console.print()
     if not found.changes and not found.terms:
         console.print("nothing changes: the same split, placement and figures")
@@ -113,6 +120,62 @@ def _loss(loss: Loss, console: Console) -> None:
     console.print(f"in flight on ranks that lose a GPU: {loss.sequences:,} {loss.of}")
 
 
+def _repair(repair: Repair, console: Console, verbose: bool) -> None:
+    if repair.cheapest is None:
+        console.print(f"no repair of the plan in force was looked for: {repair.why_not}")
+    ways = [("cheapest repair", repair.cheapest), ("solved anew", repair.resolved)]
+    shown = [(name, way) for name, way in ways if way is not None]
+    if not shown:
+        return
+    columns = ("to serve again", "split", "to bring", "from storage", "over links", "takes", "step")
+    table = plain_table(*columns, right=range(2, 7))
+    for name, way in shown:
+        loads, copies = way.loads, f" +{way.redundant_experts}" if way.redundant_experts else ""
+        stored = loads.storage_bytes + loads.other_storage_bytes
+        table.add_row(
+            name,
+            way.split + copies,
+            format_bytes(loads.total_bytes),
+            format_bytes(stored),
+            format_bytes(loads.total_bytes - stored),
+            format_seconds(loads.link_s),
+            format_seconds(way.step_s),
+        )
+    console.print(table)
+    if repair.cheapest is not None:
+        _loads(repair.cheapest.loads, console, verbose)
+
+
+def _loads(loads: Loads, console: Console, verbose: bool) -> None:
+    """What the cheapest repair brings, layer by layer."""
+    for name, by_level, stored in (
+        ("experts", loads.copied_bytes, loads.storage_bytes),
+        ("other weights", loads.other_copied_bytes, loads.other_storage_bytes),
+    ):
+        parts = [f"{format_bytes(count)} over {level}" for level, count in by_level.items()]
+        parts += [f"{format_bytes(stored)} from storage"] if stored else []
+        if parts:
+            console.print(f"{name}: {', '.join(parts)}")
+    if not loads.experts:
+        console.print("no expert is brought anywhere")
+        return
+    by_layer: dict[int, list[Load]] = {}
+    for load in loads.experts:
+        by_layer.setdefault(load.layer, []).append(load)
+    table = plain_table("layer", "expert: from GPU (of the plan before) or storage > to GPU", right=(0,))
+    for layer in list(by_layer)[: None if verbose else _LAYERS]:
+        told = [f"{one.expert}: {_source(one)} > {one.target}" for one in by_layer[layer]]
+        more = f" and {len(told) - _LOADS} more" if len(told) > _LOADS and not verbose else ""
+        table.add_row(str(layer), ", ".join(told if verbose else told[:_LOADS]) + more)
+    console.print(table)
+    if len(by_layer) > _LAYERS and not verbose:
+        console.print(f"and {len(by_layer) - _LAYERS} more layers (-v)", style="dim")
+
+
+def _source(load: Load) -> str:
+    return "storage" if load.source is None else str(load.source)
+
+
 def _runs(ids: Sequence[int]) -> str:
     return f"{ids[0]}..{ids[-1]}" if len(ids) > 2 and ids[-1] - ids[0] == len(ids) - 1 else ", ".join(map(str, ids))
 
@@ -141,8 +204,28 @@ def _difference(change: Change) -> str:
 
 def what_if_json(found: WhatIf) -> dict[str, Any]:
     """The same as plain data."""
-    data = {key: value for key, value in asdict(found).items() if key != "plan"}
-    return {"schema": "ep-plan/what-if/1", **data}
+    left_out = ("plan", "repaired", "repair")
+    data = {one.name: getattr(found, one.name) for one in fields(found) if one.name not in left_out}
+    plain = {name: _plain(value) for name, value in data.items()}
+    return {"schema": "ep-plan/what-if/1", **plain, "repair": _repair_json(found.repair)}
+
+
+def _plain(value: Any) -> Any:
+    """Records as dictionaries."""
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def _repair_json(repair: Repair | None) -> dict[str, Any] | None:
+    if repair is None:
+        return None
+    ways = {"cheapest": repair.cheapest, "resolved": repair.resolved}
+    told = {
+        name: None if way is None else asdict(way) | {"total_bytes": way.loads.total_bytes}
+        for name, way in ways.items()
+    }
+    return {**told, "why_not": repair.why_not}
 
 
 # --- sweeps -----------------------------------------------------------------------------------------

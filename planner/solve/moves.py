@@ -31,7 +31,6 @@ from planner.solve.weights import smooth_table, weight_table
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 _FULLEST = 4
 """Ranks from which a step outwards starts: others do not hold a layer up."""
@@ -64,16 +63,23 @@ class Moved:
 def few_moves(job: MoveJob) -> tuple[Moved, ...]:
     """Ever faster placements with ever more moves; the first is the one in force. Deterministic."""
     problem, now_s = job.problem, job.problem.seconds(job.before_P)
-    home_ER = Held.of(problem, job.before_P).member_ER
+    away_ER = (~Held.of(problem, job.before_P).member_ER).astype(np.int64)
     table_kSE = smooth_table(weight_table(problem), problem.num_ranks)
     found = [Moved(0, now_s, job.before_P)]
     free_P = relabelled(problem, job.before_P, searched(problem, job.before_P, now_s)[0])
-    outwards = _Walk(Held.of(problem, job.before_P), home_ER, table_kSE)
-    homewards = _Walk(Held.of(problem, free_P), home_ER, table_kSE)
+    outwards = _Walk(Held.of(problem, job.before_P), away_ER, table_kSE)
+    homewards = _Walk(Held.of(problem, free_P), away_ER, table_kSE)
     found.append(Moved(homewards.moves, problem.seconds(free_P), free_P))
     for walk in (outwards.outwards(job.most), homewards.homewards()):
         found += [Moved(moves, problem.seconds(placed_P), placed_P) for moves, placed_P in walk]
     return _envelope([one for one in found if one.moves <= job.most])
+
+
+def no_more_moves(problem: LayerProblem, start_P: Ints, away_ER: Ints) -> Ints:
+    """The fastest placement found from a start that is no further away; moves as of `_Walk`."""
+    walk = _Walk(Held.of(problem, start_P), away_ER, smooth_table(weight_table(problem), problem.num_ranks))
+    found = [start_P, *(placed_P for _, placed_P in walk.outwards(walk.moves))]
+    return min(found, key=problem.seconds)
 
 
 def _envelope(found: Sequence[Moved]) -> tuple[Moved, ...]:
@@ -131,9 +137,15 @@ class _Step:
 class _Walk:
     """A placement on its way, and what steps change: the smooth objective and the number of moves."""
 
-    def __init__(self, held: Held, home_ER: Bools, table_kSE: Floats) -> None:
-        self.held, self.table_kSE = held, table_kSE
-        self.away_ER = (~home_ER).astype(np.int64)
+    def __init__(self, held: Held, away_ER: Ints, table_kSE: Floats) -> None:
+        """Begin a walk.
+
+        Args:
+            held: where it starts.
+            away_ER: moves that it takes for a rank to hold an expert: 0 where it does at home.
+            table_kSE: the smooth objective's weights.
+        """
+        self.held, self.away_ER, self.table_kSE = held, away_ER, table_kSE
         self.slow_R = held.problem.slow_R
         self._refresh()
 

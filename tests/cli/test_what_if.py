@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from planner.inputs.units import format_bytes
+from planner.plan.plan_file import read_plan
 from tests.cli.running import example, files_in, plan_of, run
 
 SETTINGS = {
@@ -79,6 +81,7 @@ def test_options_that_do_not_go_together(mixtral_plan: Path, tmp_path: Path) -> 
     assert run("what-if", mixtral_plan, "--set", "nodes=1", "--plot", "a.svg", cwd=tmp_path).code == 2
     assert run("what-if", mixtral_plan, "--sweep", "nodes=1", "-o", "a.json", cwd=tmp_path).code == 2
     assert run("what-if", mixtral_plan, "--sweep", "nodes=1", "--plot", "a.txt", cwd=tmp_path).code == 2
+    assert run("what-if", mixtral_plan, "--set", "nodes=1", "--repaired", "a.json", cwd=tmp_path).code == 2
 
 
 def test_a_sweep_is_one_solve_for_each_point(mixtral_plan: Path, tmp_path: Path) -> None:
@@ -122,7 +125,8 @@ def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_lost_node(two_nodes: Path, tmp_path: Path) -> None:
     """Last copies counted by hand: experts that stand on ranks 2 and 3 only."""
-    told = run("what-if", two_nodes, "--lose", "n1", "--set", "workload.tokens_per_gpu=8", "--json", cwd=tmp_path)
+    settings = ("--set", "workload.tokens_per_gpu=8", "--repaired", "left.json", "--json")
+    told = run("what-if", two_nodes, "--lose", "n1", *settings, cwd=tmp_path)
     assert told.code == 0, told.err
     document, plan = told.json(), json.loads(two_nodes.read_text())
     slots, lost = plan["placement"]["slots_per_rank"], document["loss"]
@@ -133,6 +137,24 @@ def test_a_lost_node(two_nodes: Path, tmp_path: Path) -> None:
     assert lost["sequences"] == 2 * 64
     assert document["after"]["gpus"] == 2
     assert "ep=4 becomes 2: 2 GPUs are left" in document["settings"]
+
+    cheapest, last = document["repair"]["cheapest"], sum(map(len, lost["last_copies"].values()))
+    assert cheapest["loads"]["storage_bytes"] == cheapest["total_bytes"] == lost["reload_bytes"]
+    assert len(cheapest["loads"]["experts"]) == last
+    left = read_plan(tmp_path / "left.json")
+    assert left.predicted.step_s == cheapest["step_s"]
+    for row, (before, after) in enumerate(
+        zip(plan["placement"]["physical_to_logical"], left.placement.physical_to_logical, strict=True)
+    ):
+        held = [set(before[gpu * slots : gpu * slots + slots]) for gpu in (0, 1)]
+        brought = [set(after[gpu * 4 : gpu * 4 + 4]) - held[gpu] for gpu in (0, 1)]
+        assert {(one["expert"], one["target"]) for one in cheapest["loads"]["experts"] if one["layer"] == row} == {
+            (expert, gpu) for gpu in (0, 1) for expert in brought[gpu]
+        }
+    assert run("check", "left.json", cwd=tmp_path).code == 0
+    words = run("what-if", two_nodes, "--lose", "n1", *settings[:2], cwd=tmp_path).words
+    assert f"cheapest repair {cheapest['split']} {format_bytes(cheapest['total_bytes'])}" in words
+    assert f"experts: {format_bytes(lost['reload_bytes'])} from storage" in words
 
 
 def test_losing_a_node_that_is_not_there(two_nodes: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from planner.capacity.replan import Asked, Deck, Replan, replanned_from
 from planner.check import check
+from planner.cost.booking import memory_G
 from planner.cost.instance import Instance
 from planner.plan.plan import Plan
 from planner.plan.split import Split
@@ -91,6 +92,21 @@ def test_what_does_not_pay_in_time_is_left(in_force: Plan) -> None:
     found = asked(in_force, drawn(skew(9), 1), interval_s=1e-6)
     assert found.best == 0
     assert {answer.why for answer in found.answers[1:]} == {"costs_more"}
+
+
+def test_without_room_for_an_expert_only_copies_give_way(in_force: Plan) -> None:
+    """One byte less than an expert is free: slots of copies are overwritten, and what needs more is not to be done."""
+    now = drawn(skew(9), 1)
+    deck = Deck.of(in_force, now, Path("plan.json"))
+    used = int(memory_G(deck.cost, deck.cuts, deck.before).max())
+    card = building.gpu(memory=f"{used + 3 * 64 * 96 * 2 - 1} B")
+    found = asked(in_force, replace(now, topology=building.topology(2, 2, of=card)))
+    told = list(zip(found.answers, found.migrations, strict=True))[1:]
+    assert {answer.why for answer, _ in told} >= {"gains"}
+    assert all(answer.why != "gains" for answer, moved in told if moved.lacking_bytes)
+    assert {moved.received_bytes for _, moved in told if not moved.lacking_bytes} == {0}
+    assert {moved.lacking_bytes for _, moved in told} <= {0, 1}
+    assert found.answers[found.best].why == "gains"
 
 
 def test_a_single_window_is_no_evidence(in_force: Plan) -> None:

@@ -13,7 +13,7 @@ from planner.capacity.verdict import Criteria, Trial, Verdict, peak_S, rank_load
 from planner.capacity.verdict import verdict as judge
 from planner.errors import UsageError
 from planner.solve.workers import Workers
-from planner.trace.windows import Windows
+from planner.trace.windows import Windows, subset
 from tests import building
 
 EXPERTS, LAYERS, TOP_K = 64, 4, 8
@@ -86,6 +86,30 @@ def test_skew_that_turns_over_is_worth_it_but_no_static_plan_holds(verdict: Judg
     share[8:] = other
     found = verdict(drawn(share))
     assert (found.answer, found.static_holds) == ("recommended", "no")
+
+
+def test_a_load_that_turns_late_goes_stale_though_the_mean_holds(verdict: Judge) -> None:
+    """A quarter of the load changes for the last two of eight eighths: in the last a fresh placement knows of it."""
+    other = np.random.default_rng(9).dirichlet(np.full(EXPERTS, 1.0), LAYERS)
+    share = skewed(32)
+    share[24:] = (3 * share[24:] + other) / 4
+    windows = drawn(share)
+    found = verdict(windows)
+    assert found.static is not None
+    assert found.fresh is not None
+    of_fresh = dict(zip(found.fresh.judged, found.fresh.saved, strict=True))
+    best = np.mean([of_fresh[window] for window in found.static.judged])
+    assert found.static.mean_saved >= Criteria().kept * best
+    assert (found.answer, found.static_holds, found.how) == ("recommended", "partly", "periodic")
+    assert "in windows 28 to 31 it saves" in found.static_reason
+    mixed = verdict(subset(windows, np.random.default_rng(0).permutation(32).tolist()))
+    assert (mixed.answer, mixed.static_holds, mixed.how) == ("recommended", "yes", "static")
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_steady_skew_never_looks_stale(seed: int) -> None:
+    found = judge(drawn(skewed(24), tokens=1024, seed=seed), TOP_K, GROUP, eplb_place(GROUP))
+    assert (found.answer, found.static_holds) == ("recommended", "yes")
 
 
 def test_uniform_routing_seen_too_briefly_is_no_evidence(verdict: Judge) -> None:
