@@ -113,31 +113,30 @@ class Taken:
     """Until the first plan."""
     finished_s: float
     cpu_s: float
-    """Of all processes."""
+    """Of the first process: of all there is with one core."""
     gap: float
     most_bytes: float
-    """Of the largest process."""
+    """The most that the first process held; workers hold a layer each."""
 
 
-def solve_apart(folder: Path) -> Taken:
-    """Solve the deployment in a folder in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.scale", str(folder)]
+def solve_apart(folder: Path, cores: int | None = None) -> Taken:
+    """Solve the deployment in a folder in a process of its own, on so many cores (None: all)."""
+    command = [sys.executable, "-m", "benchmarks.scale", str(folder), *([] if cores is None else [str(cores)])]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
     return Taken(*map(float, done.stdout.split()))
 
 
-def _solve(folder: Path) -> str:
+def _solve(folder: Path, cores: int | None) -> str:
     """Solve the deployment in a folder: the figures of `Taken`."""
     watch = _First()
     loaded = load_deployment(folder / "deployment.yaml", Overrides())
     prepared = from_deployment(loaded)
-    with Workers() as workers:
+    with Workers(cores=cores) as workers:
         plan = solve_deployment(loaded, prepared, folder / "plan.json", workers, watch).plan
     assert plan is not None
     seconds = time.perf_counter() - watch.started
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    cpu_s = sum(one.ru_utime + one.ru_stime for one in used)
-    return f"{watch.first_s} {seconds} {cpu_s} {plan.solver.gap} {1024 * max(one.ru_maxrss for one in used)}"
+    most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return f"{watch.first_s} {seconds} {time.process_time()} {plan.solver.gap} {1024 * most}"
 
 
 def _counts(case: Scale, data: Path | None) -> Ints:
@@ -149,7 +148,7 @@ def _counts(case: Scale, data: Path | None) -> Ints:
 def run(data: Path | None, console: Console) -> None:
     """Print a line for each case."""
     table = Table(title="large problems, all expert-parallel, prefill", box=None, title_justify="left")
-    for column in ("case", "slots", "first plan", "finished", "asked", "all cores", "gap", "largest process"):
+    for column in ("case", "slots", "first plan", "finished", "asked", "gap", "memory"):
         table.add_column(column, justify="left" if column == "case" else "right")
     for case in CASES:
         with tempfile.TemporaryDirectory() as name:
@@ -162,11 +161,11 @@ def run(data: Path | None, console: Console) -> None:
             problem = Case(case.name, case.model, "trace.npz", nodes, case.redundant, case.ranks, pins)
             problem.write(folder, Path("trace.npz"))
             taken = solve_apart(folder)
-        seconds = (f"{value:.1f} s" for value in (taken.first_s, taken.finished_s, case.asked_s, taken.cpu_s))
+        seconds = (f"{value:.1f} s" for value in (taken.first_s, taken.finished_s, case.asked_s))
         size = f"{taken.most_bytes / 2**30:.2f} GiB"
         table.add_row(case.name, f"{case.experts + case.redundant:,}", *seconds, f"{taken.gap:.2%}", size)
     console.print(table, "")
 
 
 if __name__ == "__main__":
-    print(_solve(Path(sys.argv[1])))
+    print(_solve(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None))
