@@ -19,11 +19,15 @@ from planner.inputs.topology_file import TopologyFile
 from planner.inputs.units import format_compute, format_percent, format_rate, format_seconds, parse_quantity
 from planner.measure.fit import KernelSamples, Line, alpha_beta, fit_roofline
 from planner.measure.pairs import SLOW, Measured, measured_from
+from planner.measure.reported import Joined, joined, reported_of
 
 _NEAR: Final = 1.6
 """GPUs in a row whose links among them are this much faster than those beyond them form a level of their own."""
 _WORKS: Final = {"gemm": None, "experts": None, "attention_decode": "gqa", "attention_prefill": "gqa"}
 _DIGITS: Final = 4
+NOT_REPORTED: Final = "not reported by the driver"
+_NAMED: Final = 3
+"""Links of a level that are named."""
 
 Results = Sequence[Mapping[str, Any]]
 
@@ -46,6 +50,18 @@ class Machine:
     def host_names(self) -> tuple[str, ...]:
         """Hosts in order of their first rank."""
         return tuple(dict.fromkeys(self.hosts))
+
+    def joined(self, measured: Sequence[Measured]) -> Joined:
+        """What the driver says joins these pairs: all that it names, and the median of the line rates."""
+        said, over = reported_of(self.results), [result["interface"] for result in self.results]
+        every = [
+            joined(said[m.rank], said[m.partner], inside=m.inside, interfaces=(over[m.rank], over[m.partner]))
+            for m in measured
+        ]
+        names = sorted({one.by for one in every})
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        rates = [one.bytes_per_s for one in every if one.bytes_per_s is not None]
+        return Joined(", ".join(names[:_NAMED]) + more, float(np.median(rates)) if len(rates) == len(every) else None)
 
     @property
     def links(self) -> list[Measured]:
@@ -81,7 +97,7 @@ def topology_data(machine: Machine) -> dict[str, Any]:
         data |= {"gpu": group["gpu"], "nodes": len(names), "gpus_per_node": group["gpus_per_node"]}
     else:
         data["groups"] = groups
-    data["links"] = _levels(machine, max(sizes))
+    data["links"] = _levels(machine)
     calibration = _calibration(machine)
     return data | {"calibration": calibration} if calibration else data
 
@@ -111,24 +127,28 @@ def _line(measured: Sequence[Measured]) -> Line:
     return alpha_beta([point for m in measured for point in m.points])
 
 
-def _levels(machine: Machine, per_host: int) -> list[dict[str, Any]]:
-    """Levels inside a host and between hosts, as far as there are several GPUs or hosts."""
+def pairs_of_levels(machine: Machine) -> dict[str, list[Measured]]:
+    """The pairs that each level is drawn from, innermost level first."""
     slow_hosts = _own_links(machine)
-    levels = []
     inside = [m for m in machine.links if m.inside]
-    near = _near(inside, per_host)
-    if near is not None:
-        close = [m for m in inside if m.rank // near == m.partner // near]
-        levels.append(_level("bridge", close, inside=True) | {"gpus": near})
-        inside = [m for m in inside if m not in close]
-    if inside:
-        levels.append(_level("node", inside, inside=True))
-    elif near is None:
-        levels.append(_alone())
+    near = _near(inside, _most_per_host(machine))
+    close = [] if near is None else [m for m in inside if m.rank // near == m.partner // near]
     between = [m for m in machine.links if not m.inside and not any(_touches(m, host, machine) for host in slow_hosts)]
-    if between:
-        levels.append(_level("cluster", between, inside=False))
-    return levels
+    found = {"bridge": close, "node": [m for m in inside if m not in close], "cluster": between}
+    return {name: pairs for name, pairs in found.items() if pairs}
+
+
+def _most_per_host(machine: Machine) -> int:
+    return max(machine.hosts.count(host) for host in machine.host_names)
+
+
+def _levels(machine: Machine) -> list[dict[str, Any]]:
+    """Levels inside a host and between hosts, as far as there are several GPUs or hosts."""
+    pairs = pairs_of_levels(machine)
+    levels = [_level(name, measured, machine) for name, measured in pairs.items()]
+    if "bridge" in pairs:
+        levels[0]["gpus"] = _near([m for m in machine.links if m.inside], _most_per_host(machine))
+    return levels if {"bridge", "node"} & set(pairs) else [_alone(), *levels]
 
 
 def _near(inside: Sequence[Measured], per_host: int) -> int | None:
@@ -153,26 +173,28 @@ def _alone() -> dict[str, Any]:
     }
 
 
-def _level(name: str, measured: Sequence[Measured], *, inside: bool) -> dict[str, Any]:
+def _level(name: str, measured: Sequence[Measured], machine: Machine) -> dict[str, Any]:
     line = _line(measured)
     rates = [m.send_bytes_per_s for m in measured]
     low, high = np.quantile(rates, [0.1, 0.9]).tolist()
-    what = "hosts" if not inside else "ranks of a host"
+    what = "ranks of a host" if measured[0].inside else "hosts"
     spread = f"middle 80 % {format_rate(low)} to {format_rate(high)}"
     source = f"ep-plan probe: pairs of {what}, all pairs of a round at once, {len(measured)} samples, {spread}"
-    level: dict[str, Any] = {
+    said = machine.joined(measured)
+    line_rate = NOT_REPORTED if said.bytes_per_s is None else format_rate(said.bytes_per_s)
+    value = _plain(format_rate(line.bytes_per_s, _DIGITS))
+    return {
         "level": name,
-        "bandwidth": _measured(_plain(format_rate(line.bytes_per_s, _DIGITS)), source),
+        "bandwidth": _measured(value, f"{source}; by {said.by}, line rate {line_rate}"),
+        "latency": _measured(_plain(format_seconds(line.alpha_s, _DIGITS)), source),
     }
-    level["latency"] = _measured(_plain(format_seconds(line.alpha_s, _DIGITS)), source)
-    return level
 
 
 def _calibration(machine: Machine) -> list[dict[str, Any]]:
     """What an all-to-all reaches: part of the bandwidth by level, and the constant time beyond the latency."""
     entry: dict[str, Any] = {"kernel": "all-to-all"}
     launches: list[tuple[float, str]] = []
-    for level in _levels(machine, max(machine.hosts.count(host) for host in machine.host_names)):
+    for level in _levels(machine):
         inside = level["level"] != "cluster"
         found = [
             exchange for result in machine.results for exchange in result["exchanges"] if exchange["inside"] is inside

@@ -20,6 +20,7 @@ from planner.measure.coordinate import failure_record
 from planner.measure.job import Identity, Job
 from planner.measure.plan_run import PlanRun, Task, read_task
 from planner.measure.probing import device_of, probe_rank
+from planner.measure.reported import Reported, read_reported
 from planner.measure.seats import Seating
 from planner.measure.smoke import smoke_test
 from planner.measure.watch import Watch
@@ -66,8 +67,11 @@ def work(job: Job, identity: Identity, meeting: stores.Meeting, *, serves: bool 
             result = PlanRun(task, identity, store, watch).run()
         dist.barrier()
         dist.destroy_process_group()
+        watch.phase("reading what the driver reports")
+        said = Reported() if job.emulates else read_reported(smoke["device_id"])  # now: an idle GPU slows its link
+        link = {"reported": said.data(), "interface": _interface(job)}
         watch.phase("waiting for the others", waits=True)
-        stores.put(store, f"result/{identity.rank}", {**result, "smoke": smoke, "host": identity.host})
+        stores.put(store, f"result/{identity.rank}", {**result, **link, "smoke": smoke, "host": identity.host})
         return _dismissed(job, store, watch, serves=serves)
     except Exception as error:  # noqa: BLE001 - whatever it is, the others must hear of it
         return _tell(error, identity, store, watch, serves=serves)
@@ -133,6 +137,12 @@ def _choose_interface(job: Job, meeting: stores.Meeting) -> None:
     for name, value in (("GLOO_SOCKET_IFNAME", interface), ("NCCL_SOCKET_IFNAME", f"={interface}")):
         if job.interface is not None or name not in os.environ:
             os.environ[name] = value
+
+
+def _interface(job: Job) -> str | None:
+    """The network interface that the library was told to use."""
+    name = os.environ.get("NCCL_SOCKET_IFNAME" if job.device == "cuda" else "GLOO_SOCKET_IFNAME")
+    return None if name is None else name.removeprefix("=")
 
 
 def _tell(error: Exception, identity: Identity, store: Any, watch: Watch | None, *, serves: bool) -> int:
