@@ -18,11 +18,9 @@ from planner.inputs.topology import resolve
 from planner.inputs.topology_file import TopologyFile
 from planner.inputs.units import format_compute, format_percent, format_rate, format_seconds, parse_quantity
 from planner.measure.fit import KernelSamples, Line, alpha_beta, fit_roofline
-from planner.measure.pairs import SLOW, Measured, measured_from
+from planner.measure.pairs import SLOW, Measured, measured_from, near_block
 from planner.measure.reported import Joined, joined, reported_of
 
-_NEAR: Final = 1.6
-"""GPUs in a row whose links among them are this much faster than those beyond them form a level of their own."""
 _WORKS: Final = {"gemm": None, "experts": None, "attention_decode": "gqa", "attention_prefill": "gqa"}
 _DIGITS: Final = 4
 NOT_REPORTED: Final = "not reported by the driver"
@@ -131,15 +129,11 @@ def pairs_of_levels(machine: Machine) -> dict[str, list[Measured]]:
     """The pairs that each level is drawn from, innermost level first."""
     slow_hosts = _own_links(machine)
     inside = [m for m in machine.links if m.inside]
-    near = _near(inside, _most_per_host(machine))
+    near = near_block(machine.links, machine.hosts)
     close = [] if near is None else [m for m in inside if m.rank // near == m.partner // near]
     between = [m for m in machine.links if not m.inside and not any(_touches(m, host, machine) for host in slow_hosts)]
     found = {"bridge": close, "node": [m for m in inside if m not in close], "cluster": between}
     return {name: pairs for name, pairs in found.items() if pairs}
-
-
-def _most_per_host(machine: Machine) -> int:
-    return max(machine.hosts.count(host) for host in machine.host_names)
 
 
 def _levels(machine: Machine) -> list[dict[str, Any]]:
@@ -147,20 +141,8 @@ def _levels(machine: Machine) -> list[dict[str, Any]]:
     pairs = pairs_of_levels(machine)
     levels = [_level(name, measured, machine) for name, measured in pairs.items()]
     if "bridge" in pairs:
-        levels[0]["gpus"] = _near([m for m in machine.links if m.inside], _most_per_host(machine))
+        levels[0]["gpus"] = near_block(machine.links, machine.hosts)
     return levels if {"bridge", "node"} & set(pairs) else [_alone(), *levels]
-
-
-def _near(inside: Sequence[Measured], per_host: int) -> int | None:
-    """GPUs in a row that are joined by faster links than all GPUs of their host."""
-    for size in (2, 4, 8):
-        if size >= per_host or per_host % size:
-            continue
-        close = [m.send_bytes_per_s for m in inside if m.rank // size == m.partner // size]
-        far = [m.send_bytes_per_s for m in inside if m.rank // size != m.partner // size]
-        if close and far and min(close) > _NEAR * max(far):
-            return size
-    return None
 
 
 def _alone() -> dict[str, Any]:
