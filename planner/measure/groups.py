@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
@@ -22,6 +23,8 @@ class Groups:
     tp: dist.ProcessGroup | None
     ep: dist.ProcessGroup | None
     etp: dist.ProcessGroup | None
+    ep_order: tuple[int, ...] | None
+    """EP rank of each member of `ep`, where a plan lists its GPUs otherwise than by rank, as torch does; else None."""
     stage: dist.ProcessGroup
     before: int | None
     """Rank that sends to this one: the same place in the stage before."""
@@ -37,10 +40,12 @@ def make_groups(seating: Seating, seat: Seat, device: torch.device) -> Groups:
     if len(seating.stages) > 1:
         stage = [dist.new_group(ranks) for ranks in seating.rank_KI.tolist()][seat.turn]
     column = seating.rank_KI[:, seat.index].tolist()
+    order = np.argsort(seating.expert_KCRT[seat.turn, seat.edp_rank, :, seat.etp_rank]).tolist()
     return Groups(
         tp=dense["tp"].get_group() if split.tp > 1 else None,
         ep=experts["ep"].get_group() if split.ep > 1 else None,
         etp=experts["etp"].get_group() if split.etp > 1 else None,
+        ep_order=None if order == sorted(order) else tuple(order),
         stage=stage,
         before=column[seat.turn - 1] if seat.turn else None,
         after=column[seat.turn + 1] if seat.turn + 1 < len(column) else None,

@@ -144,8 +144,9 @@ class PlanRun:
         lane = None
         if groups.ep is not None:
             wires = wires_of(group, grid, instance.constants.communication.dedup)
-            shape = self.shape
-            lane = Lane(groups.ep, self.seat.ep_rank, wires, placement.slots_per_rank, shape.dispatch, shape.combine)
+            formats = (self.shape.dispatch, self.shape.combine)
+            slots, order = placement.slots_per_rank, groups.ep_order
+            lane = Lane(groups.ep, self.seat.ep_rank, wires, slots, *formats, order=order)
         return MicroRun(
             seat=self.seat,
             split=self.split,

@@ -1,4 +1,4 @@
-"""Ranks that die, hang, do not come or do not fit: one line that names rank, host and phase, in time, and no orphans."""
+"""Ranks that die, hang, do not come or do not fit: one line names rank, host and phase, in time; no orphans."""
 
 from __future__ import annotations
 
@@ -185,9 +185,7 @@ def test_a_rank_that_never_arrives(four_rank_plan: Path, tmp_path: Path) -> None
     ended = run_ranks(SIZE, arguments, tmp_path / "run", tmp_path / "logs", ranks=(0, 1, 3))
     assert codes(ended) == [7] * 3
     (line,) = error_lines(ended)
-    assert line == (
-        f"error: rank 2: join: never arrived at {meeting} within 20 s; 3 of 4 are there (hosts {HOST})"
-    )
+    assert line == (f"error: rank 2: join: never arrived at {meeting} within 20 s; 3 of 4 are there (hosts {HOST})")
     assert files_in(tmp_path / "run") == set()
 
 
@@ -296,9 +294,7 @@ def test_without_torch_the_rest_of_the_program_says_so(four_rank_plan: Path, tmp
     package = tmp_path / "blocked" / "torch"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise ImportError('blocked by a test')\n")
-    result = run(
-        "validate", four_rank_plan, "--emulate", cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "blocked")}
-    )
+    result = run("validate", four_rank_plan, "--emulate", cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "blocked")})
     assert result.code == 7
     assert result.err.startswith("error: measuring needs torch (blocked by a test)")
     assert "ep-plan[torch]" in result.err
