@@ -35,6 +35,22 @@ def test_attention_of_more_tokens_than_sequences(tokens: int, per_sequence: bool
     assert torch.allclose(parts[0] + parts[1], wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize("per_sequence", [True, False])
+@pytest.mark.parametrize(("heads", "kv_heads", "key_dim", "value_dim"), [(8, 2, 16, 16), (4, 1, 24, 16), (4, 4, 8, 8)])
+def test_heads_share_keys_as_torch_says(
+    heads: int, kv_heads: int, key_dim: int, value_dim: int, per_sequence: bool
+) -> None:
+    of = AttentionShape(
+        heads, kv_heads, key_dim, value_dim, 6, values_are_keys=key_dim > value_dim, per_sequence=per_sequence
+    )
+    held = attention_weights(3, 0, of, shape(), 5, CPU)
+    x = torch.randn(5, 32)
+    queries = (x @ held.into).reshape(5, heads, 1, key_dim)
+    keys, values = (part.expand(5, -1, -1, -1) for part in (held.keys, held.values))
+    seen = torch.nn.functional.scaled_dot_product_attention(queries, keys, values, enable_gqa=True)
+    assert torch.allclose(attend(x, held), seen.reshape(5, heads * value_dim) @ held.out, atol=1e-5)
+
+
 @pytest.mark.parametrize("weights", ["fp32", "bf16", "fp8", "int8", "mxfp4"])
 def test_shards_of_experts_add_up_to_the_reference(weights: str) -> None:
     sizes = shape(weights, etp=2)
