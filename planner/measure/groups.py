@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
+from planner.measure.exchange import counts_from
 from planner.measure.seats import Seat, Seating
 
 
@@ -50,3 +51,16 @@ def make_groups(seating: Seating, seat: Seat, device: torch.device) -> Groups:
         before=column[seat.turn - 1] if seat.turn else None,
         after=column[seat.turn + 1] if seat.turn + 1 < len(column) else None,
     )
+
+
+def connect(groups: Groups, device: torch.device) -> None:
+    """Exchange a little in every group: libraries open connections, and take memory for them, at their first use."""
+    for group in (groups.tp, groups.ep, groups.etp):
+        if group is not None:
+            counts_from([1] * dist.get_world_size(group), group, device)
+    dist.barrier(groups.stage)
+    word = torch.zeros(1, device=device)
+    if groups.before is not None:
+        dist.recv(word, groups.before)
+    if groups.after is not None:
+        dist.send(word, groups.after)

@@ -29,6 +29,12 @@ _BLAME_S: Final = 60.0
 """Time for the coordinator to find out who is to blame for a failure."""
 _MARGIN_S: Final = 60.0
 """Exchanges time out later than the coordinator, which can say who is to blame."""
+_NCCL: Final = {
+    # a rank that its own watchdog ends, because another died, says nothing and looks as dead; here the store ends it
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+    # sends between two ranks share the one communicator, as is wanted: no warning from every rank
+    "TORCH_NCCL_SHOW_EAGER_INIT_P2P_SERIALIZATION_WARNING": "0",
+}
 _LAST_WORD_S: Final = 10.0
 """Time to reach the store for a rank that fails before it joins."""
 
@@ -64,7 +70,7 @@ def work(job: Job, identity: Identity, meeting: stores.Meeting, *, serves: bool 
         if task is None:
             result = probe_rank(job, identity, store, watch)
         else:
-            result = PlanRun(task, identity, store, watch).run()
+            result = PlanRun(task, identity, store, watch, smoke["free_bytes"]).run()
         dist.barrier()
         dist.destroy_process_group()
         watch.phase("reading what the driver reports")
@@ -118,6 +124,7 @@ def _join_group(job: Job, identity: Identity, meeting: stores.Meeting, store: An
         # bound to its GPU: barriers would else guess it from the rank, which is wrong where hosts differ
         device = torch.device("cuda", identity.local_rank)
         torch.cuda.set_device(device)
+        os.environ.update(_NCCL)
     dist.init_process_group(
         job.backend,
         store=dist.PrefixStore("ranks", store),

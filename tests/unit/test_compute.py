@@ -14,8 +14,10 @@ from planner.measure.compute import (  # noqa: E402 - torch first
     reference_attention,
     serve,
 )
+from planner.measure.plan_run import ballast_bytes  # noqa: E402
 from planner.measure.shape import AttentionShape, Shape  # noqa: E402
 from planner.measure.wire_format import Rows  # noqa: E402
+from planner.plan.plan import MemoryRecord  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -73,3 +75,22 @@ def test_experts_differ_by_layer_and_id() -> None:
     assert not torch.equal(one.first_XHF[0], one.first_XHF[1])
     assert not torch.equal(one.first_XHF[0], other.first_XHF[0])
     assert torch.equal(one.first_XHF[1], held_experts(0, [2], 0, sizes, CPU).first_XHF[0])
+
+
+def test_what_is_held_besides_tensors() -> None:
+    names = {
+        "expert slots": 400,
+        "KV cache": 300,
+        "communication buffers": 60,
+        "logits": 5,
+        "runtime": 20,
+        "runtime x": 7,
+    }
+    lines = [MemoryRecord(name=name, bytes=size, basis="given", source="") for name, size in names.items()]
+    booked = sum(names.values())
+    held = 700  # logits and runtime, 32 bytes, are taken as the run goes
+    assert ballast_bytes(booked, lines, held, outside=0) == booked - held - 32
+    assert ballast_bytes(booked, lines, held, outside=25) == booked - held - 32 - 25
+    assert ballast_bytes(booked, lines, held, outside=500) == booked - held - 32 - 60  # more than booked must show
+    assert ballast_bytes(booked, lines, held, outside=-9) == booked - held - 32  # others have freed memory since
+    assert ballast_bytes(booked, lines, booked, outside=0) < 0
