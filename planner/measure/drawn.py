@@ -176,20 +176,27 @@ def _calibration(machine: Machine) -> list[dict[str, Any]]:
     """What an all-to-all reaches: part of the bandwidth by level, and the constant time beyond the latency."""
     entry: dict[str, Any] = {"kernel": "all-to-all"}
     launches: list[tuple[float, str]] = []
-    for level in _levels(machine):
-        inside = level["level"] != "cluster"
+    levels = [level for level in _levels(machine) if level["bandwidth"]["basis"] == "measured"]
+    slow = list(_own_links(machine).values())
+    for inside in (True, False):
+        on = [level for level in levels if (level["level"] != "cluster") is inside]
         found = [
             exchange for result in machine.results for exchange in result["exchanges"] if exchange["inside"] is inside
         ]
-        if not found or level["bandwidth"]["basis"] != "measured":
+        if not found or not on:
             continue
-        bandwidth = parse_quantity(level["bandwidth"]["value"], "rate")
-        latency_s = parse_quantity(level["latency"]["value"], "time")
-        fits = [_exchange_line(exchange, machine.hosts, inside=inside) for exchange in found]
+        # all wait for the slowest link: the outermost level's, and between hosts that of a host with a slower one
+        bandwidth = parse_quantity(on[-1]["bandwidth"]["value"], "rate")
+        latency_s = parse_quantity(on[-1]["latency"]["value"], "time")
+        if not inside:
+            bandwidth = min([bandwidth, *(line.bytes_per_s for line in slow)])
+            latency_s = max([latency_s, *(line.alpha_s for line in slow)])
+        near = on[0].get("gpus", 1) if inside and len(on) > 1 else 1
+        fits = [_exchange_line(exchange, machine.hosts, near=near, inside=inside) for exchange in found]
         reached = float(np.median([min(1.0, fit.bytes_per_s / bandwidth) for fit in fits]))
         constant = float(np.median([fit.alpha_s for fit in fits]))
         words = f"ep-plan probe: all-to-all of {len(found[0]['ranks'])} ranks, {len(found)} samples"
-        entry.setdefault("levels", {})[level["level"]] = _measured(_percent(reached), words)
+        entry.setdefault("levels", {}).update({level["level"]: _measured(_percent(reached), words) for level in on})
         launches.append((max(0.0, constant - latency_s), words))
     if not launches:
         return []
@@ -198,10 +205,10 @@ def _calibration(machine: Machine) -> list[dict[str, Any]]:
     return [entry | {"dispatch": _measured(value, words), "combine": _measured(dict(value), words)}]
 
 
-def _exchange_line(exchange: Mapping[str, Any], hosts: Sequence[str], *, inside: bool) -> Line:
-    """Seconds of an all-to-all over the bytes that a rank sends by the links of the level."""
+def _exchange_line(exchange: Mapping[str, Any], hosts: Sequence[str], *, near: int, inside: bool) -> Line:
+    """Seconds of an all-to-all over the bytes that a rank sends by the level's links, to all but the `near` ranks."""
     on = [hosts[rank] for rank in exchange["ranks"]]
-    crossing = len(on) - 1 if inside else len(on) - min(on.count(host) for host in set(on))
+    crossing = len(on) - (near if inside else min(on.count(host) for host in set(on)))
     return alpha_beta([(num_bytes * crossing, seconds) for num_bytes, seconds in exchange["points"]])
 
 
