@@ -13,6 +13,7 @@ from rich.console import Console
 from benchmarks import (
     affinity,
     bounds,
+    calibration,
     ceiling,
     generalisation,
     held_out,
@@ -36,6 +37,7 @@ _ALL = {
     "routing": routing.run,
     "replanning": replanning.run,
     "predictions": predictions.run,
+    "calibration": calibration.run,
 }
 _NAMES = [*_ALL, "traces", "accuracy"]
 
