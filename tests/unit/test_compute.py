@@ -14,6 +14,7 @@ from planner.measure.compute import (  # noqa: E402 - torch first
     reference_attention,
     serve,
 )
+from planner.measure.micro_run import sum_of  # noqa: E402
 from planner.measure.plan_run import ballast_bytes  # noqa: E402
 from planner.measure.shape import AttentionShape, Shape  # noqa: E402
 from planner.measure.wire_format import Rows  # noqa: E402
@@ -94,3 +95,13 @@ def test_what_is_held_besides_tensors() -> None:
     assert ballast_bytes(booked, lines, held, outside=500) == booked - held - 32 - 60  # more than booked must show
     assert ballast_bytes(booked, lines, held, outside=-9) == booked - held - 32  # others have freed memory since
     assert ballast_bytes(booked, lines, booked, outside=0) < 0
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+def test_sums_that_stages_compare_do_not_depend_on_the_order(name: str) -> None:
+    dtype = getattr(torch, name)
+    x = (torch.randn(64, 32) * 10.0 ** torch.randint(-9, 9, (64, 32))).to(dtype)
+    assert sum_of(x) == sum_of(x.flip(0))
+    other = x.clone()
+    other[3, 5] = torch.nextafter(other[3, 5], torch.tensor(1e30, dtype=dtype))
+    assert sum_of(other) != sum_of(x)
