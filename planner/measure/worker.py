@@ -23,7 +23,7 @@ from planner.measure.probing import device_of, probe_rank
 from planner.measure.reported import Reported, read_reported
 from planner.measure.seats import Seating
 from planner.measure.smoke import smoke_test
-from planner.measure.watch import Watch
+from planner.measure.watch import Watch, lost_store
 
 _BLAME_S: Final = 60.0
 """Time for the coordinator to find out who is to blame for a failure."""
@@ -161,16 +161,17 @@ def _tell(error: Exception, identity: Identity, store: Any, watch: Watch | None,
     if store is None:
         sys.stderr.write(f"error: {record['message']}\n")
     else:
-        stores.put(store, f"failure/{identity.rank}", record)
-        store.add("failures", 1)
         try:
+            stores.put(store, f"failure/{identity.rank}", record)
+            store.add("failures", 1)
             stores.wait_for(store, "abort", _BLAME_S)  # the coordinator says who is to blame
             if serves:
                 time.sleep(_BLAME_S)  # and ends this process when the others have gone
             code = int(stores.read(store, "abort")["exit_code"])
             store.add("left", 1)
-        except RuntimeError:
-            sys.stderr.write(f"error: {record['message']}\n")
+        except RuntimeError as gone:  # nobody is left to judge
+            lost = f"{identity}: {phase}: {lost_store(gone)}"
+            sys.stderr.write(f"error: {lost if record['by_others'] else record['message']}\n")
     sys.stderr.flush()
     os._exit(code)  # an exchange that broke off must not hold the process back
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ torch = pytest.importorskip("torch", minversion="2.10")
 
 from planner.errors import BadAnswerError, InputError, MissingEnvironmentError, Place, PlannerError, Problem  # noqa: E402
 from planner.measure import store as stores  # noqa: E402
+from planner.measure import worker  # noqa: E402
 from planner.measure.coordinate import Coordinator, disagreement, failure_record, misplacement  # noqa: E402
+from planner.measure.job import Identity  # noqa: E402
 
 VERSIONS = {"ep-plan": "1", "torch": "2.13.0", "python": "3.12"}
 FILES = {"plan.json": "aa", "trace.npz (file 1)": "bb"}
@@ -129,3 +132,27 @@ def test_pickled_objects_are_refused_unopened(store: Any) -> None:
     store.set("hello/0", pickle.dumps(Loud()))
     with pytest.raises(MissingEnvironmentError, match="something else than JSON under 'hello/0'"):
         Coordinator(store, 1, 5.0, 5.0, stores.Meeting("a", 1)).admit()
+
+
+class Gone:
+    """A store whose process has ended."""
+
+    def set(self, *_: object) -> None:
+        raise RuntimeError("Broken pipe\nand a long trace")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("Connection closed by peer"), "lost the store that holds the run together (Broken pipe)"),
+        (MissingEnvironmentError("cannot read the trace"), "cannot read the trace"),
+    ],
+)
+def test_a_rank_that_fails_without_a_store_says_why_itself(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os._exit", sys.exit)
+    with pytest.raises(SystemExit) as ended:
+        worker._tell(error, Identity(1, 4, 1, "a"), Gone(), None, serves=False)
+    assert ended.value.code == 7
+    assert capsys.readouterr().err == f"error: rank 1 (a): smoke: {said}\n"
