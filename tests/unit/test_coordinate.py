@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import signal
 import sys
 from typing import Any
 
@@ -10,11 +11,14 @@ import pytest
 
 torch = pytest.importorskip("torch", minversion="2.10")
 
+from torch.distributed.elastic.multiprocessing import SignalException  # noqa: E402
+
 from planner.errors import BadAnswerError, InputError, MissingEnvironmentError, Place, PlannerError, Problem  # noqa: E402
 from planner.measure import store as stores  # noqa: E402
 from planner.measure import worker  # noqa: E402
 from planner.measure.coordinate import Coordinator, disagreement, failure_record, misplacement  # noqa: E402
 from planner.measure.job import Identity  # noqa: E402
+from planner.measure.local import _died, _Signals  # noqa: E402
 
 VERSIONS = {"ep-plan": "1", "torch": "2.13.0", "python": "3.12"}
 FILES = {"plan.json": "aa", "trace.npz (file 1)": "bb"}
@@ -156,3 +160,12 @@ def test_a_rank_that_fails_without_a_store_says_why_itself(
         worker._tell(error, Identity(1, 4, 1, "a"), Gone(), None, serves=False)
     assert ended.value.code == 7
     assert capsys.readouterr().err == f"error: rank 1 (a): smoke: {said}\n"
+
+
+def test_a_signal_is_not_forgotten_whose_exception_was_lost() -> None:
+    signals = _Signals()
+    with pytest.raises(SignalException):
+        signals(signal.SIGINT, None)  # while a process forks, Python prints and drops what a handler raises
+    with pytest.raises(SignalException) as again:
+        _died(None, signals)  # the next look at the ranks
+    assert again.value.sigval == signal.SIGINT
