@@ -13,6 +13,7 @@ from rich.console import Console
 from benchmarks import (
     affinity,
     bounds,
+    calibration,
     ceiling,
     drift,
     generalisation,
@@ -42,6 +43,7 @@ _ALL = {
     "replanning": replanning.run,
     "predictions": predictions.run,
     "pairs": pairs.run,
+    "calibration": calibration.run,
 }
 _NAMES = [*_ALL, "traces", "accuracy"]
 

@@ -82,14 +82,16 @@ def command(plan: Path, output: Path, as_json: bool, verbose: bool, quiet: bool,
     from planner.measure.devices import require_torch
 
     require_torch()
+    from planner.measure.reported import reported_findings
+
     if given["worker"]:
-        code, validation, ready = _as_rank(plan, given)
+        code, validation, ready, results = _as_rank(plan, given)
         if validation is None:
             return int(code)
     else:
-        validation, ready = _here(plan, given)
+        validation, ready, results = _here(plan, given)
     if not quiet:
-        warn(ready.warnings)
+        warn((*ready.warnings, *reported_findings(results)))
     _write(validation, output, as_json=as_json, verbose=verbose, quiet=quiet)
     if given["calibrate"] is not None:
         _calibrate(validation, ready, given["calibrate"], quiet=quiet)
@@ -147,8 +149,7 @@ def _repeated(given: dict[str, Any]) -> list[str]:
 def _here(plan: Path, given: dict[str, Any]) -> Any:
     from planner.measure.validate import validate_here
 
-    validation, ready, _ = validate_here(_job(plan, given))
-    return validation, ready
+    return validate_here(_job(plan, given))
 
 
 def _as_rank(plan: Path, given: dict[str, Any]) -> Any:
@@ -159,8 +160,7 @@ def _as_rank(plan: Path, given: dict[str, Any]) -> Any:
     if given["rendezvous"] is None:
         raise click.UsageError("--worker needs --rendezvous HOST:PORT, an address of rank 0's host")
     meeting = parse_meeting(given["rendezvous"])
-    code, validation, ready, _ = validate_as_rank(_job(plan, given), identity_from(), meeting)
-    return code, validation, ready
+    return validate_as_rank(_job(plan, given), identity_from(), meeting)
 
 
 def _job(plan: Path, given: dict[str, Any]) -> Any:

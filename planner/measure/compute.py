@@ -190,7 +190,11 @@ def attention_weights(
 
 
 def attend(x_NH: Tensor, held: AttentionWeights) -> Tensor:
-    """One GPU's part of the layer's attention for the tokens of its data-parallel rank [N, H]."""
+    """One GPU's part of the layer's attention for the tokens of its data-parallel rank [N, H].
+
+    Heads that read the same entries are handed over as rows of one head. Told to share heads (`enable_gqa`),
+    torch falls back to copying the cache for each of them where keys are wider than 256, as latent ones are.
+    """
     of, num_rows = held.shape, len(x_NH)
     queries = (x_NH @ held.into)[:, : of.heads * of.key_dim].reshape(num_rows, of.heads, of.key_dim)
     if of.state_elements:
@@ -199,16 +203,17 @@ def attend(x_NH: Tensor, held: AttentionWeights) -> Tensor:
         # a recorded window may hold more tokens than the step: they take turns on its sequences
         parts = [_seen_by_each(part, held) for part in queries.split(len(held.keys))]
         return torch.cat(parts).reshape(num_rows, of.heads * of.value_dim) @ held.out
-    many = of.heads != of.kv_heads
-    seen = F.scaled_dot_product_attention(queries.transpose(0, 1)[None], held.keys, held.values, enable_gqa=many)
-    return seen[0].transpose(0, 1).reshape(num_rows, of.heads * of.value_dim) @ held.out
+    shared = queries.transpose(0, 1).reshape(1, of.kv_heads, of.heads // of.kv_heads * num_rows, of.key_dim)
+    seen = F.scaled_dot_product_attention(shared, held.keys, held.values)
+    heads = seen.reshape(of.heads, num_rows, of.value_dim).transpose(0, 1)
+    return heads.reshape(num_rows, of.heads * of.value_dim) @ held.out
 
 
 def _seen_by_each(queries: Tensor, held: AttentionWeights) -> Tensor:
-    """Attention of each query over a cache of its own [N, heads, 1, width]."""
-    keys, values = held.keys[: len(queries)], held.values[: len(queries)]
-    many = held.shape.heads != held.shape.kv_heads
-    return F.scaled_dot_product_attention(queries[:, :, None], keys, values, enable_gqa=many)
+    """Attention of each query over a cache of its own [N, key-value heads, heads of each, width]."""
+    of, num_rows = held.shape, len(queries)
+    grouped = queries.reshape(num_rows, of.kv_heads, of.heads // of.kv_heads, of.key_dim)
+    return F.scaled_dot_product_attention(grouped, held.keys[:num_rows], held.values[:num_rows])
 
 
 def reference_attention(x_NH: Tensor, layer: int, of: AttentionShape, shape: Shape, device: torch.device) -> Tensor:

@@ -18,12 +18,14 @@ from planner.inputs.topology import resolve
 from planner.inputs.topology_file import TopologyFile
 from planner.inputs.units import format_compute, format_percent, format_rate, format_seconds, parse_quantity
 from planner.measure.fit import KernelSamples, Line, alpha_beta, fit_roofline
-from planner.measure.pairs import SLOW, Measured, measured_from
+from planner.measure.pairs import SLOW, Measured, measured_from, near_block
+from planner.measure.reported import Joined, joined, reported_of
 
-_NEAR: Final = 1.6
-"""GPUs in a row whose links among them are this much faster than those beyond them form a level of their own."""
 _WORKS: Final = {"gemm": None, "experts": None, "attention_decode": "gqa", "attention_prefill": "gqa"}
 _DIGITS: Final = 4
+NOT_REPORTED: Final = "not reported by the driver"
+_NAMED: Final = 3
+"""Links of a level that are named."""
 
 Results = Sequence[Mapping[str, Any]]
 
@@ -46,6 +48,18 @@ class Machine:
     def host_names(self) -> tuple[str, ...]:
         """Hosts in order of their first rank."""
         return tuple(dict.fromkeys(self.hosts))
+
+    def joined(self, measured: Sequence[Measured]) -> Joined:
+        """What the driver says joins these pairs: all that it names, and the median of the line rates."""
+        said, over = reported_of(self.results), [result["interface"] for result in self.results]
+        every = [
+            joined(said[m.rank], said[m.partner], inside=m.inside, interfaces=(over[m.rank], over[m.partner]))
+            for m in measured
+        ]
+        names = sorted({one.by for one in every})
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        rates = [one.bytes_per_s for one in every if one.bytes_per_s is not None]
+        return Joined(", ".join(names[:_NAMED]) + more, float(np.median(rates)) if len(rates) == len(every) else None)
 
     @property
     def links(self) -> list[Measured]:
@@ -81,7 +95,7 @@ def topology_data(machine: Machine) -> dict[str, Any]:
         data |= {"gpu": group["gpu"], "nodes": len(names), "gpus_per_node": group["gpus_per_node"]}
     else:
         data["groups"] = groups
-    data["links"] = _levels(machine, max(sizes))
+    data["links"] = _levels(machine)
     calibration = _calibration(machine)
     return data | {"calibration": calibration} if calibration else data
 
@@ -111,36 +125,24 @@ def _line(measured: Sequence[Measured]) -> Line:
     return alpha_beta([point for m in measured for point in m.points])
 
 
-def _levels(machine: Machine, per_host: int) -> list[dict[str, Any]]:
-    """Levels inside a host and between hosts, as far as there are several GPUs or hosts."""
+def pairs_of_levels(machine: Machine) -> dict[str, list[Measured]]:
+    """The pairs that each level is drawn from, innermost level first."""
     slow_hosts = _own_links(machine)
-    levels = []
     inside = [m for m in machine.links if m.inside]
-    near = _near(inside, per_host)
-    if near is not None:
-        close = [m for m in inside if m.rank // near == m.partner // near]
-        levels.append(_level("bridge", close, inside=True) | {"gpus": near})
-        inside = [m for m in inside if m not in close]
-    if inside:
-        levels.append(_level("node", inside, inside=True))
-    elif near is None:
-        levels.append(_alone())
+    near = near_block(machine.links, machine.hosts)
+    close = [] if near is None else [m for m in inside if m.rank // near == m.partner // near]
     between = [m for m in machine.links if not m.inside and not any(_touches(m, host, machine) for host in slow_hosts)]
-    if between:
-        levels.append(_level("cluster", between, inside=False))
-    return levels
+    found = {"bridge": close, "node": [m for m in inside if m not in close], "cluster": between}
+    return {name: pairs for name, pairs in found.items() if pairs}
 
 
-def _near(inside: Sequence[Measured], per_host: int) -> int | None:
-    """GPUs in a row that are joined by faster links than all GPUs of their host."""
-    for size in (2, 4, 8):
-        if size >= per_host or per_host % size:
-            continue
-        close = [m.send_bytes_per_s for m in inside if m.rank // size == m.partner // size]
-        far = [m.send_bytes_per_s for m in inside if m.rank // size != m.partner // size]
-        if close and far and min(close) > _NEAR * max(far):
-            return size
-    return None
+def _levels(machine: Machine) -> list[dict[str, Any]]:
+    """Levels inside a host and between hosts, as far as there are several GPUs or hosts."""
+    pairs = pairs_of_levels(machine)
+    levels = [_level(name, measured, machine) for name, measured in pairs.items()]
+    if "bridge" in pairs:
+        levels[0]["gpus"] = near_block(machine.links, machine.hosts)
+    return levels if {"bridge", "node"} & set(pairs) else [_alone(), *levels]
 
 
 def _alone() -> dict[str, Any]:
@@ -153,39 +155,48 @@ def _alone() -> dict[str, Any]:
     }
 
 
-def _level(name: str, measured: Sequence[Measured], *, inside: bool) -> dict[str, Any]:
+def _level(name: str, measured: Sequence[Measured], machine: Machine) -> dict[str, Any]:
     line = _line(measured)
     rates = [m.send_bytes_per_s for m in measured]
     low, high = np.quantile(rates, [0.1, 0.9]).tolist()
-    what = "hosts" if not inside else "ranks of a host"
+    what = "ranks of a host" if measured[0].inside else "hosts"
     spread = f"middle 80 % {format_rate(low)} to {format_rate(high)}"
     source = f"ep-plan probe: pairs of {what}, all pairs of a round at once, {len(measured)} samples, {spread}"
-    level: dict[str, Any] = {
+    said = machine.joined(measured)
+    line_rate = NOT_REPORTED if said.bytes_per_s is None else format_rate(said.bytes_per_s)
+    value = _plain(format_rate(line.bytes_per_s, _DIGITS))
+    return {
         "level": name,
-        "bandwidth": _measured(_plain(format_rate(line.bytes_per_s, _DIGITS)), source),
+        "bandwidth": _measured(value, f"{source}; by {said.by}, line rate {line_rate}"),
+        "latency": _measured(_plain(format_seconds(line.alpha_s, _DIGITS)), source),
     }
-    level["latency"] = _measured(_plain(format_seconds(line.alpha_s, _DIGITS)), source)
-    return level
 
 
 def _calibration(machine: Machine) -> list[dict[str, Any]]:
     """What an all-to-all reaches: part of the bandwidth by level, and the constant time beyond the latency."""
     entry: dict[str, Any] = {"kernel": "all-to-all"}
     launches: list[tuple[float, str]] = []
-    for level in _levels(machine, max(machine.hosts.count(host) for host in machine.host_names)):
-        inside = level["level"] != "cluster"
+    levels = [level for level in _levels(machine) if level["bandwidth"]["basis"] == "measured"]
+    slow = list(_own_links(machine).values())
+    for inside in (True, False):
+        on = [level for level in levels if (level["level"] != "cluster") is inside]
         found = [
             exchange for result in machine.results for exchange in result["exchanges"] if exchange["inside"] is inside
         ]
-        if not found or level["bandwidth"]["basis"] != "measured":
+        if not found or not on:
             continue
-        bandwidth = parse_quantity(level["bandwidth"]["value"], "rate")
-        latency_s = parse_quantity(level["latency"]["value"], "time")
-        fits = [_exchange_line(exchange, machine.hosts, inside=inside) for exchange in found]
+        # all wait for the slowest link: the outermost level's, and between hosts that of a host with a slower one
+        bandwidth = parse_quantity(on[-1]["bandwidth"]["value"], "rate")
+        latency_s = parse_quantity(on[-1]["latency"]["value"], "time")
+        if not inside:
+            bandwidth = min([bandwidth, *(line.bytes_per_s for line in slow)])
+            latency_s = max([latency_s, *(line.alpha_s for line in slow)])
+        near = on[0].get("gpus", 1) if inside and len(on) > 1 else 1
+        fits = [_exchange_line(exchange, machine.hosts, near=near, inside=inside) for exchange in found]
         reached = float(np.median([min(1.0, fit.bytes_per_s / bandwidth) for fit in fits]))
         constant = float(np.median([fit.alpha_s for fit in fits]))
         words = f"ep-plan probe: all-to-all of {len(found[0]['ranks'])} ranks, {len(found)} samples"
-        entry.setdefault("levels", {})[level["level"]] = _measured(_percent(reached), words)
+        entry.setdefault("levels", {}).update({level["level"]: _measured(_percent(reached), words) for level in on})
         launches.append((max(0.0, constant - latency_s), words))
     if not launches:
         return []
@@ -194,10 +205,10 @@ def _calibration(machine: Machine) -> list[dict[str, Any]]:
     return [entry | {"dispatch": _measured(value, words), "combine": _measured(dict(value), words)}]
 
 
-def _exchange_line(exchange: Mapping[str, Any], hosts: Sequence[str], *, inside: bool) -> Line:
-    """Seconds of an all-to-all over the bytes that a rank sends by the links of the level."""
+def _exchange_line(exchange: Mapping[str, Any], hosts: Sequence[str], *, near: int, inside: bool) -> Line:
+    """Seconds of an all-to-all over the bytes that a rank sends by the level's links, to all but the `near` ranks."""
     on = [hosts[rank] for rank in exchange["ranks"]]
-    crossing = len(on) - 1 if inside else len(on) - min(on.count(host) for host in set(on))
+    crossing = len(on) - (near if inside else min(on.count(host) for host in set(on)))
     return alpha_beta([(num_bytes * crossing, seconds) for num_bytes, seconds in exchange["points"]])
 
 

@@ -32,6 +32,24 @@ class Lane:
     slots_per_rank: int
     dispatch: ActivationName
     combine: ActivationName
+    order: tuple[int, ...] | None = None
+    """EP rank of each member of the group, which torch numbers by rank of the run; None: as they are."""
+
+    def swap(self, raw: Tensor, sent_R: Sequence[int], arriving_R: Sequence[int]) -> Tensor:
+        """Rows of bytes to and from every EP rank, in the order of EP ranks."""
+        if self.order is None:
+            return all_to_all(raw, sent_R, arriving_R, self.group)
+        parts = raw.split(list(sent_R))
+        sent, arriving = [sent_R[rank] for rank in self.order], [arriving_R[rank] for rank in self.order]
+        found = all_to_all(torch.cat([parts[rank] for rank in self.order]), sent, arriving, self.group).split(arriving)
+        return torch.cat([found[self.order.index(rank)] for rank in range(len(found))])
+
+    def counts(self, sent_R: Sequence[int], device: torch.device) -> tuple[int, ...]:
+        """How many rows each EP rank will send here."""
+        if self.order is None:
+            return counts_from(sent_R, self.group, device)
+        found = counts_from([sent_R[rank] for rank in self.order], self.group, device)
+        return tuple(found[self.order.index(rank)] for rank in range(len(found)))
 
 
 @dataclass(frozen=True)
@@ -57,14 +75,14 @@ class Hop:
         """Results of the rows that arrived, summed at the rows that were sent."""
         lane, hidden = self.lane, y_NH.shape[1]
         with clock.phase("combine", lane.group):
-            raw = all_to_all(encode(y_NH, lane.combine), self.arrived_R, self.copies.counts_R, lane.group)
+            raw = lane.swap(encode(y_NH, lane.combine), self.arrived_R, self.copies.counts_R)
             result_CH = decode(raw, lane.combine, hidden, y_NH.dtype)
             home_NH = torch.zeros((self.num_rows, hidden), dtype=y_NH.dtype, device=y_NH.device)
             return home_NH.index_add_(0, self.copies.row_C, result_CH)
 
 
 def all_to_all(raw: Tensor, sent_R: Sequence[int], arriving_R: Sequence[int], group: dist.ProcessGroup) -> Tensor:
-    """Rows of bytes to and from every rank of a group, in rank order."""
+    """Rows of bytes to and from every rank of a group, in the group's own order."""
     arrived = raw.new_empty((sum(arriving_R), raw.shape[1]))
     dist.all_to_all_single(arrived, raw.contiguous(), list(arriving_R), list(sent_R), group=group)
     return arrived
@@ -113,10 +131,10 @@ def combine(y_NH: Tensor, hops: Sequence[Hop], clock: Clock) -> Tensor:
 def _send(rows: Rows, copies: Copies, lane: Lane, clock: Clock) -> tuple[Rows, Hop]:
     device, choices, hidden = rows.x_NH.device, copies.slot_CK.shape[1], rows.x_NH.shape[1]
     with clock.phase("counts", lane.group):
-        arriving_R = counts_from(copies.counts_R, lane.group, device)
+        arriving_R = lane.counts(copies.counts_R, device)
     with clock.phase("dispatch", lane.group):
         sent = Rows(rows.x_NH[copies.row_C], copies.slot_CK, copies.weight_CK)
-        raw = all_to_all(sent.packed(lane.dispatch), copies.counts_R, arriving_R, lane.group)
+        raw = lane.swap(sent.packed(lane.dispatch), copies.counts_R, arriving_R)
         arrived = Rows.unpacked(raw, lane.dispatch, hidden, choices, rows.x_NH.dtype)
     return arrived, Hop(lane, copies, arriving_R, len(rows))
 

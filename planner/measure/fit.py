@@ -21,6 +21,8 @@ Floats = NDArray[np.float64]
 _STEPS: Final = 200
 _LEAST: Final = 1e-12
 _PULL: Final = 0.05
+_EXPONENTS: Final[tuple[Literal[1, 2, 4], ...]] = (1, 2, 4)
+"""From kernels that read and compute in turn, as GEMM on CPUs does, to those that do both at once."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class RooflineFit:
     compute: float
     memory: float
     activation: float
-    exponent: Literal[2, 4]
+    exponent: Literal[1, 2, 4]
     errors: Floats
     """Absolute relative errors [N]."""
 
@@ -76,11 +78,11 @@ def fit_roofline(samples: KernelSamples, peak: float, hbm: float) -> RooflineFit
         peak: FLOP per second that `compute` is a part of.
         hbm: bytes per second that `memory` and `activation` are parts of.
     """
-    fits = [_fit(samples, peak, hbm, exponent) for exponent in (2, 4)]
+    fits = [_fit(samples, peak, hbm, exponent) for exponent in _EXPONENTS]
     return min(fits, key=lambda fit: float((fit.errors**2).sum()))
 
 
-def _fit(samples: KernelSamples, peak: float, hbm: float, exponent: Literal[2, 4]) -> RooflineFit:
+def _fit(samples: KernelSamples, peak: float, hbm: float, exponent: Literal[1, 2, 4]) -> RooflineFit:
     """Fit the logarithms of the constants, so that none becomes negative."""
     light = np.maximum(samples.flop / peak, samples.weight_bytes / hbm)
     start_base = max(float((samples.seconds - light).min()), float(samples.seconds.min()) / 10)

@@ -1,10 +1,12 @@
 """What the kernels of the micro-run reach on one device, over sizes from one token to thousands.
 
-Weights take turns from a pool that no cache holds: in a model, too, each layer reads its own.
+Weights, and the caches of decode, take turns from a pool that no cache holds: in a model, too, each layer
+reads its own.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import cycle
 from typing import Any, Final
@@ -114,23 +116,23 @@ def _shape(hidden: int, width: int, experts: int, weights: WeightName) -> Shape:
 
 def _attention(device: torch.device, weights: WeightName, *, decode: bool) -> list[Sample]:
     dtype = compute_dtype(weights)
+    pool = torch.randn(_POOL_BYTES[device.type] // dtype.itemsize, device=device).to(dtype)
     found = []
     for seen in _SEEN[device.type]:
         for tokens in _TOKENS[device.type]:
-            sequences = tokens if decode else 1
-            cache_bytes = 2 * sequences * seen * _HEADS * _HEAD_DIM * dtype.itemsize
-            if cache_bytes > _POOL_BYTES[device.type]:
+            shape = (2, tokens if decode else 1, _HEADS, seen, _HEAD_DIM)
+            size = math.prod(shape)
+            if size > len(pool):
                 continue
-            keys, values = (
-                torch.randn((sequences, _HEADS, seen, _HEAD_DIM), device=device).to(dtype) for _ in range(2)
-            )
-            per = 1 if decode else tokens
-            queries = torch.randn((sequences, _HEADS, per, _HEAD_DIM), device=device).to(dtype)
-            seconds = _timed(lambda q=queries, k=keys, v=values: _attend(q, k, v), device)  # type: ignore[misc]
+            # decode reads caches that nothing has touched since the step before, prefill what it has just written
+            count = len(pool) // size if decode else 1
+            caches = cycle([pool[size * turn : size * (turn + 1)].view(shape) for turn in range(count)])
+            queries = torch.randn((shape[1], _HEADS, 1 if decode else tokens, _HEAD_DIM), device=device).to(dtype)
+            seconds = _timed(lambda queries=queries, caches=caches: _attend(queries, *next(caches)), device)  # type: ignore[misc]
             flop = 4.0 * tokens * _HEADS * seen * _HEAD_DIM
             # as the cost model counts: decode reads the cache, prefill moves entries, queries and results
-            num_bytes = cache_bytes if decode else 4.0 * tokens * _HEADS * _HEAD_DIM * dtype.itemsize
-            found.append(_sample(seconds, flop, num_bytes))
+            moved = size if decode else 4.0 * tokens * _HEADS * _HEAD_DIM
+            found.append(_sample(seconds, flop, moved * dtype.itemsize))
     return found
 
 

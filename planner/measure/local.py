@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
 from torch.distributed import TCPStore
@@ -35,7 +36,7 @@ from planner.measure.worker import work
 _END_S: Final = 30
 _LOG_LINES: Final = 30
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-"""Those that elastic takes over."""
+"""Those that end all ranks; elastic would take them over."""
 
 
 def run_locally(job: Job, ranks: int, prepare: Callable[[TCPStore], None]) -> tuple[list[Hello], list[dict[str, Any]]]:
@@ -56,13 +57,14 @@ def run_locally(job: Job, ranks: int, prepare: Callable[[TCPStore], None]) -> tu
         logging.getLogger(name).setLevel(logging.CRITICAL)  # the coordinator says it in one line
     listener = stores.listening(stores.Meeting("127.0.0.1", 0), "launcher")
     meeting = stores.Meeting(*listener.getsockname()[:2])
-    with _own_signals(), tempfile.TemporaryDirectory(prefix="ep-plan-") as folder:
+    with _own_signals() as signals, tempfile.TemporaryDirectory(prefix="ep-plan-") as folder:
         context = _start(job, ranks, meeting, listener, Path(folder))
         try:
+            signals.check()
             store = stores.serve(listener)
             prepare(store)
             follower = Coordinator(
-                store, ranks, job.timeout_s, job.join_timeout_s, meeting, died=lambda: _died(context)
+                store, ranks, job.timeout_s, job.join_timeout_s, meeting, died=lambda: _died(context, signals)
             )
             hellos = follower.admit()
             results = follower.results()
@@ -76,13 +78,31 @@ def run_locally(job: Job, ranks: int, prepare: Callable[[TCPStore], None]) -> tu
             context.close()
 
 
+class _Signals:
+    """Raises at a signal, and remembers it: what is raised while Python forks or collects garbage is lost."""
+
+    def __init__(self) -> None:
+        self.got: int | None = None
+
+    def __call__(self, number: int, _: FrameType | None) -> None:
+        """Handle a signal."""
+        self.got = number
+        self.check()
+
+    def check(self) -> None:
+        """Raise if there was one."""
+        if self.got is not None:
+            raise SignalException("stopped", signal.Signals(self.got))
+
+
 @contextmanager
-def _own_signals() -> Iterator[None]:
-    """A signal does what it did before elastic took it over, once ranks and temporary files are gone."""
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
+def _own_signals() -> Iterator[_Signals]:
+    """Once ranks and temporary files are gone, a signal does what it would have done without them."""
+    signals = _Signals()
+    before = {number: signal.signal(number, signals) for number in _SIGNALS}
     stopped_by: int | None = None
     try:
-        yield
+        yield signals
     except SignalException as error:
         stopped_by = error.sigval
     finally:
@@ -95,6 +115,7 @@ def _own_signals() -> Iterator[None]:
 
 
 def _start(job: Job, ranks: int, meeting: stores.Meeting, listener: socket.socket, folder: Path) -> PContext:
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""  # see `_Signals`
     threads = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     return start_processes(
         name="rank",
@@ -109,7 +130,7 @@ def _start(job: Job, ranks: int, meeting: stores.Meeting, listener: socket.socke
 
 def _rank(job: Job, rank: int, ranks: int, meeting: stores.Meeting, listener: int) -> None:
     """Entry of a rank's process."""
-    for number in (signal.SIGTERM, signal.SIGINT):  # elastic's handlers, inherited, would wait for an exchange to end
+    for number in (signal.SIGTERM, signal.SIGINT):  # handlers, inherited, would wait for an exchange to end
         signal.signal(number, signal.SIG_DFL)
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.pop(name, None)  # for a cluster: here ranks meet on the loopback interface
@@ -120,8 +141,9 @@ def _rank(job: Job, rank: int, ranks: int, meeting: stores.Meeting, listener: in
         sys.exit(code)
 
 
-def _died(context: PContext) -> Mapping[int, int]:
+def _died(context: PContext, signals: _Signals) -> Mapping[int, int]:
     """Exit codes of ranks that ended with an error; elastic ends the others then."""
+    signals.check()
     result = getattr(context, "_first_failure", None) or context.wait(0)
     if result is None or not result.is_failed():
         return {}

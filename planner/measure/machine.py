@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from planner.inputs.units import format_rate, format_seconds
-from planner.measure.pairs import Measured, fast_rate, slow_pairs
+from planner.measure.pairs import Measured, fast_rate, of_each_kind, slow_pairs
 
 _SLOW_DEVICE: Final = 0.8
 """A device below this part of the median of its kind is slow."""
@@ -27,10 +27,10 @@ class MachineFinding:
 
 def link_findings(measured: Sequence[Measured], hosts: Sequence[str]) -> list[MachineFinding]:
     """Slow pairs, put down to one rank or host where all its pairs are slow and those of others are not."""
-    slow = slow_pairs(measured)
+    slow = slow_pairs(measured, hosts)
     found: list[MachineFinding] = []
-    for inside in (True, False):
-        of_kind = [m for m in measured if m.inside is inside]
+    for of_kind in of_each_kind(measured, hosts):
+        inside = of_kind[0].inside
         bad = {pair for pair in slow if any({m.rank, m.partner} == set(pair) for m in of_kind)}
         if not bad:
             continue

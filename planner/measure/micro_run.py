@@ -66,7 +66,7 @@ class Found:
     sent_LV: dict[int, Ints]
     """Copies that it handed to each link level in dispatch, by hidden layer."""
     worst: dict[int, Worst] = field(default_factory=dict)
-    sums: list[float] = field(default_factory=list)
+    sums: list[int] = field(default_factory=list)
     """Sums of the hidden states that came from the stage before, or went to the next."""
     passes_s: list[float] = field(default_factory=list)
     """Seconds of each whole pass over a window."""
@@ -285,7 +285,7 @@ class MicroRun:
         with self.clock.phase("pipeline receive"):
             dist.recv(x_NH, self.groups.before)
         if found is not None:
-            found.sums.append(float(x_NH.double().sum()))
+            found.sums.append(sum_of(x_NH))
         return x_NH
 
     def _send_on(self, x_NH: Tensor, found: Found | None) -> None:
@@ -294,7 +294,7 @@ class MicroRun:
         with self.clock.phase("pipeline send"):
             dist.send(x_NH.contiguous(), self.groups.after)
         if found is not None:
-            found.sums.append(float(x_NH.double().sum()))
+            found.sums.append(sum_of(x_NH))
 
     # --- comparing --------------------------------------------------------------------------------
 
@@ -344,6 +344,12 @@ class MicroRun:
         served = {layer: np.zeros(slots, dtype=np.int64) for layer in self.layers}
         sent: dict[int, Ints] = defaultdict(lambda: np.zeros(levels, dtype=np.int64))
         return Found(served, sent)
+
+
+def sum_of(x_NH: Tensor) -> int:
+    """Sum of a tensor's bits as whole numbers: the same on any device, whatever order it adds in."""
+    whole = {2: torch.int16, 4: torch.int32}[x_NH.element_size()]
+    return int(x_NH.contiguous().view(whole).sum(dtype=torch.int64))
 
 
 def made_up(token_N: Tensor, hidden: int) -> Tensor:

@@ -22,6 +22,8 @@ from planner.measure.watch import Watch
 
 SLOW: Final = 0.6
 """A pair below this part of the fast ones of its kind is slow."""
+_NEAR: Final = 1.6
+"""GPUs in a row whose links among them are this much faster than those beyond them are joined otherwise."""
 _PINGS: Final = 20
 _PROBE_BYTES: Final = 1 << 16
 _AIM_S: Final = 0.1
@@ -70,7 +72,7 @@ def repaired(measured: Sequence[Measured], hosts: Sequence[str]) -> list[tuple[i
 
     Of the same kind (on its host, or on another) as the slow pair, where there is such a rank.
     """
-    slow = slow_pairs(measured)
+    slow = slow_pairs(measured, hosts)
     suspects = sorted({end for pair in slow for end in pair})
     good = [rank for rank in range(len(hosts)) if rank not in suspects]
     met = {(m.rank, m.partner) for m in measured} | {(m.partner, m.rank) for m in measured}
@@ -86,11 +88,31 @@ def repaired(measured: Sequence[Measured], hosts: Sequence[str]) -> list[tuple[i
     return pairs
 
 
-def slow_pairs(measured: Sequence[Measured]) -> set[tuple[int, int]]:
+def of_each_kind(measured: Sequence[Measured], hosts: Sequence[str]) -> list[list[Measured]]:
+    """Pairs that should be equally fast: inside hosts (blocks of faster links apart from the others), between hosts."""
+    inside, size = [m for m in measured if m.inside], near_block(measured, hosts)
+    close = [] if size is None else [m for m in inside if m.rank // size == m.partner // size]
+    kinds = [close, [m for m in inside if m not in close], [m for m in measured if not m.inside]]
+    return [kind for kind in kinds if kind]
+
+
+def near_block(measured: Sequence[Measured], hosts: Sequence[str]) -> int | None:
+    """GPUs in a row that are joined by faster links than all GPUs of their host."""
+    inside, per_host = [m for m in measured if m.inside], max(hosts.count(host) for host in hosts)
+    for size in (2, 4, 8):
+        if size >= per_host or per_host % size:
+            continue
+        close = [m.send_bytes_per_s for m in inside if m.rank // size == m.partner // size]
+        far = [m.send_bytes_per_s for m in inside if m.rank // size != m.partner // size]
+        if close and far and min(close) > _NEAR * max(far):
+            return size
+    return None
+
+
+def slow_pairs(measured: Sequence[Measured], hosts: Sequence[str]) -> set[tuple[int, int]]:
     """Pairs whose slower direction is below `SLOW` times what fast ones of their kind reach."""
     slow = set()
-    for inside in (True, False):
-        of_kind = [m for m in measured if m.inside is inside]
+    for of_kind in of_each_kind(measured, hosts):
         if len({frozenset((m.rank, m.partner)) for m in of_kind}) < 2:
             continue  # one pair alone: there is nothing to compare it with
         limit = SLOW * fast_rate(of_kind)

@@ -5,7 +5,7 @@ On a GPU it first allocates what the plan books, so that a plan that does not fi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +23,7 @@ from planner.measure import store as stores
 from planner.measure.clock import Clock
 from planner.measure.devices import high_water, is_out_of_memory
 from planner.measure.exchange import Lane
-from planner.measure.groups import Groups, make_groups
+from planner.measure.groups import Groups, connect, make_groups
 from planner.measure.job import Identity, Job
 from planner.measure.micro_run import MicroRun
 from planner.measure.pairs import test_links
@@ -34,7 +34,7 @@ from planner.measure.summary import summary
 from planner.measure.watch import Watch
 from planner.plan.decision import cuts_of, placement_of, split_of
 from planner.plan.placement import Placement
-from planner.plan.plan import Plan
+from planner.plan.plan import MemoryRecord, Plan
 from planner.plan.plan_file import read_plan
 
 _SAMPLE: Final = 16
@@ -69,7 +69,7 @@ def read_task(job: Job) -> Task:
 class PlanRun:
     """The part of a rank's life between `go` and its result."""
 
-    def __init__(self, task: Task, identity: Identity, store: Any, watch: Watch) -> None:
+    def __init__(self, task: Task, identity: Identity, store: Any, watch: Watch, free_bytes: int) -> None:
         self.task, self.identity, self.store, self.watch = task, identity, store, watch
         self.job = task.job
         self.seating = Seating(task.plan, self.job.stage)
@@ -82,6 +82,8 @@ class PlanRun:
             else real_shape(task.instance, self.split)
         )
         self.ballast: torch.Tensor | None = None
+        self.free_bytes = free_bytes
+        """Of the device, before this rank took any."""
 
     def run(self) -> dict[str, Any]:
         """Links, plan, baselines."""
@@ -89,6 +91,8 @@ class PlanRun:
         if self.job.links:
             result["links"] = test_links(self.identity, self.device, self.store, self.watch)
         groups = make_groups(self.seating, self.seat, self.device)
+        self.watch.phase("connections", waits=True)
+        connect(groups, self.device)
         own = placement_of(self.task.plan)
         placements = {"plan": own, **{name: self._baseline(name, own) for name in self.job.against}}
         for name, placement in placements.items():
@@ -144,8 +148,9 @@ class PlanRun:
         lane = None
         if groups.ep is not None:
             wires = wires_of(group, grid, instance.constants.communication.dedup)
-            shape = self.shape
-            lane = Lane(groups.ep, self.seat.ep_rank, wires, placement.slots_per_rank, shape.dispatch, shape.combine)
+            formats = (self.shape.dispatch, self.shape.combine)
+            slots, order = placement.slots_per_rank, groups.ep_order
+            lane = Lane(groups.ep, self.seat.ep_rank, wires, slots, *formats, order=order)
         return MicroRun(
             seat=self.seat,
             split=self.split,
@@ -201,7 +206,10 @@ class PlanRun:
                 self.watch.layer(layer)
                 run.make_weights(layer)
             if self.device.type == "cuda":
-                spare = booked - torch.cuda.memory_allocated(self.device) - self._working_bytes()
+                now_free = int(torch.cuda.mem_get_info(self.device)[0])
+                outside = self.free_bytes - now_free - torch.cuda.memory_reserved(self.device)
+                lines = self.task.plan.predicted.memory[self.seat.stage]
+                spare = ballast_bytes(booked, lines, torch.cuda.memory_allocated(self.device), outside)
                 if spare > 0:
                     self.ballast = torch.empty(spare, dtype=torch.uint8, device=self.device)
         except (RuntimeError, MemoryError) as error:  # on CPUs torch has no class of its own for it
@@ -211,16 +219,28 @@ class PlanRun:
             message = f"{self.identity}: weights: the {format_bytes(booked)} that the plan books do not fit: {reason}"
             raise BadAnswerError(message, hint="the plan needs more memory than this device has free") from None
 
-    def _working_bytes(self) -> int:
-        """What the run takes as it goes, and what the driver has taken already."""
-        lines = self.task.plan.predicted.memory[self.seat.stage]
-        working = ("activations", "expert workspace", "logits", "runtime")
-        return sum(line.bytes for line in lines if line.name.startswith(working))
-
     def _high_water(self) -> int:
         if self.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self.device))
         return high_water()
+
+
+def ballast_bytes(booked: int, lines: Sequence[MemoryRecord], allocated: int, outside: int) -> int:
+    """What is left to hold of the memory that a plan books.
+
+    Args:
+        booked: all of it, on one GPU.
+        lines: what it is for.
+        allocated: held as tensors.
+        outside: held by libraries, whose buffers the plan books, too.
+    """
+
+    def booked_for(*names: str) -> int:
+        return sum(line.bytes for line in lines if line.name.startswith(names))
+
+    # what the run takes as it goes, and what the driver has taken already
+    working = booked_for("activations", "expert workspace", "logits", "runtime")
+    return booked - allocated - working - min(max(0, outside), booked_for("communication buffers"))
 
 
 def timed_windows(windows: int, most: int) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from planner.measure.drawn import Machine
 from planner.measure.job import Identity, Job
 from planner.measure.local import run_locally
 from planner.measure.machine import link_findings
+from planner.measure.reported import reported_findings
 from planner.measure.worker import work
 from planner.processes import available_cores
 
@@ -101,5 +102,6 @@ def follow_and_work(
 
 
 def findings(machine: Machine) -> tuple[str, ...]:
-    """Slow links, with rank and host."""
-    return tuple(finding.message for finding in link_findings(machine.links, machine.hosts))
+    """Slow links, and those that the driver says run below their width, with rank and host."""
+    slow = link_findings(machine.links, machine.hosts)
+    return (*(finding.message for finding in slow), *reported_findings(machine.results))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -12,19 +12,23 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from planner.inputs.precision import WeightName
+from planner.inputs.precision import ActivationName, WeightName
 from planner.measure import store as stores
 from planner.measure.devices import describe
+from planner.measure.exchange import all_to_all
 from planner.measure.job import Identity, Job
 from planner.measure.kernels import kernel_samples
 from planner.measure.pairs import test_links
 from planner.measure.rates import gemm_rate, memory_rate
 from planner.measure.watch import Watch
+from planner.measure.wire_format import Rows
 
 FORMATS: Final[dict[str, tuple[WeightName, ...]]] = {"cpu": ("fp32",), "cuda": ("bf16",)}
-_REPEATS: Final = 7
-_AIM_S: Final = 0.05
-_SMALL: Final = 1 << 10
+_REPEATS: Final = 15
+_AIM_S: Final = 0.02
+_ROW: Final = 1024
+"""Elements of an activation."""
+_ACTIVATIONS: Final = {"cpu": torch.float32, "cuda": torch.bfloat16}
 _MOST: Final = {"cpu": 1 << 23, "cuda": 1 << 27}
 
 
@@ -85,31 +89,49 @@ def _exchanges(found: Sequence[Reach], identity: Identity, device: torch.device,
 
 
 def _points(group: dist.ProcessGroup, device: torch.device) -> list[tuple[int, float]]:
-    """(bytes to each rank, median seconds) of a small and a large exchange; the size is agreed on."""
+    """(bytes to each rank, median seconds) of exchanges of a row, and of two larger sizes that are agreed on."""
     size = dist.get_world_size(group)
+    row_bytes = _ROW * _ACTIVATIONS[device.type].itemsize
+    some = max(1, (1 << 16) // row_bytes)
     begin = time.perf_counter()
-    _all_to_all(1 << 16, size, group, device)
-    rate = torch.tensor([(1 << 16) / (time.perf_counter() - begin)], device=device)
+    _exchange(_rows(some * size, device), size, group)
+    rate = torch.tensor([some * row_bytes / (time.perf_counter() - begin)], device=device)
     dist.all_reduce(rate, op=dist.ReduceOp.MIN, group=group)
-    large = int(min(_MOST[device.type], max(1 << 16, float(rate) * _AIM_S)))
+    most = min(_MOST[device.type], max(4 * row_bytes, float(rate) * _AIM_S))
     found = []
-    for each in (_SMALL, large // 4, large):
-        action: Callable[[], None] = lambda each=each: _all_to_all(each, size, group, device)  # type: ignore[misc]  # noqa: E731
+    for number in (1, int(most / row_bytes / 4), int(most / row_bytes)):
+        rows = _rows(number * size, device)
         seconds = []
-        for number in range(_REPEATS + 1):
+        for turn in range(_REPEATS + 1):
             dist.barrier(group)
+            _synchronise(device)
             begin = time.perf_counter()
-            action()
-            if number:
+            _exchange(rows, size, group)
+            if turn:
                 seconds.append(time.perf_counter() - begin)
-        found.append((each, float(np.median(seconds))))
+        found.append((number * row_bytes, float(np.median(seconds))))
     return found
 
 
-def _all_to_all(each: int, size: int, group: dist.ProcessGroup, device: torch.device) -> None:
-    sent = torch.zeros(each * size, dtype=torch.uint8, device=device)
-    arrived = torch.empty_like(sent)
-    dist.all_to_all_single(arrived, sent, group=group)
+def _rows(number: int, device: torch.device) -> Rows:
+    """Tokens of one choice each."""
+    x_NH = torch.zeros((number, _ROW), dtype=_ACTIVATIONS[device.type], device=device)
+    slot_NK = torch.zeros((number, 1), dtype=torch.int32, device=device)
+    return Rows(x_NH, slot_NK, torch.ones((number, 1), device=device))
+
+
+def _exchange(rows: Rows, size: int, group: dist.ProcessGroup) -> None:
+    """As many rows to every rank, gathered, packed and opened as a dispatch does it."""
+    name: ActivationName = "fp32" if rows.x_NH.dtype == torch.float32 else "bf16"
+    turn_N = torch.arange(len(rows), device=rows.x_NH.device)
+    sent = Rows(rows.x_NH[turn_N], rows.slot_NK[turn_N], rows.weight_NK[turn_N])
+    parts = [len(rows) // size] * size
+    raw = all_to_all(sent.packed(name), parts, parts, group)
+    Rows.unpacked(raw, name, _ROW, 1, rows.x_NH.dtype)
+    _synchronise(rows.x_NH.device)
+
+
+def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -12,7 +12,7 @@ from planner.cost.instance import Instance
 from planner.cost.kv_cache import attended_entries
 from planner.inputs.model import Attention, CompressedAttention, GroupedAttention, LatentAttention, StateAttention
 from planner.inputs.parameters import attention_parameters, kv_heads_per_gpu
-from planner.inputs.precision import ActivationName, WeightName
+from planner.inputs.precision import CACHE_BITS, ActivationName, WeightName
 from planner.plan.split import Split
 
 _EMULATED_HIDDEN: Final = 64
@@ -121,6 +121,8 @@ def _attention(instance: Instance, attention: Attention, split: Split) -> Attent
     seen = attended_entries(attention, work.context_length)
     if not decode and seen == work.context_length:
         seen = (seen + 1) / 2  # causal: on average half of the prompt
+    if decode:
+        seen *= _part_held(instance)
     entries = max(1, round(seen))
     if isinstance(attention, GroupedAttention):
         heads, dim = attention.num_heads // split.tp, attention.head_dim
@@ -137,3 +139,10 @@ def _attention(instance: Instance, attention: Attention, split: Split) -> Attent
         heads, dim = attention.num_heads // split.tp, attention.head_dim
         return AttentionShape(heads, 1, dim, dim, entries, 0, values_are_keys=True, per_sequence=decode)
     return None
+
+
+def _part_held(instance: Instance) -> float:
+    """Part of the entries that are held where a cache is narrower than what is computed in: its bytes are as booked."""
+    precision = instance.constants.precision
+    computed = 32 if precision.experts == "fp32" else 16
+    return min(1.0, float(CACHE_BITS[precision.kv_cache]) / computed)

@@ -83,8 +83,11 @@ class Watch:
             except RuntimeError as error:  # torch's own family of network errors
                 if self._ended.is_set():
                     return
-                reason = str(error).partition("\n")[0]
-                line = f"error: {self._identity}: {self}: lost the store that holds the run together ({reason})\n"
-                sys.stderr.write(line)
+                sys.stderr.write(f"error: {self._identity}: {self}: {lost_store(error)}\n")
                 sys.stderr.flush()
                 os._exit(_LOST)
+
+
+def lost_store(error: Exception) -> str:
+    """What a rank says whose store is gone, and with it all that could tell whom to blame."""
+    return f"lost the store that holds the run together ({str(error).partition(chr(10))[0]})"

@@ -20,14 +20,21 @@ from planner.measure.coordinate import failure_record
 from planner.measure.job import Identity, Job
 from planner.measure.plan_run import PlanRun, Task, read_task
 from planner.measure.probing import device_of, probe_rank
+from planner.measure.reported import Reported, read_reported
 from planner.measure.seats import Seating
 from planner.measure.smoke import smoke_test
-from planner.measure.watch import Watch
+from planner.measure.watch import Watch, lost_store
 
 _BLAME_S: Final = 60.0
 """Time for the coordinator to find out who is to blame for a failure."""
 _MARGIN_S: Final = 60.0
 """Exchanges time out later than the coordinator, which can say who is to blame."""
+_NCCL: Final = {
+    # a rank that its own watchdog ends, because another died, says nothing and looks as dead; here the store ends it
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+    # sends between two ranks share the one communicator, as is wanted: no warning from every rank
+    "TORCH_NCCL_SHOW_EAGER_INIT_P2P_SERIALIZATION_WARNING": "0",
+}
 _LAST_WORD_S: Final = 10.0
 """Time to reach the store for a rank that fails before it joins."""
 
@@ -63,11 +70,14 @@ def work(job: Job, identity: Identity, meeting: stores.Meeting, *, serves: bool 
         if task is None:
             result = probe_rank(job, identity, store, watch)
         else:
-            result = PlanRun(task, identity, store, watch).run()
+            result = PlanRun(task, identity, store, watch, smoke["free_bytes"]).run()
         dist.barrier()
         dist.destroy_process_group()
+        watch.phase("reading what the driver reports")
+        said = Reported() if job.emulates else read_reported(smoke["device_id"])  # now: an idle GPU slows its link
+        link = {"reported": said.data(), "interface": _interface(job)}
         watch.phase("waiting for the others", waits=True)
-        stores.put(store, f"result/{identity.rank}", {**result, "smoke": smoke, "host": identity.host})
+        stores.put(store, f"result/{identity.rank}", {**result, **link, "smoke": smoke, "host": identity.host})
         return _dismissed(job, store, watch, serves=serves)
     except Exception as error:  # noqa: BLE001 - whatever it is, the others must hear of it
         return _tell(error, identity, store, watch, serves=serves)
@@ -114,6 +124,7 @@ def _join_group(job: Job, identity: Identity, meeting: stores.Meeting, store: An
         # bound to its GPU: barriers would else guess it from the rank, which is wrong where hosts differ
         device = torch.device("cuda", identity.local_rank)
         torch.cuda.set_device(device)
+        os.environ.update(_NCCL)
     dist.init_process_group(
         job.backend,
         store=dist.PrefixStore("ranks", store),
@@ -135,6 +146,12 @@ def _choose_interface(job: Job, meeting: stores.Meeting) -> None:
             os.environ[name] = value
 
 
+def _interface(job: Job) -> str | None:
+    """The network interface that the library was told to use."""
+    name = os.environ.get("NCCL_SOCKET_IFNAME" if job.device == "cuda" else "GLOO_SOCKET_IFNAME")
+    return None if name is None else name.removeprefix("=")
+
+
 def _tell(error: Exception, identity: Identity, store: Any, watch: Watch | None, *, serves: bool) -> int:
     phase = "smoke" if watch is None else str(watch)
     if not isinstance(error, PlannerError | RuntimeError):  # a bug: its traceback is wanted
@@ -144,16 +161,17 @@ def _tell(error: Exception, identity: Identity, store: Any, watch: Watch | None,
     if store is None:
         sys.stderr.write(f"error: {record['message']}\n")
     else:
-        stores.put(store, f"failure/{identity.rank}", record)
-        store.add("failures", 1)
         try:
+            stores.put(store, f"failure/{identity.rank}", record)
+            store.add("failures", 1)
             stores.wait_for(store, "abort", _BLAME_S)  # the coordinator says who is to blame
             if serves:
                 time.sleep(_BLAME_S)  # and ends this process when the others have gone
             code = int(stores.read(store, "abort")["exit_code"])
             store.add("left", 1)
-        except RuntimeError:
-            sys.stderr.write(f"error: {record['message']}\n")
+        except RuntimeError as gone:  # nobody is left to judge
+            lost = f"{identity}: {phase}: {lost_store(gone)}"
+            sys.stderr.write(f"error: {lost if record['by_others'] else record['message']}\n")
     sys.stderr.flush()
     os._exit(code)  # an exchange that broke off must not hold the process back
 

@@ -63,7 +63,9 @@ def two_nodes(per_node: int) -> str:
 
 def unequal_nodes() -> str:
     """A node of two fast GPUs, and one of two slow ones."""
-    groups = f"groups:\n  - {{gpu: {GPU}, nodes: 1, gpus_per_node: 2}}\n  - {{gpu: {SLOWER}, nodes: 1, gpus_per_node: 2}}\n"
+    groups = (
+        f"groups:\n  - {{gpu: {GPU}, nodes: 1, gpus_per_node: 2}}\n  - {{gpu: {SLOWER}, nodes: 1, gpus_per_node: 2}}\n"
+    )
     return groups + LINKS
 
 

@@ -1,4 +1,4 @@
-"""Ranks that die, hang, do not come or do not fit: one line that names rank, host and phase, in time, and no orphans."""
+"""Ranks that die, hang, do not come or do not fit: one line names rank, host and phase, in time; no orphans."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -66,8 +68,7 @@ def test_ranks_that_a_launcher_started_agree_and_pickle_nothing(four_rank_plan: 
     assert "validation.json" in files_in(tmp_path / "run")
 
 
-def test_a_rank_killed_in_the_middle(four_rank_plan: Path, tmp_path: Path) -> None:
-    before = """
+DYING = """
 import os, signal, time
 from planner.measure import micro_run
 usual = micro_run.combine
@@ -80,20 +81,8 @@ def dying(*arguments):
     return usual(*arguments)
 micro_run.combine = dying
 """
-    ended = ranks_with(four_rank_plan, tmp_path, 2, before)
-    assert ended[2].code == -signal.SIGKILL
-    assert [ended[rank].code for rank in (0, 1, 3)] == [7] * 3
-    (line,) = error_lines(ended)
-    assert line.startswith(f"error: rank 2 ({HOST}): ")
-    assert "of layer 0, plan, window 2" in line
-    assert files_in(tmp_path / "run") == set()
-
-
-@pytest.mark.parametrize("stopped", [0, 2])
-def test_a_stopped_rank_no_longer_answers(four_rank_plan: Path, tmp_path: Path, stopped: int) -> None:
-    """SIGSTOP: the process is there, and says nothing; stopping rank 0 stops the store as well."""
-    before = """
-import os, signal, threading, time
+STOPPING = """
+import os, signal, time
 from planner.measure import micro_run
 usual = micro_run.combine
 count = [0]
@@ -102,29 +91,21 @@ def stopping(*arguments):
     if count[0] == 5:
         time.sleep(2)  # long enough to tell where it is
         if not os.fork():  # what stops cannot end itself
-            time.sleep(SECONDS)
+            time.sleep(30)
             os.kill(os.getppid(), signal.SIGKILL)
             os._exit(0)
         os.kill(os.getpid(), signal.SIGSTOP)
     return usual(*arguments)
 micro_run.combine = stopping
-""".replace("SECONDS", "30")
-    ended = ranks_with(four_rank_plan, tmp_path, stopped, before)
-    others = [rank for rank in range(SIZE) if rank != stopped]
-    assert [ended[rank].code for rank in others] == [7] * 3
-    lines = error_lines(ended)
-    if stopped:
-        assert lines[0].startswith(f"error: rank {stopped} ({HOST}): ")
-        assert "of layer 0, plan, window 2: no longer answers" in lines[0]
-        assert len(lines) == 1
-    else:  # nobody is left to judge: every rank says what it lost
-        assert len(lines) == 3
-        assert all("lost the store that holds the run together" in line for line in lines)
-    assert files_in(tmp_path / "run") == set()
-
-
-def test_a_rank_that_cannot_read_the_trace_says_so_at_once(four_rank_plan: Path, tmp_path: Path) -> None:
-    before = """
+"""
+HANGING = """
+import time
+from planner.measure import micro_run
+def hanging(*arguments):
+    time.sleep(600)
+micro_run.serve = hanging
+"""
+MISSING = """
 import planner.measure.worker as worker
 usual = worker.sha256_of
 def missing(path):
@@ -133,27 +114,128 @@ def missing(path):
     return usual(path)
 worker.sha256_of = missing
 """
-    ended = ranks_with(four_rank_plan, tmp_path, 2, before)
+OTHER_VERSION = "import planner.measure.worker as worker; worker.__version__ = '9.9'"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Four ranks, one of which does something before it begins."""
+
+    odd: int
+    before: str = ""
+    size: int = SIZE
+    ranks: tuple[int, ...] = tuple(range(SIZE))
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How they ended."""
+
+    ended: dict[int, Ended]
+    left: set[str]
+    """Files where they ran."""
+    meeting: str
+
+
+CASES = {
+    "stopped 0": Case(0, STOPPING),
+    "stopped 2": Case(2, STOPPING),
+    "never arrives": Case(2, ranks=(0, 1, 3), options=("--join-timeout", "25 s")),
+    "hangs": Case(3, HANGING),
+    "killed": Case(2, DYING),
+    "cannot read": Case(2, MISSING),
+    "other version": Case(1, OTHER_VERSION),
+    "too few": Case(0, size=2, ranks=(0, 1)),
+}
+
+
+@pytest.fixture(scope="module")
+def ran(four_rank_plan: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ran]:
+    """All cases, several at a time: most of their time they wait for a time limit."""
+    folders = {name: tmp_path_factory.mktemp("case") for name in CASES}
+    ports: set[int] = set()
+    while len(ports) < len(CASES):
+        ports.add(free_port())
+    meetings = {name: f"127.0.0.1:{port}" for name, port in zip(CASES, ports, strict=True)}
+
+    def run_case(name: str) -> Ran:
+        case, folder, meeting = CASES[name], folders[name], meetings[name]
+        (folder / "run").mkdir()
+        arguments = worker(four_rank_plan, meeting, *case.options)
+        before = {case.odd: case.before}
+        ended = run_ranks(case.size, arguments, folder / "run", folder / "logs", ranks=case.ranks, before=before)
+        return Ran(ended, files_in(folder / "run"), meeting)
+
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        return dict(zip(CASES, pool.map(run_case, CASES), strict=True))
+
+
+def test_a_rank_killed_in_the_middle(ran: dict[str, Ran]) -> None:
+    ended = ran["killed"].ended
+    assert ended[2].code == -signal.SIGKILL
+    assert [ended[rank].code for rank in (0, 1, 3)] == [7] * 3
+    (line,) = error_lines(ended)
+    assert line.startswith(f"error: rank 2 ({HOST}): ")
+    assert "of layer 0, plan, window 2" in line
+    assert ran["killed"].left == set()
+
+
+@pytest.mark.parametrize("stopped", [0, 2])
+def test_a_stopped_rank_no_longer_answers(ran: dict[str, Ran], stopped: int) -> None:
+    """SIGSTOP: the process is there, and says nothing; stopping rank 0 stops the store as well."""
+    case = ran[f"stopped {stopped}"]
+    others = [rank for rank in range(SIZE) if rank != stopped]
+    assert [case.ended[rank].code for rank in others] == [7] * 3
+    lines = error_lines(case.ended)
+    if stopped:
+        assert lines[0].startswith(f"error: rank {stopped} ({HOST}): ")
+        assert "of layer 0, plan, window 2: no longer answers" in lines[0]
+        assert len(lines) == 1
+    else:  # nobody is left to judge: every rank says what it lost
+        assert len(lines) == 3
+        assert all("lost the store that holds the run together" in line for line in lines)
+    assert case.left == set()
+
+
+def test_a_rank_that_cannot_read_the_trace_says_so_at_once(ran: dict[str, Ran]) -> None:
+    ended = ran["cannot read"].ended
     assert codes(ended) == [7] * SIZE
     (line,) = error_lines(ended)
     assert line.startswith(f"error: rank 2 ({HOST}): smoke: cannot read ")
     assert line.endswith("trace.npz: No such file or directory")
 
 
-def test_a_rank_that_hangs(four_rank_plan: Path, tmp_path: Path) -> None:
-    before = """
-import time
-from planner.measure import micro_run
-usual = micro_run.serve
-def hanging(*arguments):
-    time.sleep(600)
-micro_run.serve = hanging
-"""
-    ended = ranks_with(four_rank_plan, tmp_path, 3, before)
+def test_a_rank_that_hangs(ran: dict[str, Ran]) -> None:
+    ended = ran["hangs"].ended
     assert codes(ended) == [7] * SIZE
     (line,) = error_lines(ended)
     assert line == f"error: rank 3 ({HOST}): experts of layer 0, plan, window 0: hangs: no progress within 15 s"
-    assert files_in(tmp_path / "run") == set()
+    assert ran["hangs"].left == set()
+
+
+def test_a_rank_that_never_arrives(ran: dict[str, Ran]) -> None:
+    case = ran["never arrives"]
+    assert codes(case.ended) == [7] * 3
+    (line,) = error_lines(case.ended)
+    assert line == (
+        f"error: rank 2: join: never arrived at {case.meeting} within 25 s; 3 of 4 are there (hosts {HOST})"
+    )
+    assert case.left == set()
+
+
+def test_another_version_of_one_rank(ran: dict[str, Ran]) -> None:
+    ended = ran["other version"].ended
+    assert codes(ended) == [7] * SIZE
+    (line,) = error_lines(ended)
+    assert line.startswith(f"error: rank 1 ({HOST}): join: runs ep-plan 9.9, rank 0 ({HOST})")
+
+
+def test_the_wrong_number_of_ranks(ran: dict[str, Ran]) -> None:
+    ended = ran["too few"].ended
+    assert codes(ended) == [7] * 2
+    (line,) = error_lines(ended)
+    assert "2 ranks were started, the plan has 4 GPUs" in line
 
 
 def test_a_rank_that_comes_late_again_and_again_is_named(four_rank_plan: Path, tmp_path: Path) -> None:
@@ -178,19 +260,6 @@ micro_run.MicroRun.run_window = sleeping
     assert f"rank 1 ({HOST}) comes late" in ended[0].out
 
 
-def test_a_rank_that_never_arrives(four_rank_plan: Path, tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    meeting = local()
-    arguments = worker(four_rank_plan, meeting, "--join-timeout", "20 s")
-    ended = run_ranks(SIZE, arguments, tmp_path / "run", tmp_path / "logs", ranks=(0, 1, 3))
-    assert codes(ended) == [7] * 3
-    (line,) = error_lines(ended)
-    assert line == (
-        f"error: rank 2: join: never arrived at {meeting} within 20 s; 3 of 4 are there (hosts {HOST})"
-    )
-    assert files_in(tmp_path / "run") == set()
-
-
 @pytest.mark.parametrize(
     ("rank", "meeting", "words"),
     [
@@ -209,21 +278,6 @@ def test_a_wrong_rendezvous(four_rank_plan: Path, tmp_path: Path, rank: int, mee
     assert result.err.startswith(f"error: rank {rank} ({HOST}): join: {words}")
     assert result.err.count("error: ") == 1
     assert files_in(tmp_path) == set()
-
-
-def test_another_version_of_one_rank(four_rank_plan: Path, tmp_path: Path) -> None:
-    before = "import planner.measure.worker as worker; worker.__version__ = '9.9'"
-    ended = ranks_with(four_rank_plan, tmp_path, 1, before)
-    assert codes(ended) == [7] * SIZE
-    (line,) = error_lines(ended)
-    assert line.startswith(f"error: rank 1 ({HOST}): join: runs ep-plan 9.9, rank 0 ({HOST})")
-
-
-def test_the_wrong_number_of_ranks(four_rank_plan: Path, tmp_path: Path) -> None:
-    ended = run_ranks(2, worker(four_rank_plan, local()), tmp_path, tmp_path / "logs")
-    assert codes(ended) == [7] * 2
-    (line,) = error_lines(ended)
-    assert "2 ranks were started, the plan has 4 GPUs" in line
 
 
 @contextmanager
@@ -296,9 +350,7 @@ def test_without_torch_the_rest_of_the_program_says_so(four_rank_plan: Path, tmp
     package = tmp_path / "blocked" / "torch"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise ImportError('blocked by a test')\n")
-    result = run(
-        "validate", four_rank_plan, "--emulate", cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "blocked")}
-    )
+    result = run("validate", four_rank_plan, "--emulate", cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "blocked")})
     assert result.code == 7
     assert result.err.startswith("error: measuring needs torch (blocked by a test)")
     assert "ep-plan[torch]" in result.err

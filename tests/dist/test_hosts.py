@@ -1,4 +1,4 @@
-"""Several hosts, one with a slow link: probe and pairs name it, a plan moves traffic off it, baselines run beside it."""
+"""Several hosts, one with a slow link: probe and pairs name it, a plan moves traffic off it, baselines run too."""
 
 from __future__ import annotations
 

@@ -14,8 +14,11 @@ from planner.measure.compute import (  # noqa: E402 - torch first
     reference_attention,
     serve,
 )
+from planner.measure.micro_run import sum_of  # noqa: E402
+from planner.measure.plan_run import ballast_bytes  # noqa: E402
 from planner.measure.shape import AttentionShape, Shape  # noqa: E402
 from planner.measure.wire_format import Rows  # noqa: E402
+from planner.plan.plan import MemoryRecord  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -33,6 +36,22 @@ def test_attention_of_more_tokens_than_sequences(tokens: int, per_sequence: bool
     parts = [attend(x, attention_weights(3, rank, of, sizes, 5, CPU)) for rank in range(2)]
     wanted = reference_attention(x, 3, of, sizes, CPU) if tokens else torch.zeros(0, 32)
     assert torch.allclose(parts[0] + parts[1], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("per_sequence", [True, False])
+@pytest.mark.parametrize(("heads", "kv_heads", "key_dim", "value_dim"), [(8, 2, 16, 16), (4, 1, 24, 16), (4, 4, 8, 8)])
+def test_heads_share_keys_as_torch_says(
+    heads: int, kv_heads: int, key_dim: int, value_dim: int, per_sequence: bool
+) -> None:
+    of = AttentionShape(
+        heads, kv_heads, key_dim, value_dim, 6, values_are_keys=key_dim > value_dim, per_sequence=per_sequence
+    )
+    held = attention_weights(3, 0, of, shape(), 5, CPU)
+    x = torch.randn(5, 32)
+    queries = (x @ held.into).reshape(5, heads, 1, key_dim)
+    keys, values = (part.expand(5, -1, -1, -1) for part in (held.keys, held.values))
+    seen = torch.nn.functional.scaled_dot_product_attention(queries, keys, values, enable_gqa=True)
+    assert torch.allclose(attend(x, held), seen.reshape(5, heads * value_dim) @ held.out, atol=1e-5)
 
 
 @pytest.mark.parametrize("weights", ["fp32", "bf16", "fp8", "int8", "mxfp4"])
@@ -57,3 +76,32 @@ def test_experts_differ_by_layer_and_id() -> None:
     assert not torch.equal(one.first_XHF[0], one.first_XHF[1])
     assert not torch.equal(one.first_XHF[0], other.first_XHF[0])
     assert torch.equal(one.first_XHF[1], held_experts(0, [2], 0, sizes, CPU).first_XHF[0])
+
+
+def test_what_is_held_besides_tensors() -> None:
+    names = {
+        "expert slots": 400,
+        "KV cache": 300,
+        "communication buffers": 60,
+        "logits": 5,
+        "runtime": 20,
+        "runtime x": 7,
+    }
+    lines = [MemoryRecord(name=name, bytes=size, basis="given", source="") for name, size in names.items()]
+    booked = sum(names.values())
+    held = 700  # logits and runtime, 32 bytes, are taken as the run goes
+    assert ballast_bytes(booked, lines, held, outside=0) == booked - held - 32
+    assert ballast_bytes(booked, lines, held, outside=25) == booked - held - 32 - 25
+    assert ballast_bytes(booked, lines, held, outside=500) == booked - held - 32 - 60  # more than booked must show
+    assert ballast_bytes(booked, lines, held, outside=-9) == booked - held - 32  # others have freed memory since
+    assert ballast_bytes(booked, lines, booked, outside=0) < 0
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+def test_sums_that_stages_compare_do_not_depend_on_the_order(name: str) -> None:
+    dtype = getattr(torch, name)
+    x = (torch.randn(64, 32) * 10.0 ** torch.randint(-9, 9, (64, 32))).to(dtype)
+    assert sum_of(x) == sum_of(x.flip(0))
+    other = x.clone()
+    other[3, 5] = torch.nextafter(other[3, 5], torch.tensor(1e30, dtype=dtype))
+    assert sum_of(other) != sum_of(x)

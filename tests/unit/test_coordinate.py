@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import pickle
+import signal
+import sys
 from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch", minversion="2.10")
 
+from torch.distributed.elastic.multiprocessing import SignalException  # noqa: E402
+
 from planner.errors import BadAnswerError, InputError, MissingEnvironmentError, Place, PlannerError, Problem  # noqa: E402
 from planner.measure import store as stores  # noqa: E402
+from planner.measure import worker  # noqa: E402
 from planner.measure.coordinate import Coordinator, disagreement, failure_record, misplacement  # noqa: E402
+from planner.measure.job import Identity  # noqa: E402
+from planner.measure.local import _died, _Signals  # noqa: E402
 
 VERSIONS = {"ep-plan": "1", "torch": "2.13.0", "python": "3.12"}
 FILES = {"plan.json": "aa", "trace.npz (file 1)": "bb"}
@@ -129,3 +136,36 @@ def test_pickled_objects_are_refused_unopened(store: Any) -> None:
     store.set("hello/0", pickle.dumps(Loud()))
     with pytest.raises(MissingEnvironmentError, match="something else than JSON under 'hello/0'"):
         Coordinator(store, 1, 5.0, 5.0, stores.Meeting("a", 1)).admit()
+
+
+class Gone:
+    """A store whose process has ended."""
+
+    def set(self, *_: object) -> None:
+        raise RuntimeError("Broken pipe\nand a long trace")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("Connection closed by peer"), "lost the store that holds the run together (Broken pipe)"),
+        (MissingEnvironmentError("cannot read the trace"), "cannot read the trace"),
+    ],
+)
+def test_a_rank_that_fails_without_a_store_says_why_itself(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os._exit", sys.exit)
+    with pytest.raises(SystemExit) as ended:
+        worker._tell(error, Identity(1, 4, 1, "a"), Gone(), None, serves=False)
+    assert ended.value.code == 7
+    assert capsys.readouterr().err == f"error: rank 1 (a): smoke: {said}\n"
+
+
+def test_a_signal_is_not_forgotten_whose_exception_was_lost() -> None:
+    signals = _Signals()
+    with pytest.raises(SignalException):
+        signals(signal.SIGINT, None)  # while a process forks, Python prints and drops what a handler raises
+    with pytest.raises(SignalException) as again:
+        _died(None, signals)  # the next look at the ranks
+    assert again.value.sigval == signal.SIGINT

@@ -41,6 +41,15 @@ def test_a_roofline() -> None:
     assert fit.activation == pytest.approx(0.3, rel=0.15)
 
 
+def test_a_kernel_that_reads_and_computes_in_turn() -> None:
+    given = samples(np.random.default_rng(0), 0.0)
+    seconds = given.flop / (0.6 * PEAK) + given.weight_bytes / (0.8 * HBM)
+    none = np.zeros_like(seconds)
+    fit = fit_roofline(KernelSamples(given.flop, given.weight_bytes, none, none, seconds), PEAK, HBM)
+    assert fit.exponent == 1
+    assert fit.errors.max() < 0.05
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_roofline_of_noisy_samples_stays_sensible(seed: int) -> None:
     fit = fit_roofline(samples(np.random.default_rng(seed), 0.3), PEAK, HBM)

@@ -89,26 +89,35 @@ def test_scripts_are_sound_shell(launcher: Launcher, plan: str, tmp_path: Path) 
     assert done.returncode == 0, done.stdout
 
 
-def test_words_reach_the_program_as_they_are(tmp_path: Path) -> None:
-    """The torchrun script run with a stand-in for torchrun that prints its arguments."""
-    (tmp_path / "torchrun").write_text('#!/bin/sh\nprintf "%s\\n" "$CUDA_VISIBLE_DEVICES" "$@"\n')
-    (tmp_path / "torchrun").chmod(0o755)
-    (tmp_path / "launch.sh").write_text(script_of("torchrun", NASTY))
-    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
-    done = subprocess.run(
-        ["bash", str(tmp_path / "launch.sh"), "1"], env=environment, capture_output=True, text=True, check=True
-    )
+def started(folder: Path, launcher: Launcher, node: str) -> subprocess.CompletedProcess[str]:
+    """A script run on one node, with a stand-in for torchrun that prints its arguments."""
+    (folder / "torchrun").write_text('#!/bin/sh\nprintf "%s\\n" "$CUDA_VISIBLE_DEVICES" "$@"\n')
+    (folder / "torchrun").chmod(0o755)
+    (folder / "launch.sh").write_text(script_of(launcher, NASTY))
+    environment = {"PATH": f"{folder}:/usr/bin:/bin", "JOB_COMPLETION_INDEX": node}
+    command = ["bash", str(folder / "launch.sh"), node]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "first"), [("torchrun", "a"), ("kubernetes", "ep-plan-validate-0.ep-plan-validate")]
+)
+def test_words_reach_the_program_as_they_are(tmp_path: Path, launcher: Launcher, first: str) -> None:
+    done = started(tmp_path, launcher, "1")
+    assert done.returncode == 0, done.stderr
     words = done.stdout.splitlines()
     assert words[0] == "0,1"
-    assert {"--nnodes=2", "--node-rank=1", "--nproc-per-node=2", "--master-addr=a", "--max-restarts=0"} <= set(words)
+    assert {"--nnodes=2", "--node-rank=1", "--nproc-per-node=2", f"--master-addr={first}"} <= set(words)
+    assert "--max-restarts=0" in words
     assert NASTY in words
-    assert words[-2:] == ["--rendezvous", "a:29500"]
-    for wrong in ("2", "x", "-1"):
-        failed = subprocess.run(
-            ["bash", str(tmp_path / "launch.sh"), wrong], env=environment, capture_output=True, text=True, check=False
-        )
-        assert failed.returncode == 2
-        assert "the plan has nodes 0..1" in failed.stderr
+    assert words[-2:] == ["--rendezvous", f"{first}:29500"]
+
+
+@pytest.mark.parametrize("wrong", ["2", "x", "-1"])
+def test_a_node_that_the_plan_does_not_have(tmp_path: Path, wrong: str) -> None:
+    failed = started(tmp_path, "torchrun", wrong)
+    assert failed.returncode == 2
+    assert "the plan has nodes 0..1" in failed.stderr
 
 
 @pytest.mark.parametrize("plan", ["/plans/a\nreboot.json", "/plans/caf\udce9.json", "/plans/a\u2028b.json"])

@@ -69,11 +69,19 @@ def test_a_slow_gpu_inside_a_host() -> None:
     assert finding.message.startswith("slow GPU or its link of rank 6 (a)")
 
 
+def test_bridged_pairs_do_not_make_the_others_slow() -> None:
+    hosts = ["a"] * 4 + ["b"] * 4
+    bridges = {frozenset((rank, rank + 1)): 5 * FAST for rank in range(0, 8, 2)}
+    assert link_findings(measured(hosts, bridges), hosts) == []
+    (finding,) = link_findings(measured(hosts, {**bridges, frozenset((4, 5)): 2 * FAST}), hosts)
+    assert finding.message == "slow link between rank 4 (b) and rank 5 (b): 2.00 GB/s, fast ones of its kind 5.00 GB/s"
+
+
 def test_one_slow_link_blames_neither_end() -> None:
     hosts = ["a", "b", "c", "d"]
     slow = {frozenset((0, 1)): FAST / 5}
     found = measured(hosts, slow)
-    assert slow_pairs(found) == {(0, 1)}
+    assert slow_pairs(found, hosts) == {(0, 1)}
     (finding,) = link_findings(found, hosts)
     assert finding.message.startswith("slow link between rank 0 (a) and rank 1 (b): 200 MB/s")
     assert finding.hosts == ("a", "b")
