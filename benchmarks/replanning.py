@@ -44,11 +44,11 @@ from planner.plan.decision import placement_of
 from planner.plan.placement import Placement
 from planner.plan.plan import Plan
 from planner.processes import available_cores, in_order
-from planner.solve.master import Options
 from planner.solve.moves import MoveJob
 from planner.solve.place import linear_start, searched
 from planner.solve.relabel import relabelled
 from planner.solve.request import plan_inputs, search_space
+from planner.solve.solution import Options
 from planner.solve.solver import solve
 from planner.solve.watch import NoWatch
 from planner.solve.workers import Workers

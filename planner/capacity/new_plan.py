@@ -10,8 +10,8 @@ from planner.cost.prepare import from_plan
 from planner.plan.decision import cuts_of, split_of
 from planner.plan.placement import Placement
 from planner.plan.plan import Plan
-from planner.solve.master import Options
 from planner.solve.request import trace_records
+from planner.solve.solution import Options
 from planner.solve.solver import GivenPlacement, booked_placement
 from planner.solve.watch import Watch
 from planner.solve.workers import Workers

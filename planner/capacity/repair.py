@@ -29,9 +29,9 @@ from planner.processes import available_cores, in_order
 from planner.rules.grid import SearchSpace, all_splits
 from planner.rules.ruled import RuledSplit, laid_out
 from planner.solve.candidates import Bounder, Candidate, bounded
-from planner.solve.master import Options
 from planner.solve.problem import layer_problem
 from planner.solve.restore import RestoreJob, restored
+from planner.solve.solution import Options
 from planner.solve.solver import GivenPlacement, booked_placement
 from planner.solve.watch import Watch
 from planner.solve.workers import Workers

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,55 +30,18 @@ from planner.solve.focus import Focus
 from planner.solve.history import History, Progress, stops
 from planner.solve.place import LayerJob, LayerResult, has_program, linear_start
 from planner.solve.problem import CLOSED, LayerProblem, layer_problem
+from planner.solve.solution import Best, Options, Solution, StoppedBy, better
 from planner.solve.watch import GaveUpError, NoWatch, Watch
 from planner.solve.workers import TimeIsUpError, Workers
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-StoppedBy = Literal["proof", "gap", "effort", "time_limit", "interrupt"]
 
 _SAMPLED_LAYERS = 4
 _HOPELESS = 1.03
 """A sample that predicts so much more than the best plan postpones the candidate."""
 _EXACT_EFFORT = 4.0
 """CP-SAT's deterministic time per layer, where so much is left."""
-DEFAULT_EFFORT = 60.0
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to minimise, and when to stop."""
-
-    gap: float = 0.01
-    effort: float = DEFAULT_EFFORT
-    seed: int = 0
-    risk: float | None = None
-    """Minimise the mean over this part of the windows, the slowest; None: over all."""
-
-
-@dataclass(frozen=True)
-class Best:
-    """The best plan so far."""
-
-    candidate: Candidate
-    cuts: tuple[range, ...]
-    placement: Placement
-    prediction: Prediction
-    objective_s: float
-    """What is minimised."""
-
-
-@dataclass
-class Solution:
-    """What the search leaves behind."""
-
-    best: Best | None
-    candidates: list[Candidate]
-    bound_s: float
-    stopped_by: StoppedBy
-    effort: float
-    history: tuple[Progress, ...] = ()
-    """Changes of best plan or bound."""
 
 
 Key = tuple[tuple[bytes, ...], int]
@@ -426,7 +388,7 @@ class Master:
         if candidate.step_s is None or found_s < candidate.step_s:
             candidate.step_s = found_s
         found = self._latest = Best(candidate, cuts, placement, prediction, found_s)
-        if self.best is None or _better(found, self.best):
+        if self.best is None or better(found, self.best):
             self.best = found
         self.watch.status(self.best.objective_s, 0.0)
 
@@ -465,17 +427,3 @@ class Master:
 def _placed(results: dict[Key, LayerResult], key: Key, starts: dict[tuple[bytes, ...], Ints]) -> Ints:
     """The placement of a layer, or where it begins."""
     return results[key].expert_P if key in results else starts[key[0]]
-
-
-def _better(found: Best, best: Best) -> bool:
-    """Faster; where time does not tell plans apart, better balanced, less traffic, the simpler split."""
-    faster, tie_s = found.objective_s - best.objective_s, CLOSED * best.objective_s
-    if abs(faster) > tie_s:
-        return faster < 0
-    mine, theirs = found.prediction.balancedness or 0.0, best.prediction.balancedness or 0.0
-    if abs(mine - theirs) > CLOSED:
-        return mine > theirs
-    traffic = found.prediction.traffic_s - best.prediction.traffic_s
-    if abs(traffic) > tie_s:
-        return traffic < 0
-    return faster < 0 or (faster == 0 and found.candidate.order < best.candidate.order)

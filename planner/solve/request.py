@@ -12,7 +12,7 @@ from planner.inputs.deployment import Deployment
 from planner.plan.plan import PlanInputs, SearchRecord, TraceRecord
 from planner.rules import Limits
 from planner.rules.grid import SearchSpace
-from planner.solve.master import Options
+from planner.solve.solution import Options
 from planner.solve.solver import Solved, solve
 from planner.solve.watch import Watch
 from planner.solve.workers import Workers

@@ -36,9 +36,10 @@ from planner.rules import Limits, Verdict, verdicts
 from planner.rules.grid import SearchSpace
 from planner.rules.headroom import Headroom, headroom
 from planner.solve.candidates import Candidate
-from planner.solve.master import Best, Master, Options, Solution
+from planner.solve.master import Master
 from planner.solve.place import LayerJob
 from planner.solve.problem import CLOSED
+from planner.solve.solution import Best, Options, Solution
 from planner.solve.watch import GaveUpError, Watch
 from planner.solve.workers import TimeIsUpError, Workers
 

@@ -10,7 +10,7 @@ from planner.inputs.constants import Constants
 from planner.inputs.workload import Dedup
 from planner.rules.grid import SearchSpace
 from planner.rules.ruled import all_ruled
-from planner.solve.master import Options
+from planner.solve.solution import Options
 from planner.solve.solver import solve
 from planner.solve.watch import NoWatch
 from planner.solve.workers import Workers

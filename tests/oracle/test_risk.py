@@ -13,7 +13,7 @@ from planner.plan.objective import slowest, slowest_mean
 from planner.plan.plan import Plan
 from planner.rules.grid import SearchSpace
 from planner.rules.ruled import all_ruled
-from planner.solve.master import Options
+from planner.solve.solution import Options
 from planner.solve.solver import solve
 from planner.solve.watch import NoWatch
 from planner.solve.workers import Workers

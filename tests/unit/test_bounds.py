@@ -13,10 +13,11 @@ from planner.inputs.workload import Dedup
 from planner.plan.placement import Placement, linear, slots_of_ranks, violations
 from planner.solve.bounds import layer_bound, layer_bound_S, least_touched_S
 from planner.solve.candidates import Bounder, Candidate, all_candidates
-from planner.solve.master import Master, Options
+from planner.solve.master import Master
 from planner.solve.place import ROBUST, LayerJob, place_layer
 from planner.solve.problem import LayerProblem, mean_tangent, plain_load_problem, tangent
 from planner.solve.request import search_space
+from planner.solve.solution import Options
 from planner.solve.workers import Workers
 from tests import building
 from tests.oracle.plain_cost import all_placements

@@ -21,7 +21,7 @@ from planner.inputs.topology import resolve
 from planner.inputs.workload import Dedup, Phase
 from planner.plan.plan import Plan
 from planner.plan.plan_file import plan_text, read_plan
-from planner.solve.master import Options
+from planner.solve.solution import Options
 from planner.solve.solver import solve
 from planner.solve.watch import NoWatch
 from planner.solve.workers import Workers

@@ -14,7 +14,7 @@ from planner.cost.instance import Instance
 from planner.plan.plan import Plan
 from planner.rules import group_blocks
 from planner.rules.grid import SearchSpace
-from planner.solve.master import Options
+from planner.solve.solution import Options
 from planner.solve.solver import Solved, solve
 from planner.solve.watch import NoWatch
 from planner.solve.workers import Workers

@@ -19,8 +19,8 @@ from planner.inputs.deployment import Overrides, load_deployment
 from planner.plan.placement import linear
 from planner.plan.split import Split
 from planner.solve.candidates import Bounder, Candidate, all_candidates
-from planner.solve.master import Options
 from planner.solve.request import search_space
+from planner.solve.solution import Options
 from planner.solve.solver import solve
 from planner.solve.watch import NoWatch
 from planner.solve.workers import Workers

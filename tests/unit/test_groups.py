@@ -12,9 +12,9 @@ from planner.check import check
 from planner.plan.placement import Placement, ordered, slots_of_ranks, violations
 from planner.rules import groups_fit
 from planner.solve.groups import assign_groups
-from planner.solve.master import Options
 from planner.solve.place import LayerJob, place_layer
 from planner.solve.problem import plain_load_problem
+from planner.solve.solution import Options
 from planner.solve.solver import solve
 from planner.solve.watch import NoWatch
 from planner.solve.workers import Workers

@@ -18,7 +18,7 @@ from planner.plan.split import Split
 from planner.rules import Limits
 from planner.rules.headroom import excess, headroom
 from planner.rules.ruled import RuledSplit, ruled
-from planner.solve.master import Options
+from planner.solve.solution import Options
 from planner.solve.solver import solve
 from planner.solve.watch import NoWatch
 from planner.solve.workers import Workers

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from planner.solve.history import MOST_POINTS, History, stops
-from planner.solve.master import Master, Options, Solution
+from planner.solve.master import Master
 from planner.solve.place import LayerJob, LayerResult
+from planner.solve.solution import Options, Solution
 from planner.solve.workers import TimeIsUpError, Workers
 from tests import building
 

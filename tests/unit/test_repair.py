@@ -22,8 +22,8 @@ from planner.plan.plan import Plan
 from planner.plan.split import Split
 from planner.rules import Limits
 from planner.rules.grid import SearchSpace
-from planner.solve.master import Options
 from planner.solve.restore import fewest_loads
+from planner.solve.solution import Options
 from planner.solve.solver import GivenPlacement, booked_placement, solve
 from planner.solve.watch import NoWatch
 from planner.solve.workers import Workers

@@ -15,7 +15,7 @@ from planner.cost.booking import memory_G
 from planner.cost.instance import Instance
 from planner.plan.plan import Plan
 from planner.plan.split import Split
-from planner.solve.master import Options
+from planner.solve.solution import Options
 from planner.solve.solver import GivenPlacement, booked_placement, solve
 from planner.solve.watch import NoWatch
 from planner.solve.workers import Workers

@@ -13,8 +13,8 @@ from planner.inputs.deployment import load_deployment
 from planner.plan.plan import Plan
 from planner.plan.plan_file import plan_text
 from planner.record import Recorder
-from planner.solve.master import Options
 from planner.solve.request import plan_inputs, search_space
+from planner.solve.solution import Options
 from planner.solve.solver import solve
 from planner.solve.watch import NoWatch
 from planner.solve.workers import Workers
