@@ -185,12 +185,14 @@ class PlainCost:
             fits = inside and phases == 2 and by is not None and num_bytes <= (by.most_bytes or math.inf)
             if by is None or (by is self.small and not fits):
                 continue
-            sent = phases * (size - 1) / size * num_bytes
+            sent = plain = phases * (size - 1) / size * num_bytes
             if inside:  # the rank's own share is copied, too
                 sent = phases * (size - 1 + by.copied) / size * num_bytes * (by.all_reduce if phases == 2 else 1.0)
             travel, latency = self.ring_s(k, size, sent, by)
             light = by.model_copy(update={"scale_up": 1.0, "scale_out": 1.0})
-            travel = max(travel, self.ring_s(k, size, phases * (size - 1) / size * num_bytes, light)[0])
+            fastest = self.ring_s(k, size, plain, light)[0]
+            if self.ring_s(k, size, plain, by)[0] >= fastest:
+                travel = max(travel, fastest)
             constant = self.constant_s(k, size, phases, latency, by)
             found.append((constant**by.softness + travel**by.softness) ** (1 / by.softness))
             if inside and phases == 2 and by.one_shot is not None:
