@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.accuracy import balance, communication, exchanges, left_out, published, rankings, skew
+from benchmarks.accuracy import balance, communication, exchanges, left_out, published, rankings, skew, wide
 from benchmarks.accuracy.compute import (
     FAMILY,
     NEARLY,
@@ -74,6 +74,7 @@ def run(data: Path | None, console: Console, *, write_fits: bool = False) -> Non
     every = read_points(data / "silicon", shortest=1)
     sections = [
         *compute_sections(fits, every),
+        _wide_section(data),
         _communication_section(travel),
         _skew_section(),
         *_published_sections(data),
@@ -150,6 +151,17 @@ def compute_sections(fits: ComputeFits, every: Sequence[Points]) -> Sequence[Sec
         Section("Compute kernels, carried over", carried, over, tuple(carried_rows(fits))),
         Section("Kernels that do not follow the form", strays, short, tuple(stray_rows(fits)), picture),
     )
+
+
+def _wide_section(data: Path) -> Section:
+    words = (
+        "SGLang's DeepGEMM for DeepSeek-V3 in fp8 blocks, 2 to 256 ranks, against the curves of the profiles, which "
+        f"other kernels gave; no fit has used these rows. Prefill from {wide.MANY_ROWS:,} rows of a rank on: below, "
+        "the time measured is that of launching from Python. *Time*: over that predicted, geometric mean. On Hopper "
+        "DeepGEMM is the faster kernel in large batches, so prefill with SGLang is priced too high there."
+    )
+    headers = ("GPU", "phase", "measured", "error", "time")
+    return Section("Experts of wide parallelism", words, headers, tuple(wide.rows(data / "silicon")))
 
 
 def _skew_section() -> Section:

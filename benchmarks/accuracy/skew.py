@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 
 from benchmarks.accuracy.published import Outcome, Published
 from planner.baselines import eplb_layer
-from planner.cost.roofline import kernel
+from planner.cost.roofline import Kernel, kernel
 from planner.inputs.gpu import load_gpu
+from planner.inputs.model import Model
 from planner.inputs.model_files import read_model
 from planner.inputs.parameters import expert_parameters
 from planner.inputs.precision import WEIGHTS
@@ -35,14 +37,24 @@ _LEAST, _MOST = 1.0, 0.8
 """Range of an expert's draw: from one token to this part of all (AIConfigurator, docs/POWER_LAW_DISTRIBUTION.md)."""
 
 
-def expert_s(gpu_name: str, rows_N: Floats, slots: int) -> Floats:
-    """Seconds of ranks with so many rows and slots, by the curve of the profile."""
-    model, gpu = read_model(path_of("models", "deepseek-v3")), load_gpu(gpu_name)
+@cache
+def _model() -> Model:
+    return read_model(path_of("models", "deepseek-v3"))
+
+
+@cache
+def _bound(gpu_name: str) -> Kernel:
+    gpu = load_gpu(gpu_name)
     assert gpu.efficiency is not None
+    return kernel(gpu, gpu.efficiency.experts["fp8_block"], "fp8_block")
+
+
+def expert_s(gpu_name: str, rows_N: Floats, slots: float, touched: float | None = None) -> Floats:
+    """Seconds of ranks with so many rows and slots, by the curve of the profile; by default all experts are touched."""
+    model, bound = _model(), _bound(gpu_name)
     hidden, width = model.hidden_size, model.moe.intermediate_size
     parameters = expert_parameters(model.moe, hidden)
-    bound = kernel(gpu, gpu.efficiency.experts["fp8_block"], "fp8_block")
-    num_bytes = slots * parameters * float(WEIGHTS["fp8_block"].bits) / 8
+    num_bytes = (slots if touched is None else touched) * parameters * float(WEIGHTS["fp8_block"].bits) / 8
     moved_N = rows_N * 2.0 * (2 * hidden + 3 * width)
     seconds_N: Floats = bound.seconds(2.0 * parameters * rows_N, np.full_like(moved_N, num_bytes), moved_N, slots)
     return seconds_N
