@@ -33,32 +33,58 @@ _FIRST: Final[Values] = {
     "per_doubling": 1e-6,
     "between": 3e-5,
     "combine between": 3e-5,
+    "copied": 0.3,
+    "all_reduce": 0.9,
+    "one_shot": 5e-6,
+    "handshake": 1e-5,
+    "handshake_bytes": 5e4,
 }
 _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "softness": (0.3, 1.0),
     "scale_up": (0.05, 1.0),
     "scale_out": (0.05, 1.0),
     "slower": (0.5, 2.0),
+    "copied": (1e-3, 1.5),
+    "all_reduce": (0.3, 1.5),
+    "handshake_bytes": (1e2, 1e8),
 }
-_COLLECTIVE: Final = ("launch", "step", "softness", "scale_up")
+_NCCL: Final = ("launch", "step", "softness", "scale_up", "copied", "all_reduce")
+_SMALL: Final = ("launch", "one_shot", "step", "scale_up")
+_ALL_TO_ALL: Final = ("launch", "per_doubling", "handshake", "handshake_bytes", "scale_up")
 _EXCHANGE: Final = ("launch", "combine launch", "scale_up", "slower", "per_token")
 
 
 def predicted(travel: Travel, values: Values) -> Floats:
     """Seconds of each measurement."""
     rate = values["scale_up"] * BANDWIDTH[travel.gpu]
-    if "softness" in values:
-        constant = values["launch"] + values["step"] * travel.phases_N * (travel.ranks_N - 1)
-        p = values["softness"]
-        return np.asarray((constant**p + (travel.inside_N / rate) ** p) ** (1 / p))
+    if "step" in values:
+        return _collective(travel, values, rate)
     combines = travel.phases_N == 2
     constant = np.where(combines, values.get("combine launch", values["launch"]), values["launch"])
     beyond = np.where(combines, values.get("combine between", 0.0), values.get("between", 0.0))
     constant = constant + np.where(travel.nodes_N > 1, beyond, 0.0)
     constant = constant + values.get("per_doubling", 0.0) * np.log2(travel.ranks_N)
+    if "handshake" in values:
+        message_N = travel.inside_N / (travel.ranks_N - 1)
+        constant = constant + values["handshake"] * message_N / (message_N + values["handshake_bytes"])
     volume = np.maximum(travel.inside_N / rate, travel.beyond_N / (values.get("scale_out", 1.0) * NIC))
     slower = np.where(combines, values.get("slower", 1.0), 1.0)
     return np.asarray(constant + slower * volume + values.get("per_token", 0.0) * travel.tokens_N)
+
+
+def _collective(travel: Travel, values: Values, rate: float) -> Floats:
+    """In one domain; the engines' own kernels are all-reduces."""
+    others_N, p = travel.ranks_N - 1, values.get("softness", 1.0)
+    steps_N = values["step"] * travel.phases_N * others_N
+    stretch_N = (1 + values.get("copied", 0.0) / others_N) * np.where(
+        travel.phases_N == 2, values.get("all_reduce", 1.0), 1.0
+    )
+    volume_N = np.maximum(travel.inside_N * stretch_N / rate, travel.inside_N / BANDWIDTH[travel.gpu])
+    seconds_N = ((values["launch"] + steps_N) ** p + volume_N**p) ** (1 / p)
+    if "one_shot" in values:
+        whole_N = travel.inside_N * travel.ranks_N / travel.phases_N / rate
+        seconds_N = np.minimum(seconds_N, values["one_shot"] + steps_N + whole_N)
+    return np.asarray(seconds_N)
 
 
 def fit(travel: Travel, names: Sequence[str], fixed: Values) -> Values:
@@ -115,12 +141,12 @@ def _errors(travel: Travel, values: Values) -> Floats:
 def fit_communication(folder: Path) -> list[Judged]:
     """Everything that the tables hold."""
     found = [
-        judged(one, "collectives", "8 / 20" if one.library == "nccl" else "-", _COLLECTIVE)
+        judged(one, "collectives", "8 / 20", _NCCL)
+        if one.library == "nccl"
+        else judged(one, "small all-reduces", "-", _SMALL)
         for one in tables.collectives(folder)
     ]
-    found += [
-        judged(one, "all-to-all, linear", "8 / 20", ("launch", "scale_up")) for one in tables.nccl_all_to_all(folder)
-    ]
+    found += [judged(one, "all-to-all", "8 / 20", _ALL_TO_ALL) for one in tables.nccl_all_to_all(folder)]
     inside: dict[tuple[str, str], Values] = {}
     for one in tables.deepep(folder):
         library, _, several = one.library.partition(", ")
@@ -168,6 +194,8 @@ def profile_lines(found: Sequence[Judged]) -> Iterator[str]:
 def _shown(name: str, value: float) -> str:
     if name in ("scale_up", "scale_out"):
         return f"{value:.0%}"
-    if name in ("softness", "slower"):
+    if name in ("softness", "slower", "copied", "all_reduce"):
         return f"{value:.2f}"
+    if name == "handshake_bytes":
+        return f"{value / 1000:.0f} kB"
     return f"{value * 1e6:.3g} us" if value >= 1e-7 else f"{value * 1e9:.3g} ns"

@@ -1,15 +1,15 @@
 """Published end-to-end measurements, predicted by one path with no constant of a single case.
 
 Each case states what its source states; what it leaves out is filled by the planner's own defaults. A step is that of
-the layout with balanced ranks (`uniform` routing), or of a plan for recorded routing where the source served real
-traffic and a recording of the same model is at hand.
+the layout with balanced ranks (`uniform` routing). `left_out.py` names the cases that state too little.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -18,14 +18,38 @@ import numpy as np
 import yaml
 
 from planner.baselines import place
+from planner.cost.instance import Instance
 from planner.cost.prepare import from_deployment
-from planner.cost.step import SplitCost, predict, split_cost
+from planner.cost.step import Cuts, SplitCost, predict, split_cost
 from planner.inputs.deployment import load_deployment
 from planner.plan.placement import Placement
 from planner.plan.split import Split
 
 MODEL: Final = "deepseek-v3"
-WIDE: Final = {"prefill": "deepep-normal", "decode": "deepep-low-latency"}
+NODE_GPUS: Final = 8
+"""Of all nodes whose throughput is published by the node."""
+Published = dict[str, Any]
+"""The file of published cases, by id."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One published figure, and what is predicted."""
+
+    case: str
+    """Id in published_cases.json."""
+    measured: float
+    predicted: float
+
+    @property
+    def error(self) -> float:
+        """Predicted over measured, less one."""
+        return self.predicted / self.measured - 1
+
+    @property
+    def text(self) -> str:
+        """The error in per cent."""
+        return f"{self.error:+.0%}"
 
 
 @dataclass(frozen=True)
@@ -34,20 +58,39 @@ class Case:
 
     name: str
     """Id in published_cases.json, and a variant."""
-    topology: str
+    topology: str | dict[str, Any]
+    """Nodes, or what a topology file says."""
     phase: str
     tokens_per_gpu: int
     context_length: int
     ep: int
     redundant: int = 0
     communication: dict[str, Any] = field(default_factory=dict)
+    """What the engine would not do unasked."""
     precision: dict[str, Any] = field(default_factory=lambda: {"weights": "fp8_block"})
     draft_tokens: int = 0
+    acceptance: str = "0%"
     engine: str = "sglang"
+    figure: str = ""
+    """Key of the throughput that the source gives."""
+    model: str | dict[str, Any] = MODEL
+    """A shipped model, or what a model file says."""
+    split: Split | None = None
+    """The degrees, if they are not one data-parallel rank on each GPU."""
 
-    def measured_s(self, published: dict[str, Any]) -> float:
+    @property
+    def id(self) -> str:
+        """In published_cases.json."""
+        return self.name.partition("/")[0]
+
+    def measured_s(self, published: Published) -> float:
         """Seconds of a step, from the throughput that the source gives."""
-        return _step_s(self, published[self.name.partition("/")[0]]["measured"], self.name.partition("/")[2])
+        per_gpu = float(published[self.id]["measured"][self.figure])
+        if "per_node" in self.figure:
+            per_gpu /= NODE_GPUS
+        instance = instance_of(self)
+        sequences = self.tokens_per_gpu / instance.workload.tokens_per_sequence
+        return sequences * instance.workload.tokens_gained / per_gpu
 
     def deployment(self) -> dict[str, Any]:
         """As the file that a user would write."""
@@ -57,60 +100,121 @@ class Case:
             "context_length": self.context_length,
         }
         if self.draft_tokens:
-            work |= {"draft_tokens": self.draft_tokens, "acceptance": "100%"}
+            work |= {"draft_tokens": self.draft_tokens, "acceptance": self.acceptance}
+        more = {"communication": self.communication} if self.communication else {}
         return {
             "schema": "ep-plan/deployment/1",
-            "model": MODEL,
+            "model": self.model,
             "topology": self.topology,
             "engine": self.engine,
             "precision": self.precision,
-            "communication": {"kernel": WIDE[self.phase], **self.communication},
             "workload": work,
+            **more,
         }
 
 
-def _step_s(case: Case, measured: dict[str, Any], variant: str) -> float:
-    keys = {"tbo": "output_tok_s_per_node_tbo", "no tbo": "output_tok_s_per_node_no_tbo"}
-    key = keys.get(variant) or next(k for k in ("input_tok_s_per_node", "output_tok_s_per_node") if k in measured)
-    return float(8 * case.tokens_per_gpu / measured[key])
+def one_node(gpu: str, count: int, fabric: str) -> dict[str, Any]:
+    """What a topology file says of some GPUs that one fabric joins."""
+    links = [{"level": "node", "fabric": fabric}]
+    return {"schema": "ep-plan/topology/1", "gpu": gpu, "nodes": 1, "gpus_per_node": count, "links": links}
 
 
-TWO_BATCH: Final = {"overlap": "two_batch"}
+PER_NODE_IN, PER_NODE_OUT = "input_tok_s_per_node", "output_tok_s_per_node"
+NORMAL: Final = {"kernel": "deepep-normal", "overlap": "two_batch"}
+IN_TURN: Final = {"kernel": "deepep-low-latency", "overlap": "two_batch"}
+ONE_BATCH: Final = {"kernel": "deepep-low-latency"}
+FP4: Final = {"weights": "fp8_block", "experts": "nvfp4", "kv_cache": "fp8"}
+
+
+def _prefill(name: str, topology: str, context: int) -> Case:
+    return Case(name, topology, "prefill", 16384, context, 32, 32, NORMAL, figure=PER_NODE_IN)
+
+
+def _drafts(variant: str, communication: dict[str, Any], figure: str) -> Case:
+    """One draft token, 60 % right, as the source assumes (lmsys.org/blog/2025-05-05-large-scale-ep, "Evaluation")."""
+    name, mtp = f"sglang-h100-decode-mtp-4k/{variant}", ("9 x hgx-h100", "decode", 256, 4000, 72, 32)
+    return Case(name, *mtp, communication, draft_tokens=1, acceptance="60%", figure=figure)
+
+
 CASES: Final = (
-    Case("ds-profile-prefill", "4 x hgx-h800", "prefill", 16384, 4096, 32, 32, TWO_BATCH),
-    Case("sglang-h100-prefill-1024", "4 x hgx-h100", "prefill", 16384, 1024, 32, 32, TWO_BATCH),
-    Case("sglang-h100-prefill-4096", "4 x hgx-h100", "prefill", 16384, 4096, 32, 32, TWO_BATCH),
-    Case("sglang-h100-prefill-4096-perfect-eplb", "4 x hgx-h100", "prefill", 16384, 4096, 32, 32, TWO_BATCH),
-    Case("sglang-h100-decode-2k", "9 x hgx-h100", "decode", 256, 2000, 72, 32, TWO_BATCH),
-    Case("sglang-h100-decode-mtp-4k/tbo", "9 x hgx-h100", "decode", 256, 4000, 72, 32, TWO_BATCH, draft_tokens=1),
-    Case("sglang-h100-decode-mtp-4k/no tbo", "9 x hgx-h100", "decode", 256, 4000, 72, 32, draft_tokens=1),
+    _prefill("ds-profile-prefill", "4 x hgx-h800", 4096),
+    _prefill("sglang-h100-prefill-1024", "4 x hgx-h100", 1024),
+    _prefill("sglang-h100-prefill-4096", "4 x hgx-h100", 4096),
+    _prefill("sglang-h100-prefill-4096-perfect-eplb", "4 x hgx-h100", 4096),
+    Case("sglang-h100-decode-2k", "9 x hgx-h100", "decode", 256, 2000, 72, 32, IN_TURN, figure=PER_NODE_OUT),
+    _drafts("tbo", IN_TURN, f"{PER_NODE_OUT}_tbo"),
+    _drafts("no tbo", ONE_BATCH, f"{PER_NODE_OUT}_no_tbo"),
 )
-EXCHANGES: Final = (
-    ("deepep-v1-ll", 8, "hgx-h800", "deepep-low-latency", {"weights": "fp8_block"}),
-    ("aic-deepep-ll-h100", 8, "hgx-h100", "deepep-low-latency", {"weights": "fp8_block"}),
-    ("trt-onesided-gb200", 4, "gb200-nvl72", "nvlink-one-sided", {"weights": "fp8_block", "dispatch": "bf16"}),
+BATCHES: Final = (16384, 65536)
+"""Tokens per GPU taken where a prefill's batch is not given; vllm-gb200-prefill says that throughput is flat there."""
+
+
+def _flat(case: str, gpus: int, precision: dict[str, Any], engine: str, figure: str) -> tuple[Case, ...]:
+    name, topology = f"{case}/{{}}", one_node("gb200", gpus, "nvlink-5")
+    given: dict[str, Any] = {"precision": precision, "engine": engine, "figure": figure}
+    return tuple(
+        Case(name.format(f"EP{gpus}, {tokens:,}"), topology, "prefill", tokens, 2048, gpus, **given)
+        for tokens in BATCHES
+    )
+
+
+_ALL_TENSOR: Final = Split(8, 1, 1, 1, 8)
+FLAT_CASES: Final = (
+    *_flat("vllm-gb200-prefill", 2, FP4, "vllm", "input_tok_s_per_gpu"),
+    *_flat("sglang-gb200-p2-prefill", 2, FP4, "sglang", "input_tok_s_per_gpu_nvfp4"),
+    *_flat("sglang-gb200-p2-prefill", 4, {"weights": "fp8_block"}, "sglang", "input_tok_s_per_gpu_fp8"),
+    *(
+        Case(
+            f"h20-prefill-tp8/TP8, {tokens:,}",
+            "1 x hgx-h20",
+            "prefill",
+            tokens,
+            4096,
+            1,
+            figure=PER_NODE_IN,
+            split=_ALL_TENSOR,
+        )
+        for tokens in BATCHES
+    ),
 )
-"""Id, GPUs of a node, node, library, formats."""
-CROSSOVER: Final = {"tbo_gain_b256": 256, "tbo_gain_b32": 32}
-"""Of `sglang-tbo-crossover`: gains of two micro-batches by sequences per GPU."""
+"""Prefill cases that give everything but the batch, with a variant for each batch."""
 
 
 def predicted_s(case: Case) -> float:
     """Seconds of a step with balanced ranks."""
     cost = cost_of(case)
-    return predict(cost, (range(cost.instance.model.num_layers),), balanced(cost)).step_s
+    return predict(cost, cuts_of(cost), balanced(cost)).step_s
 
 
-def cost_of(case: Case) -> SplitCost:
+def cuts_of(cost: SplitCost) -> Cuts:
+    """Equally many layers on every stage."""
+    layers, stages = cost.instance.model.num_layers, cost.split.pp
+    ends = [layers * stage // stages for stage in range(stages + 1)]
+    return tuple(range(first, end) for first, end in pairwise(ends))
+
+
+def cost_of(case: Case, trace: Path | None = None) -> SplitCost:
     """The case under its split."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "deployment.yaml"
-        path.write_text(yaml.safe_dump(case.deployment()), encoding="utf-8")
-        instance = from_deployment(load_deployment(path)).instance
+    instance = instance_of(case, trace)
     gpus = instance.topology.num_gpus
     overlaps = instance.constants.communication.overlap == "two_batch"
-    split = Split(1, gpus, 1, case.ep, 1, gpus // case.ep, 2 if overlaps else 1)
+    split = case.split or Split(1, gpus, 1, case.ep, 1, gpus // case.ep, 2 if overlaps else 1)
     return split_cost(instance, split, case.redundant)
+
+
+def instance_of(case: Case, trace: Path | None = None) -> Instance:
+    """The case with the planner's defaults, and recorded routing if there is any."""
+    with TemporaryDirectory() as name:
+        folder, given = Path(name), case.deployment()
+        for key in ("topology", "model"):
+            if isinstance(given[key], dict):
+                (folder / f"{key}.yaml").write_text(yaml.safe_dump(given[key]), encoding="utf-8")
+                given[key] = f"{key}.yaml"
+        if trace is not None:
+            given["traces"] = [str(trace.resolve())]
+        path = folder / "deployment.yaml"
+        path.write_text(yaml.safe_dump(given), encoding="utf-8")
+        return from_deployment(load_deployment(path)).instance
 
 
 def balanced(cost: SplitCost) -> Placement:
@@ -122,55 +226,25 @@ def balanced(cost: SplitCost) -> Placement:
     return Placement(layer_ids, cost.slots_per_rank, np.tile(expert_LP, (len(layer_ids), 1)))
 
 
-def read_published(data: Path) -> dict[str, Any]:
+def read_published(data: Path) -> Published:
     """The file of published cases, by id."""
     cases = json.loads((data / "published_cases.json").read_text(encoding="utf-8"))
     return {case["id"]: case for case in cases}
 
 
-def rows(data: Path) -> Iterator[tuple[str, ...]]:
+def outcomes(cases: Iterable[Case], published: Published) -> Iterator[tuple[Case, Outcome]]:
+    """Seconds of steps."""
+    for case in cases:
+        yield case, Outcome(case.id, case.measured_s(published), predicted_s(case))
+
+
+def step_row(case: Case, outcome: Outcome) -> tuple[str, ...]:
     """Case, measured, predicted, error."""
-    published = read_published(data)
-    for case in CASES:
-        measured, predicted = case.measured_s(published), predicted_s(case)
-        yield case.name, f"{measured * 1e3:,.1f} ms", f"{predicted * 1e3:,.1f} ms", f"{predicted / measured - 1:+.0%}"
+    return case.name, *(f"{seconds * 1e3:,.1f} ms" for seconds in (outcome.measured, outcome.predicted)), outcome.text
 
 
-def exchange_rows(data: Path) -> Iterator[tuple[str, ...]]:
-    """Library and machine, EP, tokens, and of dispatch and combine: measured, predicted, error."""
-    published = read_published(data)
-    for name, size, topology, kernel, precision in EXCHANGES:
-        measured = published[name]["measured"]
-        tokens = published[name]["batch_tokens_per_gpu"]
-        for index, ep in enumerate(published[name]["parallelism"]["ep"]):
-            for column, count in enumerate(tokens if isinstance(tokens, list) else [tokens]):
-                case = Case(
-                    name, f"{ep // size} x {topology}", "decode", count, 1024, ep, 0, {"kernel": kernel}, precision
-                )
-                found = [measured[f"{way}_us"] for way in ("dispatch", "combine")]
-                times = [table[str(ep)][column] if isinstance(table, dict) else table[index] for table in found]
-                yield f"{kernel}, {topology}", f"{ep}", f"{count:,}", *_compared(times, _exchange_us(case))
-
-
-def _exchange_us(case: Case) -> tuple[float, float]:
-    cost = cost_of(case)
-    row_P = balanced(cost).expert_LP[0]
-    times = cost.stages[0].moe.layer(cost.instance.loads[0], row_P)
-    return float(times.dispatch_S[0]) * 1e6, float(times.combine_S[0]) * 1e6
-
-
-def _compared(measured: Sequence[float], predicted: Sequence[float]) -> Iterator[str]:
-    for one, other in zip(measured, predicted, strict=True):
-        yield f"{one:,.0f} / {other:,.0f} us"
-        yield f"{other / one - 1:+.0%}"
-
-
-def ranking_rows(data: Path) -> Iterator[tuple[str, ...]]:
-    """Question, measured, predicted, whether the sign is right."""
-    measured = read_published(data)["sglang-tbo-crossover"]["measured"]
-    for key, tokens in CROSSOVER.items():
-        plain = Case(key, "9 x hgx-h100", "decode", tokens, 2000, 72, 32)
-        turned = Case(key, "9 x hgx-h100", "decode", tokens, 2000, 72, 32, TWO_BATCH)
-        gain = predicted_s(plain) / predicted_s(turned)
-        right = "right" if (gain > 1) == (measured[key] > 1) else "wrong"
-        yield f"two micro-batches at {tokens} sequences per GPU", f"x {measured[key]:.2f}", f"x {gain:.2f}", right
+def flat_row(case: Case, outcome: Outcome) -> tuple[str, ...]:
+    """Case, split and tokens per GPU, tokens per second and GPU measured and predicted, error of the time."""
+    variant, _, tokens = case.name.partition("/")[2].partition(", ")
+    rates = (f"{case.tokens_per_gpu / seconds:,.0f}" for seconds in (outcome.measured, outcome.predicted))
+    return case.id, variant, tokens, *rates, outcome.text

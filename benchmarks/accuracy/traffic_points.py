@@ -31,8 +31,10 @@ HEADER_BYTES: Final = 16
 _NODE_RANKS: Final = {"gb200": 4}
 _NEWEST_NCCL: Final = {"a100-sxm-80": "2.27.3", "h100-sxm": "2.29.2", "h200-sxm": "2.29.2", "gb200": "2.29.2"}
 _PHASES: Final = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1}
+MOST_BYTES: Final = {"vllm": (8 << 20) - 1}
+"""Larger tensors go to NCCL: vLLM's own limit (custom_all_reduce.py, below 8 MiB)."""
 SMALL_BYTES: Final = 16 << 20
-"""Engines hand larger tensors to NCCL."""
+"""The same of other engines."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def _collective(gpu: str, row: Row) -> tuple[str, list[Point]] | None:
             return None
         return "nccl", [(ranks, phases, sent, 0.0, 0.0, 1, seconds, (row["op_name"], ranks))]
     engine = {"trtllm": "tensorrt-llm"}.get(name := row["lib"].split(":")[1], name)
-    if row["lib"].endswith("eager") or num_bytes > SMALL_BYTES:
+    if row["lib"].endswith("eager") or num_bytes > MOST_BYTES.get(engine, SMALL_BYTES):
         return None
     return f"{engine}-all-reduce", [(ranks, phases, sent, 0.0, 0.0, 1, seconds, ranks)]
 

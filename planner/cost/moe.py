@@ -239,8 +239,11 @@ def moe_cost(instance: Instance, grid: Grid, beside_s: float = 0.0) -> MoeCost:
         gather = Blocks(instance, grid.gpus, split.etp).linear()
         exchange = exchange_of(grid, constants.communication.dedup, constants.kernel.reach)
         brought = tokens / (split.ep * split.etp)
-        dispatch = _launches(constants.kernel.dispatch.value, exchange, brought, grid, gather[0])
-        combine = _launches(constants.kernel.combine.value, exchange, brought, grid, gather[0])
+        message = brought * model.moe.mean_choices / split.ep  # copies to each rank, were all alike
+        ways = ((constants.kernel.dispatch.value, dispatch_bytes), (constants.kernel.combine.value, combine_bytes))
+        dispatch, combine = (
+            _launches(way, exchange, brought, message * copy_bytes, grid, gather[0]) for way, copy_bytes in ways
+        )
     return MoeCost(
         num_ranks=split.ep,
         etp=split.etp,
@@ -264,10 +267,22 @@ def moe_cost(instance: Instance, grid: Grid, beside_s: float = 0.0) -> MoeCost:
     )
 
 
-def _launches(way: OneWay, exchange: Exchange, brought: float, grid: Grid, gather_s: float) -> Term:
-    """What an all-to-all takes besides its bytes; `brought` tokens come from each GPU."""
+def _launches(
+    way: OneWay, exchange: Exchange, brought: float, message_bytes: float, grid: Grid, gather_s: float
+) -> Term:
+    """What an all-to-all takes besides its bytes.
+
+    Args:
+        way: the library's constants.
+        exchange: the all-to-alls of the stage.
+        brought: tokens that come from each GPU.
+        message_bytes: what it sends to each rank, on the mean.
+        grid: the stage.
+        gather_s: what a gather among the GPUs of a rank takes besides its bytes.
+    """
     ranks = exchange.num_ranks
     seconds = way.launch + exchange.latency_s + way.per_doubling * math.log2(ranks) + way.per_token * brought
+    seconds += way.handshake * message_bytes / (message_bytes + way.handshake_bytes)
     outermost = max(level for group in grid.ep_groups for level in group.levels_used)
     if outermost > grid.topology.scale_up_level:
         seconds += way.between

@@ -22,7 +22,7 @@ class Constants(Frozen):
     collectives: KernelFile
     """The kernel of tensor-parallel collectives and pipeline sends."""
     small_collectives: KernelFile | None = None
-    """What the engine runs instead for small tensors inside a scale-up domain, where that is faster."""
+    """What the engine runs instead for all-reduces of small tensors inside a scale-up domain, where that is faster."""
     efficiency: Efficiency
     """What kernels reach where a GPU of the topology has no curve of its own."""
     engine_memory: EngineMemory

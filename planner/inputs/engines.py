@@ -105,7 +105,7 @@ class EngineFile(Frozen):
     collectives: str = "nccl"
     """Kernel of tensor-parallel collectives and pipeline sends."""
     small_collectives: str | None = None
-    """Kernel of collectives of small tensors inside a scale-up domain; null: the same as of large ones."""
+    """Kernel of all-reduces of small tensors inside a scale-up domain; null: the same as of large ones."""
     buffers: dict[str, EngineBuffer] = Field(default_factory=dict)
     """Sizes that it asks of a kernel's buffer, by kernel."""
     memory: EngineMemory

@@ -1,8 +1,9 @@
 """A communication library: how fast, which copies it sends, what memory it takes, what it can run.
 
 An exchange (dispatch or combine) takes a constant and the bytes on its slowest link; a collective
-(`Collective`) softens the step from one to the other. The formulas stand in docs/model.md, "Traffic"
-and "Collectives". How many bytes each kind of buffer has is worked out in `planner/cost/buffers.py`.
+(`Collective`) softens the step from one to the other, or takes the faster of two algorithms. The
+formulas stand in docs/model.md, "Traffic" and "Collectives". How many bytes each kind of buffer has is
+worked out in `planner/cost/buffers.py`.
 """
 
 from __future__ import annotations
@@ -132,6 +133,10 @@ class OneWay(Frozen):
     """Further time for each doubling of the ranks."""
     per_token: Duration = 0.0
     """Further time for each token that a GPU brings."""
+    handshake: Duration = 0.0
+    """Further time where messages are long: their two ends agree first on where to put them."""
+    handshake_bytes: Size = 65536
+    """Mean message, from a GPU to each rank, at which half of `handshake` is taken."""
     slower: Annotated[float, Field(gt=0, le=100)] = 1.0
     """Time of a byte over that of one at the rates of scale_up and scale_out."""
 
@@ -140,7 +145,8 @@ class Collective(Frozen):
     """All-reduce, all-gather and reduce-scatter over n ranks: (a**p + b**p)**(1/p).
 
     a is the launch and a step per phase and further rank of the scale-up domain, b the bytes that a
-    rank sends over the rate; an all-reduce has two phases, the others one.
+    rank sends over the rate; an all-reduce has two phases, the others one. With `one_shot` an all-reduce
+    may instead read the whole tensors of all other ranks at once, where that is faster.
     """
 
     launch: Duration
@@ -153,6 +159,13 @@ class Collective(Frozen):
     """Part of the bandwidth in the scale-up domain that large collectives reach."""
     scale_out: Percentage | None = None
     """The same beyond it; null: it runs only inside one domain."""
+    copied: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """Part of a rank's own share of the result that takes as long as a share sent, because it is copied; inside one
+    scale-up domain."""
+    all_reduce: Annotated[float, Field(gt=0, le=2)] = 1.0
+    """Time of an all-reduce's bytes over that of its two phases one after the other; inside one scale-up domain."""
+    one_shot: Duration | None = None
+    """Launch of an all-reduce in which each rank reads all others' tensors whole; null: there is none."""
     at_latency: Duration = 3e-6
     """Latency of the links that `launch` was measured on; what slower ones have beyond it comes on top."""
     most_bytes: Size | None = None

@@ -170,6 +170,9 @@ def _correct_collectives(
             "step": exact_text(ratio * figures.step, "time"),
             "scale_up": _part(figures.scale_up / ratio),
         }
+        if figures.one_shot is not None:  # one phase, so one latency
+            whole_s = figures.one_shot + latency_s / 2
+            value["one_shot"] = exact_text(max(0.0, ratio * whole_s - latency_s / 2), "time")
         if figures.scale_out is not None:
             value["scale_out"] = _part(figures.scale_out / ratio)
         _put(data, {"kernel": name, "collective": {"value": value, **note}})

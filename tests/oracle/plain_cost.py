@@ -170,19 +170,35 @@ class PlainCost:
             return constant + phases * max(0.0, latency - by.at_latency)
         return constant + phases * math.ceil(math.log2(several)) * latency
 
+    def blocks(self, k: int, size: int) -> range:
+        """Where blocks of so many consecutive GPUs of a stage begin."""
+        return range(0, len(self.gpus[k]), size)
+
     def _collective_s(self, k: int, size: int, num_bytes: float, phases: int) -> float:
-        """The faster of the two kernels, the small one only inside a node and for small tensors."""
+        """The faster of the two kernels, the small one only for all-reduces of small tensors inside a node."""
         if size == 1:
             return 0.0
         gpus, found = self.gpus[k], []
-        blocks = [gpus[j : j + size] for j in range(0, len(gpus), size)]
+        blocks = [gpus[j : j + size] for j in self.blocks(k, size)]
         inside = all(len({self.node[g] for g in block}) == 1 for block in blocks)
         for by in (self.nccl, self.small):
-            if by is None or (by is self.small and not (inside and num_bytes <= (by.most_bytes or math.inf))):
+            fits = inside and phases == 2 and by is not None and num_bytes <= (by.most_bytes or math.inf)
+            if by is None or (by is self.small and not fits):
                 continue
-            travel, latency = self.ring_s(k, size, phases * (size - 1) / size * num_bytes, by)
+            sent = plain = phases * (size - 1) / size * num_bytes
+            if inside:  # the rank's own share is copied, too
+                sent = phases * (size - 1 + by.copied) / size * num_bytes * (by.all_reduce if phases == 2 else 1.0)
+            travel, latency = self.ring_s(k, size, sent, by)
+            light = by.model_copy(update={"scale_up": 1.0, "scale_out": 1.0})
+            fastest = self.ring_s(k, size, plain, light)[0]
+            if self.ring_s(k, size, plain, by)[0] >= fastest:
+                travel = max(travel, fastest)
             constant = self.constant_s(k, size, phases, latency, by)
             found.append((constant**by.softness + travel**by.softness) ** (1 / by.softness))
+            if inside and phases == 2 and by.one_shot is not None:
+                whole, _ = self.ring_s(k, size, (size - 1) * num_bytes, by)
+                steps = 2 * (size - 1) * by.step
+                found.append(by.one_shot + steps + max(0.0, latency - by.at_latency) + whole)
         return float(min(found))
 
     # --- what does not depend on the placement -------------------------------------------------
@@ -284,13 +300,17 @@ class PlainCost:
         s, gather, constant = self.s, 0.0, 0.0
         if s.etp > 1:
             per_byte, latency = self.ring_s(k, s.etp, 1.0, self.nccl)
-            gather = (s.etp - 1) / s.etp * per_byte
+            inside = all(len({self.node[g] for g in self.gpus[k][j : j + s.etp]}) == 1 for j in self.blocks(k, s.etp))
+            gather = (s.etp - 1 + (self.nccl.copied if inside else 0.0)) / s.etp * per_byte
             constant += self.constant_s(k, s.etp, 1, latency, self.nccl)
         constant += self.latency(pair for group in self.groups(k) for pair in combinations(group, 2))
         crosses = any(len({self.node[g] for g in group}) > 1 for group in self.groups(k))
         ways = []
         for way in (self.kernel.dispatch.value, self.kernel.combine.value):
             fixed = way.launch + way.per_doubling * math.log2(s.ep) + way.per_token * tokens / (s.ep * s.etp)
+            copy_bytes = 2 * self.i.model.hidden_size + self.kernel.header_bytes
+            message = tokens / (s.ep * s.etp) * self.i.model.moe.mean_choices / s.ep * copy_bytes
+            fixed += way.handshake * message / (way.handshake_bytes + message)
             ways.append(constant + fixed + (way.between if crosses else 0.0))
         return gather, tuple(ways)
 

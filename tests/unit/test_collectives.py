@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.accuracy.communication import predicted
+from benchmarks.accuracy.traffic_points import Travel
 from planner.cost.collectives import Blocks, Operation
 from planner.cost.instance import Instance
 from planner.cost.step import SplitCost, split_cost
@@ -23,13 +25,19 @@ SMALL = Collective(launch="1 us", step="0 us", softness=1.0, scale_up="50%", mos
 
 
 def made(
-    nodes: int, per_node: int, *, small: Collective | None = SMALL, inner: str = "10 GB/s", outer: str = "1 GB/s"
+    nodes: int,
+    per_node: int,
+    *,
+    large: Collective = LARGE,
+    small: Collective | None = SMALL,
+    inner: str = "10 GB/s",
+    outer: str = "1 GB/s",
 ) -> Instance:
     """A machine whose libraries have round figures."""
     nccl = load_kernel("nccl")
     using = building.constants().model_copy(
         update={
-            "collectives": nccl.model_copy(update={"collective": Fitted(value=LARGE)}),
+            "collectives": nccl.model_copy(update={"collective": Fitted(value=large)}),
             "small_collectives": small and nccl.model_copy(update={"collective": Fitted(value=small)}),
         }
     )
@@ -49,6 +57,33 @@ def test_all_reduce_in_a_domain_by_hand() -> None:
     assert seconds(made(1, 8), 8, "all_reduce", 8e6) == pytest.approx(expected)
 
 
+def test_a_copied_share_and_phases_that_overlap_by_hand() -> None:
+    """Half of the own share is copied: 7.5 shares instead of 7, of two phases eight tenths count.
+
+    2 * 7.5/8 * 8 MB / 8 GB/s * 0.8 = 1500 us; gathering: (7.5/8) * 8 MB / 8 GB/s = 937.5 us, a = 12 us. Between nodes
+    nobody measured either: as before.
+    """
+    figures = LARGE.model_copy(update={"copied": 0.5, "all_reduce": 0.8})
+    reduced = seconds(made(1, 8, large=figures, small=None), 8, "all_reduce", 8e6)
+    assert reduced == pytest.approx((math.sqrt(19e-6) + math.sqrt(1500e-6)) ** 2)
+    gathered = seconds(made(1, 8, large=figures, small=None), 8, "all_gather", 8e6)
+    assert gathered == pytest.approx((math.sqrt(12e-6) + math.sqrt(937.5e-6)) ** 2)
+    apart = [seconds(made(2, 4, large=of, small=None), 8, "all_reduce", 8e6) for of in (figures, LARGE)]
+    assert apart[0] == apart[1]
+
+
+def test_the_smallest_tensors_are_read_whole() -> None:
+    """8 ranks at 5 GB/s, 1 us a step: 3 + 14 + 7 * Z, or 20 + 14 + 1.75 * Z; they meet where 5.25 * Z takes 17 us."""
+    figures = SMALL.model_copy(update={"launch": 20e-6, "step": 1e-6, "one_shot": 3e-6})
+    slow = LARGE.model_copy(update={"launch": 1.0})
+    of = made(1, 8, large=slow, small=figures)
+    assert seconds(of, 8, "all_reduce", 8e3) == pytest.approx(17e-6 + 7 * 8e3 / 5e9)
+    assert seconds(of, 8, "all_reduce", 64e3) == pytest.approx(34e-6 + 1.75 * 64e3 / 5e9)
+    turn = 17e-6 / 5.25 * 5e9
+    assert seconds(of, 8, "all_reduce", turn * 0.99) < seconds(of, 8, "all_reduce", turn * 1.01) < 39.8e-6
+    assert seconds(of, 8, "all_gather", 8e3) > 1.0
+
+
 def test_small_tensors_take_the_small_kernel_only_where_it_is_faster_and_can() -> None:
     """64 kB: 1 us + 1.75 * 64 kB / 5 GB/s = 23.4 us, against (sqrt(19) + sqrt(14))**2 = 65.6 us."""
     inside = made(1, 8)
@@ -57,6 +92,7 @@ def test_small_tensors_take_the_small_kernel_only_where_it_is_faster_and_can() -
     beyond_its_limit = seconds(inside, 8, "all_reduce", 2e6)
     assert beyond_its_limit == seconds(made(1, 8, small=None), 8, "all_reduce", 2e6)
     assert seconds(made(2, 4), 8, "all_reduce", 64e3) == seconds(made(2, 4, small=None), 8, "all_reduce", 64e3)
+    assert seconds(inside, 8, "all_gather", 64e3) == seconds(made(1, 8, small=None), 8, "all_gather", 64e3)
 
 
 def test_between_domains_latency_counts_by_doublings() -> None:
@@ -75,24 +111,56 @@ def test_slow_links_add_the_latency_that_the_launch_was_not_measured_on() -> Non
     )
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from([(1, 8, 8), (2, 4, 8), (2, 4, 4), (4, 2, 4), (2, 4, 2)]),
     st.sampled_from(["all_reduce", "all_gather", "reduce_scatter"]),
     st.floats(1, 1e10),
     st.floats(1.01, 1e3),
+    st.sampled_from([{}, {"copied": 0.7, "all_reduce": 0.8}, {"all_reduce": 0.3, "scale_up": 1.0, "one_shot": 2e-6}]),
 )
 def test_more_bytes_or_less_bandwidth_take_longer_and_nothing_beats_light(
-    grid: tuple[int, int, int], operation: Operation, num_bytes: float, more: float
+    grid: tuple[int, int, int], operation: Operation, num_bytes: float, more: float, figures: dict[str, float]
 ) -> None:
     nodes, per_node, size = grid
+    large = LARGE.model_copy(update=figures)
     one, half = (
-        made(nodes, per_node, inner="8 GB/s", outer="2 GB/s"),
-        made(nodes, per_node, inner="4 GB/s", outer="1 GB/s"),
+        made(nodes, per_node, large=large, inner="8 GB/s", outer="2 GB/s"),
+        made(nodes, per_node, large=large, inner="4 GB/s", outer="1 GB/s"),
     )
     term = Blocks(one, tuple(range(8)), size).term(operation, num_bytes)
     assert term.seconds >= term.light_s > 0
     assert seconds(one, size, operation, num_bytes * more) > term.seconds
     assert seconds(half, size, operation, num_bytes) > term.seconds
+
+
+def test_profiles_are_priced_as_they_were_fitted() -> None:
+    """`benchmarks accuracy` fits a form of its own, array by array: it must be that of the planner."""
+    for name in ("nccl", "vllm-all-reduce"):
+        figures = load_kernel(name).collective
+        assert figures is not None
+        values = {key: value for key, value in dict(figures.value).items() if value is not None}
+        for size in (2, 4, 8):
+            of = made(1, size, large=figures.value, small=None, inner="450 GB/s")
+            sizes_N = np.asarray(2.0 ** np.arange(9, 24), dtype=np.float64)
+            operations: tuple[Operation, ...] = ("all_reduce",) if name != "nccl" else ("all_reduce", "all_gather")
+            for operation in operations:
+                phases = 2 if operation == "all_reduce" else 1
+                ones_N = np.ones(len(sizes_N))
+                travel = Travel(
+                    gpu="h100-sxm",
+                    library=name,
+                    ranks_N=size * ones_N,
+                    phases_N=phases * ones_N,
+                    inside_N=phases * (size - 1) / size * sizes_N,
+                    beyond_N=0 * ones_N,
+                    tokens_N=0 * ones_N,
+                    nodes_N=ones_N,
+                    seconds_N=ones_N,
+                    group_N=np.zeros(len(sizes_N), dtype=np.int64),
+                )
+                priced = [seconds(of, size, operation, float(num_bytes)) for num_bytes in sizes_N]
+                assert predicted(travel, values) == pytest.approx(priced)
 
 
 # --- libraries that gather ------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from planner.cost.step import split_cost
 from planner.cost.traffic import copies_between
+from planner.inputs.kernels import Fitted
 from planner.inputs.links import Link
 from planner.inputs.sourced import Sourced
 from planner.inputs.topology import Topology, resolve
@@ -190,6 +191,27 @@ def test_sharded_experts_share_the_traffic() -> None:
     copies = moe.copies(load, expert_P, rows_SR)
     pairs_GG = copies_between(cost.stages[0].grid, "expert", {key: one / 2 for key, one in copies.items()})
     assert pairs_GG.tolist() == [[0, 0, 2, 0], [0, 0, 0, 2], [2, 0, 0, 0], [0, 2, 0, 0]]  # each to its shard
+
+
+def test_long_messages_begin_with_a_handshake() -> None:
+    """4 ranks of 64 tokens, top-2, 2 * 16 bytes: 64 * 2 / 4 copies to each rank, 1,024 bytes on the mean.
+
+    Half of 8 us where half is taken at 1,024 bytes; placements and windows do not change that.
+    """
+
+    def fixed_s(handshake: float, tokens: int = 64) -> tuple[float, float]:
+        using = building.constants()
+        way = using.kernel.dispatch.value.model_copy(update={"handshake": handshake, "handshake_bytes": 1024})
+        update = {"dispatch": Fitted(value=way), "combine": Fitted(value=way)}
+        using = using.model_copy(update={"kernel": using.kernel.model_copy(update=update)})
+        model = building.model(experts=4, hidden=16, layers=1)
+        made = building.instance(model, building.topology(1, 4), using=using, tokens=tokens)
+        moe = split_cost(made, Split(tp=1, dp=4, pp=1, ep=4), 0).stages[0].moe
+        return moe.dispatch_fixed.seconds, moe.combine_fixed.seconds
+
+    without, with_it = fixed_s(0.0), fixed_s(8e-6)
+    assert [one - other for one, other in zip(with_it, without, strict=True)] == pytest.approx([4e-6, 4e-6])
+    assert fixed_s(8e-6, tokens=640)[0] - without[0] == pytest.approx(8e-6 * 10 / 11)
 
 
 def test_one_rank_sends_nothing() -> None:
