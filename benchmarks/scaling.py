@@ -22,6 +22,7 @@ from benchmarks.scale import drawn, solve_apart
 
 _PICTURE: Final = Path(__file__).resolve().parent.parent / "docs" / "images" / "search-time.png"
 _DENSE: Final = 3
+_TICKS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,9 @@ def _draw(seconds: dict[str, list[float]]) -> None:
         panel.minorticks_off()
         panel.set_xlabel("GPUs" if name == "gpus" else name)
         panel.grid(visible=True, linewidth=0.3)
+    low, high = min(map(min, seconds.values())), max(map(max, seconds.values()))
+    ticks = [tick for tick in _TICKS if low / 2 <= tick <= high * 2]
+    panels[0].set_yticks(ticks, [str(tick) for tick in ticks])
     panels[0].set_ylabel("seconds of one core")
     _PICTURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(_PICTURE, dpi=96, metadata={"Software": None})
