@@ -4,7 +4,9 @@ Pairs of `published_cases.json` about capacity: kinds of GPU, numbers of nodes, 
 against small expert parallelism. Both systems of a pair are priced by one path: the split that is stated, balanced
 ranks, and the planner's defaults for all that the sources leave out. Where a source gives the best of many systems at a
 speed per user, the best split and batch within that speed are looked for, in the same way on both machines. No constant
-of a case. What a pair takes that no source states stands in its note; cases that lack more are named.
+of a case. What a pair takes that no source states stands in its note; cases that lack more are named. Where a source
+tells neither of copies nor of a balancer, ranks are as unequal as engines make them unasked: experts in order, with the
+recorded loads of DeepSeek-V3 (the same number of experts and of choices), which tensor parallelism does not feel.
 
 Beside it: the least nodes that hold DeepSeek-V3, by `ep-plan size`, with the arithmetic.
 """
@@ -18,11 +20,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
+import numpy as np
 import yaml
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.accuracy.published import balanced, read_published
+from benchmarks.cases import DEEPSEEK
 from planner.capacity.size import Wanted, kinds_of, size
 from planner.cost.instance import Instance
 from planner.cost.kv_cache import kv_bytes_per_sequence
@@ -33,6 +37,7 @@ from planner.inputs.parameters import count_parameters
 from planner.inputs.precision import stored_bytes
 from planner.inputs.topology import resolve
 from planner.inputs.units import format_bytes, format_count
+from planner.plan.placement import Placement
 from planner.plan.split import Split
 from planner.rules.grid import SearchSpace
 from planner.rules.ruled import all_ruled
@@ -68,6 +73,8 @@ class System:
     gpus: int | None = None
     """Of the topology; None: all."""
     draft_tokens: int = 0
+    loads: Path | None = None
+    """Recorded loads, of experts in order; None: balanced ranks."""
 
     def deployment(self) -> dict[str, Any]:
         """As the file that a user would write."""
@@ -82,6 +89,7 @@ class System:
             "schema": "ep-plan/deployment/1",
             "model": self.model,
             "topology": self.topology,
+            "traces": [] if self.loads is None else [str(self.loads)],
             "precision": {"weights": self.weights},
             "communication": dict(self.communication),
             "workload": work,
@@ -126,9 +134,13 @@ def _prepared(system: System) -> tuple[Instance, SearchSpace]:
 
 
 def _rate(cost: SplitCost) -> float:
-    """Tokens per second and GPU with balanced ranks, drafts that are refused left out."""
-    instance = cost.instance
-    step_s = predict(cost, (range(instance.model.num_layers),), balanced(cost)).step_s
+    """Tokens per second and GPU, drafts that are refused left out; with known loads in the linear layout."""
+    instance, layer_ids = cost.instance, cost.instance.model.moe_layer_ids
+    placement = balanced(cost)
+    if instance.windows is not None:
+        linear_LP = np.tile(cost.linear_P(cost.stages[0]), (len(layer_ids), 1))
+        placement = Placement(layer_ids, cost.slots_per_rank, linear_LP)
+    step_s = predict(cost, (range(instance.model.num_layers),), placement).step_s
     work = instance.workload
     return instance.step_tokens / work.tokens_per_sequence * work.tokens_gained / instance.topology.num_gpus / step_s
 
@@ -166,12 +178,13 @@ class Pair:
 def pairs(data: Path) -> Iterator[Pair]:
     """Every pair that has enough conditions."""
     got = {name: case["measured"] for name, case in read_published(data).items()}
-    yield from _stated(got)
+    yield from _stated(got, data / "traces" / DEEPSEEK.trace)
     yield from _at_a_speed(got)
 
 
-def _stated(got: dict[str, Any]) -> Iterator[Pair]:
-    """Pairs of systems whose splits are stated."""
+def _stated(got: dict[str, Any], loads: Path) -> Iterator[Pair]:
+    """Pairs of systems whose splits are stated; `loads` for those without copies and balancer."""
+    gb200_fp8, glm4 = (replace(one, loads=loads) for one in (_GB200_FP8, _GLM))
     h100 = got["sglang-h100-decode-2k"]["output_tok_s_per_node"] / 8
     h100_prefill = got["sglang-h100-prefill-4096"]["input_tok_s_per_node"] / 8
     even = got["sglang-h100-prefill-4096-perfect-eplb"]["input_tok_s_per_node"] / 8
@@ -221,14 +234,14 @@ def _stated(got: dict[str, Any]) -> Iterator[Pair]:
         "GPU and width, prefill",
         ("4 GB200, EP4, fp8", "32 H100, EP32"),
         (gb200["input_tok_s_per_gpu_fp8"], h100_prefill),
-        (_GB200_FP8.rate, _H100_PREFILL.rate),
+        (gb200_fp8.rate, _H100_PREFILL.rate),
         "batch of the GB200 not stated: that of the other",
     )
     yield Pair(
         "format and width, prefill",
         ("2 GB200, EP2, nvfp4", "4 GB200, EP4, fp8"),
         (gb200["input_tok_s_per_gpu_nvfp4"], gb200["input_tok_s_per_gpu_fp8"]),
-        (replace(_GB200_FP8, ep=2, weights="nvfp4", gpus=2).rate, _GB200_FP8.rate),
+        (replace(gb200_fp8, ep=2, weights="nvfp4", gpus=2).rate, gb200_fp8.rate),
         "batch not stated: 16,384 tokens per GPU",
     )
     glm = got["glm52-b300-prefill"]["input_tok_s_instance"] / 4
@@ -236,10 +249,10 @@ def _stated(got: dict[str, Any]) -> Iterator[Pair]:
         "width, prefill of GLM-5",
         ("2 B300, EP2", "4 B300, EP4"),
         (1.08 * glm, glm),
-        (replace(_GLM, ep=2, gpus=2).rate, _GLM.rate),
+        (replace(glm4, ep=2, gpus=2).rate, glm4.rate),
         "batch not stated: 16,384 tokens per GPU",
     )
-    tensor = replace(_GLM, tp=2, gpus=2)
+    tensor = replace(glm4, tp=2, gpus=2)
     yield Pair(
         "EP against TP, prefill of GLM-5",
         ("2 B300, TP2 attention, TP2 experts", "2 B300, TP2 attention, EP2"),
@@ -319,8 +332,9 @@ def least_nodes() -> Iterator[tuple[str, ...]]:
 
 def run(data: Path | None, console: Console) -> None:
     """Print pairs, and least nodes."""
-    if data is None or not (data / "published_cases.json").is_file():
-        console.print("pairs: needs published_cases.json; give --data")
+    needed = ("published_cases.json", f"traces/{DEEPSEEK.trace}")
+    if data is None or not all((data / name).is_file() for name in needed):
+        console.print(f"pairs: needs {' and '.join(needed)}; give --data")
         return
     columns = ("question", "first", "second", "measured tok/s per GPU", "predicted", "winner", "note")
     table, counts = Table(*columns, box=None), dict.fromkeys(("right", "wrong", "tie", "not ranked"), 0)
