@@ -46,10 +46,15 @@ GAINS: Final = (
 )
 
 
+def loads_path(data: Path) -> Path:
+    """The file of recorded loads."""
+    folder = data / "traces"
+    return (folder if folder.is_dir() else data) / DEEPSEEK.trace
+
+
 def read_loads(data: Path) -> Arrays:
     """The recorded loads."""
-    folder = data / "traces"
-    return arrays_of((folder if folder.is_dir() else data) / DEEPSEEK.trace)
+    return arrays_of(loads_path(data))
 
 
 def gains(published: Published, loads: Arrays) -> Iterator[tuple[Gain, Outcome]]:

@@ -239,7 +239,7 @@ def _judge_published(data: Path) -> _Judged:
         drawn=list(skew.judged(cases)),
         gains=gains,
         spreads=list(balance.spreads(cases, loads)),
-        answers=list(rankings.answers(cases, [gain for _, gain in gains])),
+        answers=list(rankings.answers(cases, [gain for _, gain in gains], balance.loads_path(data))),
     )
     left_out.check(cases.keys(), found.cases)
     return found

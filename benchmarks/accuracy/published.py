@@ -24,6 +24,8 @@ from planner.cost.step import Cuts, SplitCost, predict, split_cost
 from planner.inputs.deployment import load_deployment
 from planner.plan.placement import Placement
 from planner.plan.split import Split
+from planner.rules.grid import SearchSpace
+from planner.solve.request import search_space
 
 MODEL: Final = "deepseek-v3"
 NODE_GPUS: Final = 8
@@ -70,7 +72,7 @@ class Case:
     precision: dict[str, Any] = field(default_factory=lambda: {"weights": "fp8_block"})
     draft_tokens: int = 0
     acceptance: str = "0%"
-    engine: str = "sglang"
+    engine: str | None = "sglang"
     figure: str = ""
     """Key of the throughput that the source gives."""
     model: str | dict[str, Any] = MODEL
@@ -101,12 +103,13 @@ class Case:
         }
         if self.draft_tokens:
             work |= {"draft_tokens": self.draft_tokens, "acceptance": self.acceptance}
-        more = {"communication": self.communication} if self.communication else {}
+        more: dict[str, Any] = {"communication": self.communication} if self.communication else {}
+        if self.engine is not None:
+            more["engine"] = self.engine
         return {
             "schema": "ep-plan/deployment/1",
             "model": self.model,
             "topology": self.topology,
-            "engine": self.engine,
             "precision": self.precision,
             "workload": work,
             **more,
@@ -180,10 +183,10 @@ FLAT_CASES: Final = (
 """Prefill cases that give everything but the batch, with a variant for each batch."""
 
 
-def predicted_s(case: Case) -> float:
-    """Seconds of a step with balanced ranks."""
-    cost = cost_of(case)
-    return predict(cost, cuts_of(cost), balanced(cost)).step_s
+def predicted_s(case: Case, trace: Path | None = None) -> float:
+    """Seconds of a step: with balanced ranks; with recorded loads, of experts in order."""
+    cost = cost_of(case, trace)
+    return predict(cost, cuts_of(cost), balanced(cost) if trace is None else unasked(cost)).step_s
 
 
 def cuts_of(cost: SplitCost) -> Cuts:
@@ -204,6 +207,11 @@ def cost_of(case: Case, trace: Path | None = None) -> SplitCost:
 
 def instance_of(case: Case, trace: Path | None = None) -> Instance:
     """The case with the planner's defaults, and recorded routing if there is any."""
+    return prepared(case, trace)[0]
+
+
+def prepared(case: Case, trace: Path | None = None) -> tuple[Instance, SearchSpace]:
+    """The same with the splits that there are."""
     with TemporaryDirectory() as name:
         folder, given = Path(name), case.deployment()
         for key in ("topology", "model"):
@@ -214,7 +222,8 @@ def instance_of(case: Case, trace: Path | None = None) -> Instance:
             given["traces"] = [str(trace.resolve())]
         path = folder / "deployment.yaml"
         path.write_text(yaml.safe_dump(given), encoding="utf-8")
-        return from_deployment(load_deployment(path)).instance
+        deployment = load_deployment(path)
+        return from_deployment(deployment).instance, search_space(deployment)
 
 
 def balanced(cost: SplitCost) -> Placement:
@@ -224,6 +233,12 @@ def balanced(cost: SplitCost) -> Placement:
     if expert_LP is None:  # EPLB deals equal numbers of slots only
         expert_LP = cost.linear_P(cost.stages[0])[None]
     return Placement(layer_ids, cost.slots_per_rank, np.tile(expert_LP, (len(layer_ids), 1)))
+
+
+def unasked(cost: SplitCost) -> Placement:
+    """What engines do unasked: experts in order, no copies."""
+    layer_ids = cost.instance.model.moe_layer_ids
+    return Placement(layer_ids, cost.slots_per_rank, np.tile(cost.linear_P(cost.stages[0]), (len(layer_ids), 1)))
 
 
 def read_published(data: Path) -> Published:
