@@ -210,7 +210,6 @@ def test_a_worse_search(box: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             object.__setattr__(result, "seconds", seconds)
 
     monkeypatch.setattr(master.Master, "_place", linear_only)
-    monkeypatch.setattr(master, "DEFAULT_EFFORT", 0.0)
     result = checked(box)
     assert finding(result).startswith("the search found a worse plan: ")
     assert "look at the search" in compared(result).to_do
