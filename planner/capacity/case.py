@@ -21,7 +21,6 @@ from planner.inputs.deployment import (
     SplitPins,
     assembled,
 )
-from planner.inputs.topology import resolve
 from planner.inputs.workload import Communication
 from planner.plan.plan import Plan, PlanInputs
 from planner.plan.plan_file import SCHEMA, read_plan
@@ -72,7 +71,7 @@ def deployment_of(inputs: PlanInputs, path: Path, traces: Sequence[Path] = ()) -
     Raises:
         InputError: it was made with other constants than this version has.
     """
-    machine = resolve(inputs.topology, inputs.gpus)
+    machine = inputs.machine
     found = Found(inputs.model, machine, tuple(traces), (path, *traces))
     plain = _file(inputs, PrecisionSection(), CommunicationSection(), None)
     left_out = assembled(path, plain, found)

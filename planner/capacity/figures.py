@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from planner.inputs.topology import resolve
 from planner.plan.decision import split_of
 from planner.plan.plan import Plan
 
@@ -65,7 +64,7 @@ def figures_of(plan: Plan) -> Figures:
     """The figures of a plan."""
     predicted, inputs = plan.predicted, plan.inputs
     room, imbalance = plan.chosen, predicted.layer_imbalance
-    machine, memory = resolve(inputs.topology, inputs.gpus), inputs.cost.engine_memory
+    machine, memory = inputs.machine, inputs.cost.engine_memory
     usable_G = [memory.usable_bytes(num_bytes) for num_bytes in machine.memory_G.tolist()]
     return Figures(
         split=str(split_of(plan)),

@@ -11,7 +11,7 @@ import numpy as np
 
 from planner.cost.weights import expert_bytes
 from planner.errors import UsageError
-from planner.inputs.topology import Topology, resolve
+from planner.inputs.topology import Topology
 from planner.plan.plan import Plan
 
 
@@ -38,7 +38,7 @@ class Loss:
 
 def loss_of(plan: Plan, nodes: tuple[int, ...]) -> Loss:
     """What a plan loses with nodes of its machine."""
-    machine = resolve(plan.inputs.topology, plan.inputs.gpus)
+    machine = plan.inputs.machine
     gone = np.flatnonzero(np.isin(machine.node_G, nodes))
     left = {layer: _experts_left(plan, layer, set(gone.tolist())) for layer in range(len(plan.placement.layer_ids))}
     experts = set(range(plan.inputs.model.moe.num_experts))

@@ -21,7 +21,6 @@ from planner.capacity.survivors import Bringing, Loads, Survivors, same_weights
 from planner.check import cost_of
 from planner.cost.instance import Instance
 from planner.cost.step import Cuts, SplitCost, predict, stage_of_layers
-from planner.inputs.topology import resolve
 from planner.plan.decision import cuts_of, placement_of, split_of
 from planner.plan.placement import Placement, widened
 from planner.plan.plan import Plan, PlanInputs, SearchRecord
@@ -88,7 +87,7 @@ def repair(before: Plan, lost_nodes: tuple[int, ...], after: Plan, instance: Ins
         instance: of that plan.
         space: in which it was searched.
     """
-    machine = resolve(before.inputs.topology, before.inputs.gpus)
+    machine = before.inputs.machine
     ids_G = np.flatnonzero(~np.isin(machine.node_G, lost_nodes))
     if len(ids_G) != instance.topology.num_gpus or not same_weights(before, instance):
         return Repair(None, None, "more than the lost nodes is changed: GPUs, model or number formats", None)

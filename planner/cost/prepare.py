@@ -13,7 +13,6 @@ from planner.inputs.constants import Constants
 from planner.inputs.deployment import Deployment, Overrides, load_deployment
 from planner.inputs.model import Model
 from planner.inputs.named_files import TRACE_OPTION
-from planner.inputs.topology import resolve
 from planner.inputs.workload import Workload
 from planner.plan.plan import Plan
 from planner.trace.choices import choice_problems
@@ -121,7 +120,7 @@ def from_plan(plan: Plan, path: Path, traces: Sequence[Path] | None = None, *, o
         UsageError: a trace of the command line is not there.
     """
     inputs = plan.inputs
-    topology = resolve(inputs.topology, inputs.gpus)
+    topology = inputs.machine
     paths, hashes = traces_of(plan, path, traces, others=others)
     step_tokens = inputs.workload.tokens_per_gpu * topology.num_gpus
     windows, warnings = read_windows(paths, inputs.model, inputs.workload, step_tokens)

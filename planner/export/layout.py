@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from planner.check import refuse_broken
 from planner.cost.instance import Instance
 from planner.inputs.model import Model
-from planner.inputs.topology import Topology, resolve
+from planner.inputs.topology import Topology
 from planner.plan.decision import placement_of, split_of
 from planner.plan.placement import Placement
 from planner.plan.plan import Plan
@@ -88,7 +88,7 @@ def layout_of(plan: Plan, file: Path) -> Layout:
         BadAnswerError: they are not.
     """
     inputs = plan.inputs
-    topology = resolve(inputs.topology, inputs.gpus)
+    topology = inputs.machine
     refuse_broken(plan, Instance(inputs.model, topology, inputs.workload, inputs.cost, None), file)
     return Layout(
         split=split_of(plan),

@@ -17,7 +17,6 @@ from planner.cost.grid import Grid
 from planner.cost.instance import Instance
 from planner.cost.wires import wires_of
 from planner.errors import BadAnswerError
-from planner.inputs.topology import resolve
 from planner.inputs.units import format_bytes
 from planner.measure import store as stores
 from planner.measure.clock import Clock
@@ -62,7 +61,7 @@ def read_task(job: Job) -> Task:
     """Read the plan."""
     plan = read_plan(job.plan_path)
     inputs = plan.inputs
-    topology = resolve(inputs.topology, inputs.gpus)
+    topology = inputs.machine
     return Task(job, plan, Instance(inputs.model, topology, inputs.workload, inputs.cost, None))
 
 

@@ -11,7 +11,6 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.inputs.topology import resolve
 from planner.plan.plan import Plan
 
 Ints = NDArray[np.int64]
@@ -101,9 +100,9 @@ class Seating:
     @cached_property
     def node_G(self) -> Ints:
         """Node of each GPU of the plan."""
-        return resolve(self.plan.inputs.topology, self.plan.inputs.gpus).node_G
+        return self.plan.inputs.machine.node_G
 
     @cached_property
     def local_G(self) -> Ints:
         """Index of each GPU in its node, those out of service counted."""
-        return resolve(self.plan.inputs.topology, self.plan.inputs.gpus).local_G
+        return self.plan.inputs.machine.local_G

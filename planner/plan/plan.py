@@ -16,6 +16,7 @@ from planner.inputs.engines import EngineRules
 from planner.inputs.gpu import Gpu
 from planner.inputs.model import Model
 from planner.inputs.sourced import Basis
+from planner.inputs.topology import Topology, resolve
 from planner.inputs.topology_file import TopologyFile
 from planner.inputs.workload import Workload
 
@@ -345,6 +346,11 @@ class PlanInputs(Frozen):
     """Hidden layers with recorded routing."""
     windows: str
     """How the windows were made."""
+
+    @property
+    def machine(self) -> Topology:
+        """The GPUs in service that the plan is for."""
+        return resolve(self.topology, self.gpus)
 
 
 class Plan(Sparse):

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from planner.inputs.topology import Topology, resolve
+from planner.inputs.topology import Topology
 from planner.plan.plan import Plan
-
-
-def machine_of(plan: Plan) -> Topology:
-    """The GPUs in service that a plan is for."""
-    return resolve(plan.inputs.topology, plan.inputs.gpus)
 
 
 def machine_text(machine: Topology) -> str:

@@ -12,7 +12,6 @@ from planner.capacity.redundancy import curve_of, gains, knee
 from planner.inputs.units import format_bytes, format_percent, format_rate, format_seconds
 from planner.plan.plan import Plan
 from planner.report import plan_texts as texts
-from planner.report.machine_text import machine_of
 from planner.report.rules_report import render_rejected, render_rules
 from planner.report.style import BAR_COLOUR, as_wide_as_fits, bar, heat, largest_of, plain_table
 
@@ -146,7 +145,7 @@ def _layers(plan: Plan, console: Console, verbose: bool) -> None:
 
 
 def _memory(plan: Plan, console: Console) -> None:
-    machine = machine_of(plan)
+    machine = plan.inputs.machine
     for number, lines in enumerate(plan.predicted.memory):
         stage = f" of stage {number}" if plan.split.pp > 1 else ""
         on_stage = plan.stages[number].gpus

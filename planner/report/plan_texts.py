@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from planner.inputs.units import format_bytes, format_count, format_percent, format_seconds
 from planner.plan.decision import slots_of
 from planner.plan.plan import BaselineRecord, CandidateRecord, Plan, TermRecord
-from planner.report.machine_text import fullest_gpus, machine_of, machine_text
+from planner.report.machine_text import fullest_gpus, machine_text
 
 STOPS: Final = {
     "gap": "gap reached",
@@ -41,7 +41,7 @@ def headline(plan: Plan) -> tuple[str, str]:
     engine = f"; {inputs.engine} {inputs.engine_version}" if inputs.engine else ""
     done = f"{work.phase}, {work.tokens_per_gpu:,} tokens per GPU and step, context {work.context_length:,}"
     how = f"experts in {inputs.cost.precision.experts}; {inputs.cost.communication.kernel}{engine}"
-    return f"{inputs.name} on {machine_text(machine_of(plan))}", f"{done}; {how}"
+    return f"{inputs.name} on {machine_text(plan.inputs.machine)}", f"{done}; {how}"
 
 
 def candidate_text(candidate: CandidateRecord) -> str:
@@ -78,7 +78,7 @@ def _plan_rows(plan: Plan) -> Iterator[str]:
     else:
         held, on = f"{_slot_text(slots)} slots", f"on {plan.split.ep} EP ranks"
     yield f"{plan.inputs.model.moe.num_experts} experts{copies} per layer, {held} {on}"
-    if machine_of(plan).is_mixed:
+    if plan.inputs.machine.is_mixed:
         yield from _stage_rows(plan)
 
 
@@ -146,7 +146,7 @@ def _stage_rows(plan: Plan) -> Iterator[str]:
     """With several stages, the layers and GPUs of each."""
     if len(plan.stages) == 1:
         return
-    machine = machine_of(plan)
+    machine = plan.inputs.machine
     for number, stage in enumerate(plan.stages):
         counts = Counter(machine.kinds[machine.kind_G[gpu]].name for gpu in stage.gpus)
         gpus = " + ".join(f"{count} x {name}" for name, count in counts.items())
@@ -155,7 +155,7 @@ def _stage_rows(plan: Plan) -> Iterator[str]:
 
 def memory_lines(plan: Plan) -> Iterator[Line]:
     """The fullest GPU of each kind, and what would still fit."""
-    machine, memory = machine_of(plan), plan.inputs.cost.engine_memory
+    machine, memory = plan.inputs.machine, plan.inputs.cost.engine_memory
     for number, (name, where, used, whole) in enumerate(fullest_gpus(plan, machine)):
         usable = memory.usable_bytes(whole)
         part: float | None = used / usable

@@ -14,7 +14,6 @@ from planner.inputs.units import format_bytes, format_percent, format_rate, form
 from planner.plan.plan import Plan, RuleRecord
 from planner.report import plan_texts as texts
 from planner.report.html import charts
-from planner.report.machine_text import machine_of
 
 _MS = 1e3
 _GIB = 1 << 30
@@ -134,7 +133,7 @@ def _links(plan: Plan) -> Table:
 
 
 def _memory(plan: Plan) -> Section:
-    machine, engine = machine_of(plan), plan.inputs.cost.engine_memory
+    machine, engine = plan.inputs.machine, plan.inputs.cost.engine_memory
     found, rows, fullest = [], [], []
     for gpu, used in enumerate(plan.predicted.memory_bytes):
         usable = engine.usable_bytes(machine.memory_G[gpu].item())
