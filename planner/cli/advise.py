@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
 import click
 
-from planner.cli.options import Quantity, json_option, judged_work, paths, trace_option, verbosity, warn
+from planner.cli.options import Quantity, echo_json, json_option, judged_work, paths, trace_option, verbosity, warn
 
 
 @click.command("advise")
@@ -60,7 +59,7 @@ def command(
         with ProgressWatch(console(stderr=True), quiet=quiet) as progress:
             watched = drift_watch(read_plan(plan), plan, paths(traces), threshold, progress)
         if as_json:
-            click.echo(json.dumps(advice_json(None, watched), ensure_ascii=False, indent=1))
+            echo_json(advice_json(None, watched))
         elif not quiet:
             render_watch(watched, console())
         return BadAnswerError.exit_code if watched.state == "stale" else 0
@@ -68,7 +67,7 @@ def command(
     if not quiet:
         warn(warnings)
     if as_json:
-        click.echo(json.dumps(advice_json(advice, None), ensure_ascii=False, indent=1))
+        echo_json(advice_json(advice, None))
     elif not quiet:
         render_advice(advice, console())
     return 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from planner.cli.options import json_option, model_option, paths, trace_option, verbosity
+from planner.cli.options import echo_json, json_option, model_option, paths, trace_option, verbosity
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -123,14 +123,13 @@ def _written(results: Sequence[Checked], junit: Path | None, markdown: Path | No
 
 def _shown(results: Sequence[Checked], *, github: bool, as_json: bool, verbose: bool, quiet: bool) -> None:
     import contextlib
-    import json
 
     from planner.report.check_github import annotation_lines, append_summary, without_commands, workspace
     from planner.report.check_report import checked_json, render_checked
     from planner.report.style import console
 
     if as_json:
-        click.echo(json.dumps(checked_json(results), ensure_ascii=False, indent=1))
+        echo_json(checked_json(results))
         return
     with without_commands() if github else contextlib.nullcontext():
         render_checked(results, console(), verbose=verbose, quiet=quiet)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from planner.cli.options import json_option, paths, trace_option, verbosity
+from planner.cli.options import echo_json, json_option, paths, trace_option, verbosity
 
 
 @click.command("compare")
@@ -36,8 +36,6 @@ def command(
     ep-plan compare plan.json --trace held-out.npz
     ep-plan compare plan.json --map sglang map.json --trace held-out.npz
     """
-    import json
-
     from planner.plan.plan_file import read_plan
     from planner.report.comparison_report import comparison_json, render_comparison
     from planner.report.style import console
@@ -48,6 +46,6 @@ def command(
     named = [NamedMap(name, Path(file)) for name, file in maps]
     comparisons = [compare(read_plan(path), path, paths(traces), named) for path in paths(plans)]
     if as_json:
-        click.echo(json.dumps(comparison_json(comparisons), ensure_ascii=False, indent=1))
+        echo_json(comparison_json(comparisons))
     elif not quiet:
         render_comparison(comparisons, console(), verbose=verbose)

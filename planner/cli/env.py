@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from planner.cli.options import json_option, verbosity
+from planner.cli.options import echo_json, json_option, verbosity
 
 _ALWAYS = ("numpy", "ortools", "pydantic", "click", "rich", "pyyaml")
 
@@ -19,7 +19,6 @@ def command(as_json: bool, verbose: bool, quiet: bool) -> None:
     ep-plan env
     ep-plan env --json
     """
-    import json
     import os
     import platform
     import sys
@@ -44,7 +43,7 @@ def command(as_json: bool, verbose: bool, quiet: bool) -> None:
             "schemas in": str(profiles.schemas()),
         }
     if as_json:
-        click.echo(json.dumps({"schema": "ep-plan/env/1", **lines}, ensure_ascii=False, indent=1))
+        echo_json({"schema": "ep-plan/env/1", **lines})
     elif not quiet:
         for name, value in lines.items():
             click.echo(f"{name:<14} {value}")

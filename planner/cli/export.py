@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from planner.cli.options import json_option, verbosity, warn
+from planner.cli.options import echo_json, json_option, verbosity, warn
 
 
 def _formats(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:  # noqa: ARG001
@@ -44,8 +44,6 @@ def command(plan: Path | None, listing: bool, as_json: bool, verbose: bool, quie
     ep-plan export plan.json --to checkpoint --weights MODEL -o MODEL-permuted
     ep-plan export --list
     """
-    import json
-
     from planner.export.request import export
     from planner.files import check_target, refuse_overwriting
     from planner.plan.plan_file import read_plan
@@ -54,7 +52,7 @@ def command(plan: Path | None, listing: bool, as_json: bool, verbose: bool, quie
 
     if listing:
         if as_json:
-            click.echo(json.dumps(formats_json(), ensure_ascii=False, indent=1))
+            echo_json(formats_json())
         else:
             render_formats(console(), verbose=verbose)
         return
@@ -66,7 +64,7 @@ def command(plan: Path | None, listing: bool, as_json: bool, verbose: bool, quie
         refuse_overwriting(request.output, [plan])
     written = export(read_plan(plan), plan, request)
     if as_json:
-        click.echo(json.dumps(written_json(written), ensure_ascii=False, indent=1))
+        echo_json(written_json(written))
     elif not quiet:
         render_written(written, console(), verbose=verbose)
     if not quiet:

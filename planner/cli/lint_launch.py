@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from planner.cli.options import json_option, model_option, verbosity
+from planner.cli.options import echo_json, json_option, model_option, verbosity
 
 
 @click.command("lint-launch")
@@ -30,8 +30,6 @@ def command(
     \b
     ep-plan lint-launch "vllm serve m -tp 8 --enable-eplb" --model deepseek-v3 --topology "2 x hgx-h100"  # exit code 6
     """
-    import json
-
     from planner.errors import BadAnswerError
     from planner.report.lint_report import linted_json, render_linted
     from planner.report.style import console
@@ -39,7 +37,7 @@ def command(
 
     linted = lint_launch(words, model, topology, engine_version)
     if as_json:
-        click.echo(json.dumps(linted_json(linted), ensure_ascii=False, indent=1))
+        echo_json(linted_json(linted))
     elif not quiet or not linted.is_good:
         render_linted(linted, console(), verbose=verbose)
     return 0 if linted.is_good else BadAnswerError.exit_code

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any, Final
@@ -12,7 +11,7 @@ import click
 
 from planner import __version__
 from planner.cli.group import LazyGroup
-from planner.cli.options import verbosity
+from planner.cli.options import echo_json, verbosity
 from planner.cli.streams import discard, steady_output
 from planner.errors import InputError, MissingEnvironmentError, PlannerError, Problem
 
@@ -88,7 +87,7 @@ def call(arguments: list[str]) -> int:
         return MissingEnvironmentError.exit_code
     if "--json" in arguments:
         try:
-            click.echo(json.dumps(_as_data(exit_code, problems) | data, ensure_ascii=False, indent=1))
+            echo_json(_as_data(exit_code, problems) | data)
         except OSError:  # stderr has told it
             discard(sys.stdout.fileno())
     return exit_code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,11 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def json_option(function: Function) -> Function:
     """`--json`: one document on stdout and nothing else."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(function)
+
+
+def echo_json(document: Any) -> None:
+    """Print that document."""
+    click.echo(json.dumps(document, ensure_ascii=False, indent=1))
 
 
 def verbosity(function: Function) -> Function:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from planner.cli.options import Quantity, json_option, verbosity, warn
+from planner.cli.options import Quantity, echo_json, json_option, verbosity, warn
 
 
 @click.command("probe")
@@ -36,7 +36,6 @@ def command(output: Path, as_json: bool, verbose: bool, quiet: bool, **given: An
     ep-plan probe -o topology.yaml
     ep-plan probe --device cpu --ranks 2 -o cpu.yaml
     """
-    import json
     import os
 
     from planner.files import check_target, write_whole
@@ -57,7 +56,7 @@ def command(output: Path, as_json: bool, verbose: bool, quiet: bool, **given: An
     found = findings(machine)
     if as_json:
         document = {"schema": "ep-plan/probe/1", "topology": text, "findings": found, "ranks": list(machine.results)}
-        click.echo(json.dumps(document, ensure_ascii=False, indent=1))
+        echo_json(document)
     elif not quiet:
         from planner.report.probe_report import render_probe
         from planner.report.style import console

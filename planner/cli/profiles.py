@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from planner.cli.options import json_option, names_of, verbosity
+from planner.cli.options import echo_json, json_option, names_of, verbosity
 
 KINDS = ("gpus", "nodes", "fabrics", "models", "engines", "kernels")
 
@@ -20,14 +20,12 @@ def command(name: str | None, as_json: bool, verbose: bool, quiet: bool) -> None
     ep-plan profiles
     ep-plan profiles h100-sxm
     """
-    import json
-
     from planner.report.profiles_report import profile_data, profile_listing, render_listing, render_profile
     from planner.report.style import console
 
     if as_json:
         data = profile_listing() if name is None else profile_data(name)
-        click.echo(json.dumps(data, ensure_ascii=False, indent=1))
+        echo_json(data)
     elif name is None:
         if not quiet:
             render_listing(console(), verbose=verbose)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from planner.cli.options import Quantity, json_option, paths, trace_option, verbosity
+from planner.cli.options import Quantity, echo_json, json_option, paths, trace_option, verbosity
 
 
 @click.command("replan")
@@ -71,7 +70,7 @@ def command(
             made = plan_after(in_force, plan, paths(traces), found.placements[found.best], output, progress)
             write_whole(output, plan_text(made))
     if as_json:
-        click.echo(json.dumps(replan_json(found), ensure_ascii=False, indent=1))
+        echo_json(replan_json(found))
     elif not quiet:
         render_replan(found, console(), verbose=verbose)
     if output is not None and not quiet:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import click
 
-from planner.cli.options import Quantity, json_option, trace_option, verbosity, warn
+from planner.cli.options import Quantity, echo_json, json_option, trace_option, verbosity, warn
 
 if TYPE_CHECKING:
     from planner.capacity.size import Kind, Wanted
@@ -151,7 +150,7 @@ def _size(
     if given["plot"] is not None:
         write_whole(given["plot"], picture(*front_plot(found), given["plot"].suffix))
     if shown.as_json:
-        click.echo(json.dumps(sizes_json(found, rates, least), ensure_ascii=False, indent=1))
+        echo_json(sizes_json(found, rates, least))
     elif not shown.quiet:
         render_sizes(found, rates, least, console())
     if given["plot"] is not None and not shown.quiet:
@@ -173,7 +172,7 @@ def _pair(loaded: Deployment, kinds: list[Kind], given: dict[str, Any], shown: S
     with ProgressWatch(console(stderr=True), quiet=shown.quiet) as progress:
         pairs = pair(first, loaded, kinds, asked, given["max_nodes"], progress, given["dask"])
     if shown.as_json:
-        click.echo(json.dumps(pairs_json(pairs), ensure_ascii=False, indent=1))
+        echo_json(pairs_json(pairs))
     elif not shown.quiet:
         render_pairs(pairs, console())
     apart = any(one.prefill.point is not None and one.decode.point is not None for one in pairs)

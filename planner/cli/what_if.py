@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from planner.cli.options import json_option, paths, trace_option, verbosity, warn
+from planner.cli.options import echo_json, json_option, paths, trace_option, verbosity, warn
 
 if TYPE_CHECKING:
     from planner.capacity.case import Case
@@ -122,7 +121,7 @@ def _single(case: Case, changes: list[Setting], nodes: tuple[int, ...], files: F
         if path is not None:
             write_whole(path, plan_text(plan))
     if shown.as_json:
-        click.echo(json.dumps(what_if_json(found), ensure_ascii=False, indent=1))
+        echo_json(what_if_json(found))
     elif not shown.quiet:
         render_what_if(found, console(), verbose=shown.verbose)
     if not shown.quiet:
@@ -154,7 +153,7 @@ def _sweep(
     if plot is not None:
         write_whole(plot, picture(*curves(found), plot.suffix))
     if shown.as_json:
-        click.echo(json.dumps(sweep_json(found), ensure_ascii=False, indent=1))
+        echo_json(sweep_json(found))
     elif not shown.quiet:
         render_sweep(found, console())
     if plot is not None and not shown.quiet:

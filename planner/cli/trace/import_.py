@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from planner.cli.options import json_option, verbosity, warn
+from planner.cli.options import echo_json, json_option, verbosity, warn
 from planner.trace.faults import FAULTS, NEVER
 from planner.trace.importers.table import FORMATS
 
@@ -52,8 +52,6 @@ def command(
     ep-plan trace import expert_distribution_recorder_*.pt --model deepseek-v3 --phase decode
     ep-plan trace import statistics/ --physical-map eplb.yaml --model deepseek-v3
     """
-    import json
-
     from planner.files import check_target, refuse_overwriting
     from planner.inputs.model_files import model_named
     from planner.inputs.units import format_number_of
@@ -79,7 +77,7 @@ def command(
         warn(made.warnings)
     if as_json:
         document = {"schema": "ep-plan/import/1", "output": str(output), **vars(made)}
-        click.echo(json.dumps(document, ensure_ascii=False, indent=1))
+        echo_json(document)
     if not quiet:
         rows = format_number_of(made.rows, "token" if made.kind == "tokens" else "counted window")
         layers = format_number_of(len(made.layer_ids), "layer")

@@ -7,7 +7,7 @@ from typing import Literal
 
 import click
 
-from planner.cli.options import json_option, judged_work, verbosity, warn
+from planner.cli.options import echo_json, json_option, judged_work, verbosity, warn
 
 
 @click.command("info")
@@ -41,8 +41,6 @@ def command(
     \b
     ep-plan trace info trace.npz --ranks 16 --redundant-experts 16 --nodes 2
     """
-    import json
-
     from planner.report.style import console
     from planner.report.trace_report import render_trace, trace_json
     from planner.review.describe import describe
@@ -58,6 +56,6 @@ def command(
     if not quiet:
         warn(found.warnings)
     if as_json:
-        click.echo(json.dumps(trace_json(found), ensure_ascii=False, indent=1))
+        echo_json(trace_json(found))
     elif not quiet:
         render_trace(found, console(), verbose=verbose)
