@@ -37,7 +37,7 @@ class Inputs:
             "out_of_service": [{"node": 0, "gpus": [1]}],
         },
     )
-    gpus = 5
+    machine = resolve(topology, 5)
 
 
 def launch(plan: str = "/plans/plan.json", hosts: tuple[str, ...] = ("a", "b"), image: str | None = "i:1") -> Launch:
