@@ -47,6 +47,7 @@ class Scale:
     redundant: int
     windows: int
     asked_s: float
+    top_k: int = 8
 
     @property
     def ranks(self) -> int:
@@ -59,7 +60,7 @@ CASES = (
     Scale("DeepSeek-V3, 32 GPUs, 12 windows", "deepseek-v3", 256, _DEEPSEEK_LAYERS, 4, 32, 12, 20),
     Scale("DeepSeek-V3, 32 GPUs, 64 windows", "deepseek-v3", 256, _DEEPSEEK_LAYERS, 4, 32, 64, 60),
     Scale("Kimi-K2, 64 GPUs, 64 windows", "kimi-k2", 384, tuple(range(1, 61)), 8, 64, 64, 90),
-    Scale("Qwen3-Next, 128 GPUs, 12 windows", "qwen3-next-80b-a3b", 512, tuple(range(48)), 16, 128, 12, 90),
+    Scale("Qwen3-Next, 128 GPUs, 12 windows", "qwen3-next-80b-a3b", 512, tuple(range(48)), 16, 128, 12, 90, 10),
     Scale("DeepSeek-V3, 1,024 GPUs, 2 slots, 12 windows", "deepseek-v3", 256, _DEEPSEEK_LAYERS, 128, 1792, 12, 300),
 )
 
@@ -154,7 +155,7 @@ def run(data: Path | None, console: Console) -> None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             trace = {"counts": _counts(case, data), "layer_ids": np.array(case.layers)}
-            trace |= {"num_experts": np.array(case.experts), "topk": np.array(8)}
+            trace |= {"num_experts": np.array(case.experts), "topk": np.array(case.top_k)}
             np.savez(folder / "trace.npz", allow_pickle=False, **trace)
             pins = ", pp: 1, edp: 1"
             nodes = f"{case.nodes} x hgx-h100"
