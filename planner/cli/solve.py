@@ -33,7 +33,11 @@ from planner.cli.options import (
 @click.option("--target", type=click.Choice(["checkpoint"]), help="Only what permuting a checkpoint realises.")
 @click.option("--time-limit", type=Quantity("time"), help='Stop after this long, e.g. "60 s".')
 @click.option("--gap", type=Quantity("fraction"), help='Stop when this close to the bound, e.g. "1%".')
-@click.option("--risk", type=Quantity("fraction"), help='Minimise the mean of the slowest windows, e.g. "10%" of them.')
+@click.option(
+    "--risk",
+    type=Quantity("fraction", above_0=True),
+    help='Minimise the mean of the slowest windows, e.g. "10%" of them.',
+)
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Seed of the solver.")
 @json_option
 @verbosity

@@ -41,6 +41,8 @@ WRONG_USAGE = {
     "no nodes": ["solve", "deployment.yaml", "--topology", "0 x hgx-h100"],
     "time limit without unit": ["solve", "deployment.yaml", "--time-limit", "60"],
     "gap without unit": ["solve", "deployment.yaml", "--gap", "2"],
+    "risk of no window": ["solve", "deployment.yaml", "--risk", "0%"],
+    "risk of more than all": ["solve", "deployment.yaml", "--risk", "120%"],
     "negative time limit": ["solve", "deployment.yaml", "--time-limit=-1 s"],
     "no such degree": ["solve", "deployment.yaml", "--split", "xp=4"],
     "a degree of 0": ["solve", "deployment.yaml", "--split", "ep=0"],
