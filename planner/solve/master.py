@@ -18,18 +18,17 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.instance import Instance, LayerLoad
-from planner.cost.step import Prediction, StageCost, predict, stage_of_layers
+from planner.cost.instance import Instance
+from planner.cost.step import Prediction, predict
 from planner.errors import NoPlanFoundError
 from planner.plan.objective import objective_of
-from planner.plan.placement import Placement, widened
-from planner.rules.cuts import best_cuts
 from planner.rules.grid import SearchSpace
 from planner.solve.candidates import Bounder, Candidate, all_candidates, bounded, count_candidates
 from planner.solve.focus import Focus
 from planner.solve.history import History, Progress, stops
-from planner.solve.place import LayerJob, LayerResult, has_program, linear_start
-from planner.solve.problem import CLOSED, LayerProblem, layer_problem
+from planner.solve.layers import Key, Layers
+from planner.solve.place import LayerJob, LayerResult, has_program
+from planner.solve.problem import CLOSED
 from planner.solve.solution import Best, Options, Solution, StoppedBy, better
 from planner.solve.watch import GaveUpError, NoWatch, Watch
 from planner.solve.workers import TimeIsUpError, Workers
@@ -42,10 +41,6 @@ _HOPELESS = 1.03
 """A sample that predicts so much more than the best plan postpones the candidate."""
 _EXACT_EFFORT = 4.0
 """CP-SAT's deterministic time per layer, where so much is left."""
-
-
-Key = tuple[tuple[bytes, ...], int]
-"""Kind of stage and row of a traced layer."""
 
 
 @dataclass
@@ -75,6 +70,7 @@ class Master:
         self.workers, self.watch = workers, watch or NoWatch()
         self.focus = Focus(instance, options.risk)
         self.bounder = Bounder(instance)
+        self.layers = Layers(instance, space.limits)
         self.best: Best | None = None
         self._latest: Best | None = None
         """The plan offered last."""
@@ -84,7 +80,6 @@ class Master:
         self._first_effort: float | None = None
         """Effort until the layers of a candidate had all been placed."""
         self._known: dict[Key, Ints] = {}
-        self._row = {layer: row for row, layer in enumerate(instance.traced_layer_ids)}
 
     def run(self) -> Solution:
         """Search until proof, gap, effort, time limit or Ctrl-C; the best plan is kept in any case.
@@ -161,6 +156,7 @@ class Master:
         if not self.focus.narrow(self.best.prediction.step_S, self._latest.prediction.step_S):
             return False
         self.bounder, self._first_effort = Bounder(self.focus.instance), None
+        self.layers = Layers(self.focus.instance, self.space.limits)
         self.watch.begin("bounding splits on the slowest windows", len(alive))
         for candidate in alive:
             if self.workers.time_is_up():
@@ -201,7 +197,7 @@ class Master:
             if self._first_effort is not None and self._effort_to_place(work) > self._left():
                 work.level = _DONE
                 return
-            self._place(work, self._keys(work), 0.0)
+            self._place(work, self.layers.keys(work.candidate), 0.0)
             if self._first_effort is None:
                 self._first_effort = self.effort
         else:
@@ -216,7 +212,8 @@ class Master:
     def _effort_to_place(self, work: _Work) -> float:
         """What placing the other layers will take, judged by those of the sample."""
         mean = math.fsum(result.effort for result in work.results.values()) / len(work.results)
-        return mean * (len(self._distinct(self._keys(work))) - len(self._distinct(list(work.results))))
+        every, sampled = self.layers.keys(work.candidate), list(work.results)
+        return mean * (len(self.layers.distinct(every)) - len(self.layers.distinct(sampled)))
 
     def _prove(self, work: _Work) -> None:
         """Integer programs on the layers that are not proved and not too large, as far as effort goes.
@@ -225,13 +222,10 @@ class Master:
         but effort; what it did not use is there for the next. Layers are searched anew before their
         program, at the known cost of the first time.
         """
-        stage_of = {stage.kind: stage for stage in work.candidate.cost.stages}
-        open_keys = [key for key in self._keys(work) if not work.results[key].is_optimal]
-        waiting = [
-            same
-            for same in self._distinct(open_keys)
-            if has_program(self.problem(stage_of[same[0][0]], self.focus.instance.loads[same[0][1]]))
-        ]
+        open_keys = [key for key in self.layers.keys(work.candidate) if not work.results[key].is_optimal]
+        every = self.layers.distinct(open_keys)
+        problems = self.layers.of(work.candidate, (same[0] for same in every))
+        waiting = [same for same, problem in zip(every, problems, strict=True) if has_program(problem)]
         while waiting:
             left = self._left()
             cost = np.cumsum([work.results[same[0]].effort + _EXACT_EFFORT for same in waiting])
@@ -244,49 +238,18 @@ class Master:
 
     def _linear(self, candidate: Candidate) -> None:
         """A first plan at once: the engines' own layout."""
-        cost = candidate.cost
-        layouts = {stage.kind: self._start(stage) for stage in cost.stages}
-        self._offer(candidate, {(key, row): layouts[key] for key in layouts for row in self._row.values()})
-
-    def _start(self, stage: StageCost) -> Ints:
-        """The linear layout, or what comes nearest to it where groups stay together."""
-        return linear_start(self.problem(stage, self.instance.loads[0]))
+        self._offer(candidate, self.layers.linear(candidate))
 
     # --- placing ----------------------------------------------------------------------------------
 
-    def _keys(self, work: _Work) -> list[Key]:
-        """Which layers must be placed on which kind of stage."""
-        cost = work.candidate.cost
-        keys: dict[Key, None] = {}
-        kinds = {stage.kind for stage in cost.stages}
-        for stage, layers in zip(cost.stages, work.candidate.cuts, strict=True):
-            # With stages of one kind the cuts may still move; else they stay as bounded.
-            for layer in range(self.instance.model.num_layers) if len(kinds) == 1 else layers:
-                if layer in self._row:
-                    keys[stage.kind, self._row[layer]] = None
-        return list(keys)
-
-    def problem(self, stage: StageCost, load: LayerLoad) -> LayerProblem:
-        """One layer of a stage as an optimisation problem."""
-        return layer_problem(stage, load, self.instance.model.moe, self.space.limits)
-
     def _place(self, work: _Work, keys: Sequence[Key], exact_effort: float) -> None:
         """Place layers that are not placed yet (or again, with the integer program)."""
-        cost = work.candidate.cost
-        stage_of = {stage.kind: stage for stage in cost.stages}
         open_keys = [key for key in keys if exact_effort > 0 or key not in work.results]
         if exact_effort > 0:
             open_keys = [key for key in open_keys if not work.results[key].is_optimal]
-        unique = self._distinct(open_keys)
-        jobs = [
-            LayerJob(
-                self.problem(stage_of[same[0][0]], self.focus.instance.loads[same[0][1]]),
-                exact_effort,
-                self.options.seed,
-                self.options.gap,
-            )
-            for same in unique
-        ]
+        unique = self.layers.distinct(open_keys)
+        problems = self.layers.of(work.candidate, (same[0] for same in unique))
+        jobs = [LayerJob(problem, exact_effort, self.options.seed, self.options.gap) for problem in problems]
         self.watch.begin(f"placing experts: {work.candidate.split}", len(jobs))
         known, effort = dict(work.results), self.effort
         found: dict[int, LayerResult] = {}
@@ -316,32 +279,23 @@ class Master:
         others_s = min((other.candidate.bound_s for other in self._works if other is not work), default=math.inf)
         bounds = {kind: bound_M.copy() for kind, bound_M in candidate.layer_bound.items()}
         follows = self._first_effort is None or candidate is self.best.candidate
-        starts = {stage.kind: self._start(stage) for stage in candidate.cost.stages} if follows else {}
-        now, spent = dict(known), [effort]
+        now, spent, told = dict(known), [effort], stops(len(batch))
         for number, (keys, result) in enumerate(batch):
             spent.append(result.effort)
             for key in keys:
                 now[key] = result if key not in now else result.merged(now[key])
                 bounds[key[0]][key[1]] = max(bounds[key[0]][key[1]], now[key].bound)
-            if number in stops(len(batch)):
+            if number in told:
                 found = self.bounder.step_bound(candidate, [bounds[stage.kind] for stage in candidate.cost.stages])
                 mine_s = max(candidate.bound_s, found[0]) if found else candidate.bound_s
                 if follows:
-                    expert_P = {key: _placed(now, key, starts) for key in self._keys(work)}
-                    placement = self._placement(candidate, candidate.cuts, expert_P)
+                    placement = self.layers.placement(candidate, candidate.cuts, self.layers.placed(candidate, now))
                     best_s = min(best_s, self._objective_s(predict(candidate.cost, candidate.cuts, placement)))
                 self._history.note(math.fsum(spent), best_s, min(mine_s, others_s))
 
-    def _distinct(self, keys: Sequence[Key]) -> list[list[Key]]:
-        """Layers that are one problem: those without a trace share one load and are placed once."""
-        unique: dict[tuple[tuple[bytes, ...], int], list[Key]] = {}
-        for key in keys:
-            unique.setdefault((key[0], id(self.focus.instance.loads[key[1]])), []).append(key)
-        return list(unique.values())
-
     def _sampled(self, work: _Work) -> float:
         """Step time that a few placed layers let expect."""
-        keys = self._keys(work)
+        keys = self.layers.keys(work.candidate)
         step = max(1, len(keys) // _SAMPLED_LAYERS)
         self._place(work, keys[step // 2 :: step][:_SAMPLED_LAYERS], 0.0)
         bounds = work.candidate.layer_bound
@@ -366,14 +320,12 @@ class Master:
     def _offer_placed(self) -> None:
         """Where the search was cut short: what has been placed of a candidate, with the other layers linear."""
         for work in self._works:
-            keys = self._keys(work) if work.results else []
-            if any(key not in work.results for key in keys):
-                starts = {stage.kind: self._start(stage) for stage in work.candidate.cost.stages}
-                self._offer(work.candidate, {key: _placed(work.results, key, starts) for key in keys})
+            if work.results and any(key not in work.results for key in self.layers.keys(work.candidate)):
+                self._offer(work.candidate, self.layers.placed(work.candidate, work.results))
 
     def _reprice_known(self, work: _Work) -> None:
         """A placement found for another split with the same ranks is a plan for this one, too."""
-        found = {key: self._known.get(key) for key in self._keys(work)}
+        found = {key: self._known.get(key) for key in self.layers.keys(work.candidate)}
         complete = {key: expert_P for key, expert_P in found.items() if expert_P is not None}
         if len(complete) == len(found):
             self._offer(work.candidate, complete)
@@ -381,8 +333,8 @@ class Master:
     def _offer(self, candidate: Candidate, expert_P: dict[Key, Ints]) -> None:
         """Price a full placement by the truth; keep it if it is the best."""
         cost = candidate.cost
-        cuts = self._recut(candidate, expert_P)
-        placement = self._placement(candidate, cuts, expert_P)
+        cuts = self.layers.recut(candidate, expert_P, self.bounder)
+        placement = self.layers.placement(candidate, cuts, expert_P)
         prediction = predict(cost, cuts, placement)
         found_s = self._objective_s(prediction)
         if candidate.step_s is None or found_s < candidate.step_s:
@@ -395,35 +347,3 @@ class Master:
     def _objective_s(self, prediction: Prediction) -> float:
         """What is minimised."""
         return objective_of(prediction.step_s, prediction.step_S, self.options.risk)
-
-    def _recut(self, candidate: Candidate, expert_P: dict[Key, Ints]) -> tuple[range, ...]:
-        cost = candidate.cost
-        kinds = {stage.kind for stage in cost.stages}
-        if cost.split.pp == 1 or len(kinds) > 1:
-            return candidate.cuts
-        kind = next(iter(kinds))
-        stage = cost.stages[0]
-        seconds_M = np.array(
-            [
-                self.problem(stage, load).seconds(expert_P[kind, row])
-                for row, load in enumerate(self.focus.instance.loads)
-            ]
-        )
-        best = best_cuts(self.bounder.limits(candidate, [seconds_M] * len(cost.stages)))
-        return best.cuts if best is not None else candidate.cuts
-
-    def _placement(self, candidate: Candidate, cuts: tuple[range, ...], expert_P: dict[Key, Ints]) -> Placement:
-        cost = candidate.cost
-        layer_ids = self.instance.model.moe_layer_ids
-        stage_of = stage_of_layers(cost, cuts)
-        rows = []
-        for layer in layer_ids:
-            stage, row = stage_of[layer], self._row.get(layer)
-            placed_P = self._start(stage) if row is None else expert_P[stage.kind, row]
-            rows.append(widened(placed_P, cost.split.ep, cost.slots_per_rank))
-        return Placement(layer_ids, cost.slots_per_rank, np.stack(rows))
-
-
-def _placed(results: dict[Key, LayerResult], key: Key, starts: dict[tuple[bytes, ...], Ints]) -> Ints:
-    """The placement of a layer, or where it begins."""
-    return results[key].expert_P if key in results else starts[key[0]]

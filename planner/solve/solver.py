@@ -278,9 +278,8 @@ def _held_out(best: Best, master: Master, workers: Workers, watch: Watch) -> Hel
         return None
     watch.begin("judging on held-out windows", len(halves.rows))
     stage, loads = halves.planning.stages[0], halves.planning.instance.loads
-    jobs = [
-        LayerJob(master.problem(stage, loads[row]), 0.0, master.options.seed, master.options.gap) for row in halves.rows
-    ]
+    problems = [master.layers.problem(stage, loads[row]) for row in halves.rows]
+    jobs = [LayerJob(problem, 0.0, master.options.seed, master.options.gap) for problem in problems]
     placed: dict[int, Ints] = {}
     for index, result in workers.place(jobs):
         placed[halves.rows[index]] = result.expert_P

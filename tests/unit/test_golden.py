@@ -205,7 +205,7 @@ def test_a_worse_search(box: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for key, result in work.results.items():
             expert_P = np.arange(8)
             stage = work.candidate.cost.stages[0]
-            seconds = self.problem(stage, self.instance.loads[key[1]]).seconds(expert_P)
+            seconds = self.layers.problem(stage, self.instance.loads[key[1]]).seconds(expert_P)
             object.__setattr__(result, "expert_P", expert_P)
             object.__setattr__(result, "seconds", seconds)
 
