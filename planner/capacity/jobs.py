@@ -21,10 +21,15 @@ from planner.solve.diagnosis import Short, in_short, infeasible
 from planner.solve.request import search_space, solve_deployment
 from planner.solve.solver import Solved
 from planner.solve.watch import NoWatch, Watch
-from planner.solve.workers import Workers
+from planner.solve.workers import SMALL, Workers
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
+
+
+def cores_for(size: int) -> int:
+    """Processes worth starting for layers whose sizes (windows x slots x experts) add up to so much."""
+    return available_cores() if size > SMALL else 1
 
 
 @dataclass(frozen=True)

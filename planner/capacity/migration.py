@@ -11,13 +11,13 @@ Legend: L MoE layers, P slots, R EP ranks, Y copies of the expert grid, G GPUs t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.capacity.rounds import Round, in_rounds
+from planner.capacity.rounds import Round, Travel, in_rounds
 from planner.cost.booking import memory_G
 from planner.cost.ports import Ports
 from planner.cost.step import Cuts, SplitCost, StageCost
@@ -193,8 +193,7 @@ class _Way:
 
     def _round(self, one: Round) -> MoveRound:
         names = [link.level for link in self.ports.topology.links]
-        source_M, target_M = (np.array([getattr(t, end) for t in one.travels]) for end in ("source", "target"))
-        passage = self.ports.slowest(self.grid_YRG[:, source_M].ravel(), self.grid_YRG[:, target_M].ravel())
+        passage = self.ports.slowest(*self._ends(one.travels))
         return MoveRound(
             gives_way=one.gives_way,
             transfers=tuple(
@@ -203,11 +202,15 @@ class _Way:
             seconds=self.launch_s + passage.latency_s + self.slot_bytes / passage.rate,
         )
 
+    def _ends(self, moves: Sequence[Travel | Transfer]) -> tuple[Ints, Ints]:
+        """Sender and receiver of every part that travels [M], by position in the stage."""
+        source_M, target_M = (np.array(ranks) for ranks in zip(*((m.source, m.target) for m in moves), strict=True))
+        return self.grid_YRG[:, source_M].ravel(), self.grid_YRG[:, target_M].ravel()
+
     def _bytes(self, transfers: list[Transfer]) -> dict[str, int]:
         """By the level that the parts of each expert pass."""
         names, unit_VG = [link.level for link in self.ports.topology.links], self.ports.unit_VG
-        source_M, target_M = (np.array([getattr(t, end) for t in transfers]) for end in ("source", "target"))
-        sender_M, receiver_M = self.grid_YRG[:, source_M].ravel(), self.grid_YRG[:, target_M].ravel()
+        sender_M, receiver_M = self._ends(transfers)
         level_M = (unit_VG[:, sender_M] == unit_VG[:, receiver_M]).argmax(axis=0)
         count_V = np.bincount(level_M, minlength=len(names)).tolist()
         return {name: n * self.slot_bytes for name, n in zip(names, count_V, strict=True) if n}

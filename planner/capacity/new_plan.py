@@ -42,7 +42,7 @@ def plan_after(
         return booked_placement(
             instance,
             space_of(plan),
-            Options(gap=inputs.search.gap, seed=inputs.search.seed, risk=inputs.search.risk),
+            Options.of(inputs.search),
             inputs.model_copy(update=update),
             given,
             workers,

@@ -12,19 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.capacity.jobs import cores_for
 from planner.capacity.survivors import Bringing, Loads, Survivors, same_weights
 from planner.check import cost_of
 from planner.cost.instance import Instance
 from planner.cost.step import Cuts, SplitCost, predict, stage_of_layers
 from planner.plan.decision import cuts_of, placement_of, split_of
 from planner.plan.placement import Placement, widened
-from planner.plan.plan import Plan, PlanInputs, SearchRecord
-from planner.processes import available_cores, in_order
+from planner.plan.plan import Plan, PlanInputs
+from planner.processes import in_order
 from planner.rules.grid import SearchSpace, all_splits
 from planner.rules.ruled import RuledSplit, laid_out
 from planner.solve.candidates import Bounder, Candidate, bounded
@@ -36,9 +36,6 @@ from planner.solve.watch import Watch
 from planner.solve.workers import Workers
 
 Ints = NDArray[np.int64]
-
-_SMALL: Final = 200_000
-"""Layers whose sizes (windows x slots x experts) add up to less are placed in this process."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +117,10 @@ def repaired_plan(
     assert found.cheapest is not None
     split, copies = found.given.split, found.cheapest.redundant_experts
     pins = {name: getattr(split, name) for name in ("tp", "dp", "pp", "ep", "etp", "edp")}
-    search = SearchRecord(pins=pins, redundant_experts=copies, gap=inputs.search.gap, seed=inputs.search.seed)
+    search = inputs.search.model_copy(update={"pins": pins, "redundant_experts": copies})
     pinned = replace(space, pins=pins, redundant_experts=copies)
-    told, options = inputs.model_copy(update={"search": search}), Options(gap=search.gap, seed=search.seed)
-    return booked_placement(instance, pinned, options, told, found.given, workers, watch)
+    told = inputs.model_copy(update={"search": search})
+    return booked_placement(instance, pinned, Options.of(search), told, found.given, workers, watch)
 
 
 def _repaired(left: Survivors, option: _Option, placement: Placement) -> Repaired:
@@ -194,7 +191,7 @@ def _placed(left: Survivors, option: _Option, space: SearchSpace | None) -> Plac
     jobs = list(_jobs(left, option, space))
     windows, slots = option.cost.instance.num_windows, option.cost.physical_experts
     size = len(jobs) * windows * slots * option.cost.instance.model.moe.num_experts
-    cores = available_cores() if space is not None and size > _SMALL else 1
+    cores = 1 if space is None else cores_for(size)
     width, ranks = option.cost.slots_per_rank, option.cost.split.ep
     rows = [widened(expert_P, ranks, width) for expert_P in in_order(cores, restored, jobs)]
     return Placement(left.plan.placement.layer_ids, width, np.stack(rows))

@@ -20,6 +20,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.capacity.jobs import cores_for
 from planner.capacity.migration import Migration, migration
 from planner.check import cost_of, limits_of, structure
 from planner.cost.instance import Instance
@@ -29,7 +30,7 @@ from planner.errors import BadAnswerError
 from planner.plan.decision import cuts_of, placement_of
 from planner.plan.placement import Placement, widened
 from planner.plan.plan import Plan
-from planner.processes import available_cores, in_order
+from planner.processes import in_order
 from planner.rules import Limits
 from planner.solve.moves import Moved, MoveJob, few_moves, spread
 from planner.solve.problem import LayerProblem, layer_problem
@@ -43,8 +44,6 @@ Why = Literal["nothing", "gains", "too_few_windows", "chance", "small", "costs_m
 _LEAST_WINDOWS: Final = 4
 _FOLDS: Final = 4
 """Placements that are judged are made from three quarters of the windows, nearly as many as those that serve."""
-_SMALL: Final = 200_000
-"""Jobs whose sizes (windows x slots x experts) add up to less are done in this process."""
 LEAST_GAIN: Final = 0.005
 """Part of a step: the search for placements leaves so much on purpose (`solve/place.py`)."""
 _ERRORS: Final = 2.0
@@ -239,7 +238,7 @@ def _frontiers(decks: Sequence[Deck], budget: int | None, watch: Watch) -> list[
     watch.begin("looking for moves", len(jobs))
     found = []
     size = sum(job.problem.num_windows * job.problem.num_slots * job.problem.num_experts for job in jobs)
-    for options in in_order(available_cores() if size > _SMALL else 1, few_moves, jobs):
+    for options in in_order(cores_for(size), few_moves, jobs):
         found.append(options)
         watch.advance()
     layers = len(decks[0].problems)

@@ -87,8 +87,7 @@ def _judged(compared: Compared, golden: Golden, plan: Plan, deployment: Deployme
     update = f"ep-plan check --update {deployment.path}"
     if compared.findings:
         return replace(compared, status="regression", to_do=_to_do(compared, golden, update))
-    reached = golden.today.predicted
-    reached_s = None if reached is None else objective_s(reached, plan.inputs.search.risk)
+    reached_s = _reached_s(golden, plan)
     if reached_s is not None and plan.solver.objective_s < reached_s * (1 - NOISE):
         better = format_percent(1 - plan.solver.objective_s / reached_s, 2)
         note = f"{better} faster than the golden plan"
@@ -207,11 +206,10 @@ def _told(cause: Cause) -> str:
 
 def _slower(golden: Golden, plan: Plan) -> Iterator[str]:
     """The plan found is worse than the golden plan would be today."""
-    reached = golden.today.predicted
-    if reached is None or golden.today.findings:
+    reached_s = _reached_s(golden, plan)
+    if reached_s is None or golden.today.findings:
         return
     found_s, solver = plan.solver.objective_s, plan.solver
-    reached_s = objective_s(reached, plan.inputs.search.risk)
     slower = found_s / reached_s - 1
     if slower <= NOISE or solver.gap <= plan.inputs.search.gap:
         return
@@ -224,7 +222,7 @@ def _slower(golden: Golden, plan: Plan) -> Iterator[str]:
 
 def _bounds(golden: Golden, plan: Plan, with_effect: bool) -> Iterator[str]:
     """A plan that beats what was proved shows that one of the two is wrong."""
-    booked, reached = golden.plan, golden.today.predicted
+    booked, reached_s = golden.plan, _reached_s(golden, plan)
     if booked is None or golden.stale or golden.today.findings:
         return
     report = "a bound is wrong: please report it with both files"
@@ -232,10 +230,15 @@ def _bounds(golden: Golden, plan: Plan, with_effect: bool) -> Iterator[str]:
     if same and plan.solver.objective_s < booked.solver.bound_s * (1 - CLOSE):
         beaten, found = format_seconds(booked.solver.bound_s, 6), format_seconds(plan.solver.objective_s, 6)
         yield f"the plan found ({found}) beats the bound proved for the golden plan ({beaten}); {report}"
-    reached_s = None if reached is None else objective_s(reached, plan.inputs.search.risk)
     if reached_s is not None and reached_s < plan.solver.bound_s * (1 - CLOSE):
         bound, beats = format_seconds(plan.solver.bound_s, 6), format_seconds(reached_s, 6)
         yield f"the golden plan ({beats}) beats the bound proved today ({bound}); {report}"
+
+
+def _reached_s(golden: Golden, plan: Plan) -> float | None:
+    """What the golden plan would come to today, by the measure of the plan found; None if it cannot be priced."""
+    predicted = golden.today.predicted
+    return None if predicted is None else objective_s(predicted, plan.inputs.search.risk)
 
 
 def _question(plan: Plan) -> tuple[object, ...]:

@@ -7,6 +7,7 @@ from typing import Final, Literal
 
 from planner.cost.step import Prediction
 from planner.plan.placement import Placement
+from planner.plan.plan import SearchRecord
 from planner.solve.candidates import Candidate
 from planner.solve.history import Progress
 from planner.solve.problem import CLOSED
@@ -24,6 +25,11 @@ class Options:
     seed: int = 0
     risk: float | None = None
     """Minimise the mean over this part of the windows, the slowest; None: over all."""
+
+    @staticmethod
+    def of(search: SearchRecord) -> Options:
+        """Those that a plan was made with."""
+        return Options(gap=search.gap, seed=search.seed, risk=search.risk)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from types import TracebackType
 from planner.processes import available_cores, result_of, started, stop, submitted
 from planner.solve.place import LayerJob, LayerResult, place_layer
 
-_SMALL = 200_000
+SMALL = 200_000
 """Jobs whose sizes (windows x slots x experts) add up to less are done in this process."""
 
 
@@ -51,7 +51,7 @@ class Workers:
         """
         size = sum(job.problem.num_windows * job.problem.num_slots * job.problem.num_experts for job in jobs)
         exact = any(job.effort > 0 for job in jobs)
-        if self.cores == 1 or len(jobs) == 1 or (size < _SMALL and not exact):
+        if self.cores == 1 or len(jobs) == 1 or (size < SMALL and not exact):
             for index, job in enumerate(jobs):
                 if self.time_is_up():
                     raise TimeIsUpError
