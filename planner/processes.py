@@ -19,6 +19,9 @@ from planner.errors import MissingEnvironmentError
 
 _METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
+_PATIENCE_S = 2.0
+"""For processes that were told to end."""
+
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
 
@@ -107,7 +110,11 @@ def stop(pool: ProcessPoolExecutor) -> None:
     """End the processes at once, whatever they do."""
     for child in multiprocessing.active_children():  # first: whatever interrupts this, nothing goes on
         child.terminate()
-    pool.shutdown(wait=False, cancel_futures=True)
+    # The pool's thread closes its pipe while it ends: the interpreter's exit, which writes to that pipe, must not
+    # meet it. Waited for in another thread, as a pool that was killed in the middle of a message may never end.
+    ending = threading.Thread(target=pool.shutdown, kwargs={"cancel_futures": True}, daemon=True)
+    ending.start()
+    ending.join(_PATIENCE_S)
 
 
 def result_of(future: Future[Answer]) -> Answer:
