@@ -26,6 +26,7 @@ from planner.cost.collectives import Blocks
 from planner.cost.grid import Grid
 from planner.cost.instance import Instance, LayerLoad
 from planner.cost.roofline import Kernel, kernel, slowest_kernel
+from planner.cost.sharing import Sharing
 from planner.cost.term import NOTHING, Term
 from planner.cost.traffic import RANKS, Exchange, exchange_of, no_exchange, visits
 from planner.inputs.kernels import OneWay
@@ -85,6 +86,8 @@ class MoeCost:
     """Bytes of one expert on one GPU."""
     moved_bytes_per_row: float
     exchange: Exchange
+    sharing: Sharing
+    """How copies of an expert share its tokens."""
     dispatch_bytes: float
     """Of a copy on its way to an expert."""
     combine_bytes: float
@@ -255,6 +258,7 @@ def moe_cost(instance: Instance, grid: Grid, beside_s: float = 0.0) -> MoeCost:
         # A row is read and written once (H each); between the matrices `matrices` rows of F pass.
         moved_bytes_per_row=2.0 * (2 * hidden + matrices * width),
         exchange=exchange,
+        sharing=Sharing(constants.copy_rule, exchange.node_R),
         dispatch_bytes=dispatch_bytes,
         combine_bytes=combine_bytes * constants.kernel.combine.value.slower,
         combine_light_bytes=combine_bytes,

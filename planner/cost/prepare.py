@@ -55,7 +55,7 @@ def constants_of(deployment: Deployment) -> Constants:
         small_collectives=deployment.small_collectives,
         efficiency=deployment.default_efficiency,
         engine_memory=deployment.engine_memory,
-        copy_rule=deployment.engine.copy_rule,
+        copy_rule=deployment.copy_rule,
     )
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from planner.inputs.documents import Frozen
 from planner.inputs.efficiency import Efficiency
-from planner.inputs.engines import CopyRule, EngineMemory
+from planner.inputs.engines import EngineMemory
 from planner.inputs.kernels import KernelFile
 from planner.inputs.precision import Precision
-from planner.inputs.workload import Communication
+from planner.inputs.workload import Communication, CopyRule
 
 
 class Constants(Frozen):
@@ -28,4 +28,4 @@ class Constants(Frozen):
     engine_memory: EngineMemory
     """Memory of a GPU that the model cannot use."""
     copy_rule: CopyRule
-    """How copies of an expert share its tokens."""
+    """How copies of an expert share its tokens: evenly, or the nearest serves: own rank, own node, any."""

@@ -27,7 +27,7 @@ from planner.inputs.precision import ActivationName, Precision, WeightName
 from planner.inputs.strict_yaml import read_yaml
 from planner.inputs.topology import Topology
 from planner.inputs.units import Duration, Percentage
-from planner.inputs.workload import Communication, Dedup, Overlap, Workload
+from planner.inputs.workload import Communication, CopyRule, Dedup, Overlap, Workload
 
 LIMIT_DEGREE: Final = 1 << 16
 LIMIT_COPIES: Final = 1 << 16
@@ -62,6 +62,9 @@ class CommunicationSection(Frozen):
     overlap: Overlap | None = None
     """What traffic hides behind: none, the shared experts, or (two_batch) the other of two micro-batches;
     default: the engine's for this phase."""
+    copies: CopyRule | None = None
+    """How copies of an expert share its tokens: even, or nearest (own rank, else own node, else evenly);
+    default: the engine's."""
 
 
 class SplitPins(Frozen):
@@ -191,6 +194,7 @@ class Deployment:
     small_collectives: KernelFile | None
     default_efficiency: Efficiency
     engine_memory: EngineMemory
+    copy_rule: CopyRule
     workload: Workload
     trace_paths: tuple[Path, ...]
     read_paths: tuple[Path, ...]
@@ -286,6 +290,7 @@ def assembled(
         small_collectives=_small_collectives(engine, topology),
         default_efficiency=load_default_efficiency(),
         engine_memory=_engine_memory(engine, file.memory_share),
+        copy_rule=_copy_rule(file, engine, kernel),
         workload=file.workload,
         trace_paths=found.trace_paths,
         read_paths=found.read_paths,
@@ -301,6 +306,13 @@ def _kernel_name(file: DeploymentFile, engine: EngineFile | None, topology: Topo
         return "all-to-all"
     one_node = topology is not None and topology.num_nodes == 1
     return engine.one_node_kernel if one_node and engine.one_node_kernel else engine.kernel[file.workload.phase]
+
+
+def _copy_rule(file: DeploymentFile, engine: EngineFile, kernel: KernelFile) -> CopyRule:
+    """As asked for, else as the engine does; where every rank gets all tokens no copy is nearer than another."""
+    if kernel.method == "all_gather":
+        return "even"
+    return file.communication.copies or engine.copy_rule
 
 
 def _on(topology: Topology, kernel: KernelFile, name: str) -> KernelFile:

@@ -19,9 +19,8 @@ from planner.inputs.documents import Frozen
 from planner.inputs.kernels import EngineBuffer
 from planner.inputs.sourced import Basis, Sourced
 from planner.inputs.units import Percentage, SizeOrZero
-from planner.inputs.workload import Overlap, Phase
+from planner.inputs.workload import CopyRule, Overlap, Phase
 
-CopyRule = Literal["even"]
 ExpertGrid = Literal["all_or_none", "one_remainder", "no_copies", "two_grids", "free"]
 
 
@@ -95,7 +94,8 @@ class EngineFile(Frozen):
     rules: EngineRules
     """Which splits it can run."""
     copy_rule: CopyRule
-    """How the copies of an expert share its tokens."""
+    """How the copies of an expert share tokens that come by all-to-all. even: evenly; nearest: own rank, else own
+    node, else evenly. With an all-gather they always share evenly."""
     kernel: dict[Phase, str]
     """Communication kernel by phase."""
     one_node_kernel: str | None = None

@@ -53,6 +53,10 @@ class Workload(Frozen):
         return 1.0 + sum((self.acceptance or 0.0) ** place for place in range(1, self.draft_tokens + 1))
 
 
+CopyRule = Literal["even", "nearest"]
+"""How the copies of an expert share its tokens."""
+
+
 class Communication(Frozen):
     """Which kernel moves tokens and which copies of a token it sends."""
 

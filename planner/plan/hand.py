@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, ValidationError
 
 from planner.errors import InputError, Place, Problem
 from planner.inputs import documents
 from planner.inputs.documents import Frozen
+from planner.inputs.model import Model
+from planner.inputs.workload import CopyRule
 from planner.plan.decision import Decision
 from planner.plan.plan import PlacementRecord, Plan, Positive, Slot, SplitRecord, StageRecord, Whole
 from planner.plan.plan_file import is_by_hand, plan_data, read_plan
@@ -28,8 +30,8 @@ class HandPlacement(Frozen):
     """Slots of the longest rank; default: the length of a row over ep."""
     redundant_experts: Whole | None = None
     """Redundant experts per layer; default: filled slots of the first row less the model's experts."""
-    copy_rule: Literal["even"] = "even"
-    """even: copies of an expert share its tokens evenly."""
+    copy_rule: CopyRule | None = None
+    """How copies of an expert share its tokens; default: as the deployment has it."""
 
 
 class HandPlan(Frozen):
@@ -44,14 +46,13 @@ class HandPlan(Frozen):
     placement: HandPlacement
     """Experts in slots."""
 
-    def decision(self, path: Path, moe_layer_ids: tuple[int, ...], num_layers: int, num_experts: int) -> Decision:
+    def decision(self, path: Path, model: Model, copy_rule: CopyRule) -> Decision:
         """What the plan decides, with what is left out filled in.
 
         Args:
             path: the plan's file.
-            moe_layer_ids: the model's MoE layers.
-            num_layers: its hidden layers.
-            num_experts: its experts per layer.
+            model: the deployment's model.
+            copy_rule: how copies share tokens there.
 
         Raises:
             InputError: the stages are left out of a plan of several.
@@ -62,16 +63,16 @@ class HandPlan(Frozen):
                 example = '"stages": [{"layers": [0, 12], "gpus": [0, 1, 2, 3]}, ...]'
                 hint = f"say which layers [first, end) and GPUs each of the {split.pp} stages has: {example}"
                 raise InputError(Problem(f"stages is missing, and pp is {split.pp}", Place(str(path)), hint))
-            stages = (StageRecord(layers=(0, num_layers), gpus=tuple(range(split.tp * split.dp))),)
+            stages = (StageRecord(layers=(0, model.num_layers), gpus=tuple(range(split.tp * split.dp))),)
         first = given.physical_to_logical[0]
         filled = sum(slot >= 0 for slot in first)
         record = PlacementRecord(
-            layer_ids=moe_layer_ids if given.layer_ids is None else given.layer_ids,
+            layer_ids=model.moe_layer_ids if given.layer_ids is None else given.layer_ids,
             slots_per_rank=given.slots_per_rank or -(-len(first) // split.ep),
-            redundant_experts=max(0, filled - num_experts)
+            redundant_experts=max(0, filled - model.moe.num_experts)
             if given.redundant_experts is None
             else given.redundant_experts,
-            copy_rule=given.copy_rule,
+            copy_rule=given.copy_rule or copy_rule,
             physical_to_logical=given.physical_to_logical,
         )
         return Decision(split, stages, record)

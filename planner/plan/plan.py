@@ -18,7 +18,7 @@ from planner.inputs.model import Model
 from planner.inputs.sourced import Basis
 from planner.inputs.topology import Topology, resolve
 from planner.inputs.topology_file import TopologyFile
-from planner.inputs.workload import Workload
+from planner.inputs.workload import CopyRule, Workload
 
 Number = Annotated[float, Field(ge=0)]
 Whole = Annotated[int, Field(ge=0)]
@@ -70,8 +70,8 @@ class PlacementRecord(Frozen):
     """Slots of the longest rank."""
     redundant_experts: Whole = 0
     """Redundant experts per layer, over all ranks."""
-    copy_rule: Literal["even"] = "even"
-    """even: copies of an expert share its tokens evenly."""
+    copy_rule: CopyRule = "even"
+    """How copies of an expert share its tokens. even: evenly; nearest: own rank, else own node, else evenly."""
     physical_to_logical: tuple[tuple[Slot, ...], ...]
     """For each MoE layer, the expert in each slot."""
 

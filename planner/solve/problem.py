@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from planner.cost.instance import LayerLoad
 from planner.cost.moe import LayerTimes, MoeCost, rows_of, touched_of
 from planner.cost.roofline import Kernel
+from planner.cost.sharing import Sharing
 from planner.cost.step import StageCost
 from planner.cost.term import NOTHING
 from planner.cost.traffic import Exchange
@@ -197,6 +198,7 @@ def plain_load_problem(
         weight_bytes=0.0,
         moved_bytes_per_row=0.0,
         exchange=free,
+        sharing=Sharing("even", nodes),
         dispatch_bytes=0.0,
         combine_bytes=0.0,
         combine_light_bytes=0.0,
