@@ -22,13 +22,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.cost.blocks import RANKS
 from planner.cost.collectives import Blocks
 from planner.cost.grid import Grid
 from planner.cost.instance import Instance, LayerLoad
 from planner.cost.roofline import Kernel, kernel, slowest_kernel
 from planner.cost.sharing import Sharing
 from planner.cost.term import NOTHING, Term
-from planner.cost.traffic import RANKS, Exchange, exchange_of, no_exchange, visits
+from planner.cost.traffic import Exchange, exchange_of, no_exchange, visits
 from planner.inputs.kernels import OneWay
 from planner.inputs.parameters import expert_parameters
 from planner.inputs.precision import ACTIVATION_BITS, WEIGHTS

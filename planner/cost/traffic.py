@@ -20,49 +20,23 @@ the stage, X ranks or domains, U ports, uplinks or pairs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.grid import EpGroup, Grid
+from planner.cost.blocks import RANKS, Block
+from planner.cost.grid import Grid
 from planner.cost.instance import LayerLoad
-from planner.cost.ports import Bottleneck, Ports
+from planner.cost.ports import Ports
+from planner.cost.sends import Sends, at_shared
 from planner.inputs.kernels import Reach
 from planner.inputs.workload import Dedup
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-
-RANKS = -1
-"""Key of the copies that arrive at ranks; domains have the number of their partition."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """Ports, uplinks or pairs of one kind: copies on each are volumes times coefficients."""
-
-    parts: Mapping[int, Floats]
-    """Coefficients [X, U] by key of the volume; a vector [U] where unit u takes volume u alone."""
-    seconds_U: Floats
-    light_U: Floats
-    receives: bool
-    """Whether the units receive; only says which argument bounds them best."""
-
-    def seconds_SU(self, volumes: Mapping[int, Floats], *, light: bool) -> Floats:
-        """Seconds per byte of a copy on each unit in each window."""
-        copies_SU: Floats | None = None
-        for key, coefficient in self.parts.items():
-            volume_SX = volumes[key]
-            if coefficient.ndim == 1:
-                one_SU = volume_SX * coefficient
-            else:
-                one_SU = np.einsum("sx,xu->su", volume_SX, coefficient)
-            copies_SU = one_SU if copies_SU is None else copies_SU + one_SU
-        assert copies_SU is not None
-        return np.asarray(copies_SU * (self.light_U if light else self.seconds_U))
 
 
 @dataclass(frozen=True)
@@ -153,14 +127,14 @@ def exchange_of(grid: Grid, dedup: Dedup, reach: Reach) -> Exchange:
     blocks: list[Block] = []
     shared = [neck for neck in ports.bottlenecks if not neck.is_own]
     groups = grid.every_group if shared else grid.ep_groups
-    sends = {id(group): _Sends.of(group, dedup, grid, partitions) for group in groups}
+    sends = {id(group): Sends.of(group, dedup, grid, partitions) for group in groups}
     for group in grid.ep_groups:
         for neck in ports.bottlenecks:
             if neck.is_own and neck.level in group.levels_used:
                 blocks += sends[id(group)].at_own_ports(ports, neck)
         blocks += sends[id(group)].at_slow_pairs(ports)
     for neck in shared:
-        blocks += _at_shared([sends[id(group)] for group in grid.every_group], ports, neck)
+        blocks += at_shared([sends[id(group)] for group in grid.every_group], ports, neck)
     return Exchange(
         dedup=dedup,
         num_ranks=grid.split.ep,
@@ -172,87 +146,6 @@ def exchange_of(grid: Grid, dedup: Dedup, reach: Reach) -> Exchange:
         alike=_alike(grid, ports),
         interchangeable=_alike(grid, ports) and _even(grid),
     )
-
-
-@dataclass(frozen=True)
-class _Sends:
-    """What the ranks of one all-to-all group send each other, as parts of the volumes."""
-
-    group: EpGroup
-    scale_up_level: int
-    rank_RR: Floats
-    """[to, from] part of the copies that arrive at a rank."""
-    domain_RR: Floats | None
-    """[to, from] part of the copies that arrive at the receiver's domain; None unless dedup is node."""
-    partition: int
-    domain_R: Ints
-
-    @staticmethod
-    def of(group: EpGroup, dedup: Dedup, grid: Grid, partitions: dict[bytes, Ints]) -> _Sends:
-        topology, ranks = grid.topology, grid.split.ep
-        domain_R = group.unit_VR[topology.scale_up_level]
-        even_RR = np.full((ranks, ranks), 1.0 / ranks)
-        if dedup != "node" or domain_R.max() == 0:
-            return _Sends(group, topology.scale_up_level, even_RR, None, RANKS, domain_R)
-        inside_RR = np.asarray(domain_R[:, None] == domain_R, dtype=float)
-        size_R = inside_RR.sum(axis=1)
-        arriving_RR = (1.0 - inside_RR) / ranks / size_R[:, None]
-        for level, link in enumerate(topology.links):
-            if link.rails:
-                arriving_RR = _by_rail(arriving_RR, group.level_RR == level, inside_RR, ranks)
-        partitions.setdefault(domain_R.tobytes(), domain_R)
-        number = list(partitions).index(domain_R.tobytes())
-        return _Sends(group, topology.scale_up_level, inside_RR / size_R[:, None], arriving_RR, number, domain_R)
-
-    def passing(self, ports: Ports, level: int) -> tuple[int, Floats]:
-        """Key of the volume and parts [to, from] of it that pass a level's ports."""
-        ranks = len(self.domain_R)
-        passes_RR = ports.passes(self.group.level_RR, level) & ~np.eye(ranks, dtype=bool)
-        if self.domain_RR is not None and level > self.scale_up_level:
-            return self.partition, np.asarray(self.domain_RR * passes_RR)
-        return RANKS, np.asarray(self.rank_RR * passes_RR)
-
-    def by_domain(self, key: int, received_R: Floats) -> Floats:
-        """What rank r receives of its volume, as coefficients [X, R]."""
-        if key == RANKS:
-            return np.diag(received_R)
-        return np.asarray((np.arange(self.domain_R.max() + 1)[:, None] == self.domain_R) * received_R)
-
-    def summed(self, key: int, sent_RR: Floats) -> Floats:
-        """What rank h sends of each volume, as coefficients [X, R]."""
-        if key == RANKS:
-            return sent_RR
-        in_domain_DR = np.asarray(np.arange(self.domain_R.max() + 1)[:, None] == self.domain_R, dtype=float)
-        return np.asarray(in_domain_DR @ sent_RR)
-
-    def at_own_ports(self, ports: Ports, neck: Bottleneck) -> Iterator[Block]:
-        """Ports that every GPU has for itself."""
-        unit_R = neck.unit_G[self.group.index_R]
-        seconds_R, light_R = 1.0 / neck.rate_U[unit_R], 1.0 / neck.light_U[unit_R]
-        key, part_RR = self.passing(ports, neck.level)
-        received_R = part_RR.sum(axis=1)
-        coefficient = received_R if key == RANKS else self.by_domain(key, received_R)
-        yield Block({key: coefficient}, seconds_R, light_R, receives=True)
-        yield Block({key: self.summed(key, part_RR)}, seconds_R, light_R, receives=False)
-
-    def at_slow_pairs(self, ports: Ports) -> Iterator[Block]:
-        """For each rank the slowest of the slow pairs by which it receives."""
-        rank = {index: position for position, index in enumerate(self.group.index_R.tolist())}
-        slowest: dict[tuple[int, int], tuple[float, float, float]] = {}
-        for pair in ports.slow_pairs:
-            if not rank.keys() >= set(pair.ends):
-                continue
-            key, part_RR = self.passing(ports, pair.level)
-            for sender, receiver in (pair.ends, pair.ends[::-1]):
-                part = float(part_RR[rank[receiver], rank[sender]])
-                found = (part / pair.rate, part / pair.light, part)
-                slowest[key, rank[receiver]] = max(slowest.get((key, rank[receiver]), (0.0, 0.0, 0.0)), found)
-        for key in dict.fromkeys(key for key, _ in slowest):
-            seconds_R, light_R = np.zeros(len(rank)), np.zeros(len(rank))
-            for (_, receiver), found in slowest.items():
-                seconds_R[receiver], light_R[receiver] = found[:2]
-            one_R = np.asarray(seconds_R > 0, dtype=float)
-            yield Block({key: one_R if key == RANKS else self.by_domain(key, one_R)}, seconds_R, light_R, receives=True)
 
 
 def copies_between(grid: Grid, dedup: Dedup, volumes: Mapping[int, Floats]) -> Floats:
@@ -267,41 +160,13 @@ def copies_between(grid: Grid, dedup: Dedup, volumes: Mapping[int, Floats]) -> F
     copies_GG = np.zeros((len(grid.gpus), len(grid.gpus)))
     partitions: dict[bytes, Ints] = {}
     for group in grid.every_group:
-        sends = _Sends.of(group, dedup, grid, partitions)
+        sends = Sends.of(group, dedup, grid, partitions)
         copies_RR = sends.rank_RR * mean_X[RANKS][:, None]
         if sends.domain_RR is not None:
             copies_RR = copies_RR + sends.domain_RR * mean_X[sends.partition][sends.domain_R][:, None]
         np.fill_diagonal(copies_RR, 0.0)
         copies_GG[np.ix_(group.index_R, group.index_R)] += copies_RR
     return copies_GG
-
-
-def _by_rail(arriving_RR: Floats, same_rail_RR: Ints, inside_RR: Floats, ranks: int) -> Floats:
-    """Copies enter a domain by the GPUs on the sender's rail, where it has one."""
-    rail_RR = np.asarray(same_rail_RR, dtype=float)
-    entries_RR = inside_RR @ rail_RR  # [domain of to, from] GPUs of the domain on the sender's rail
-    with np.errstate(invalid="ignore", divide="ignore"):
-        by_rail_RR = np.where(entries_RR > 0, rail_RR / entries_RR / ranks, arriving_RR)
-    return np.asarray(by_rail_RR * (1.0 - inside_RR))
-
-
-def _at_shared(every: Sequence[_Sends], ports: Ports, neck: Bottleneck) -> Iterator[Block]:
-    """Ports and uplinks that several GPUs share: what all groups of the stage send there adds up."""
-    seconds_U, light_U = 1.0 / neck.rate_U, 1.0 / neck.light_U
-    received: dict[int, Floats] = {}
-    sent: dict[int, Floats] = {}
-    for sends in every:
-        key, part_RR = sends.passing(ports, neck.level)
-        unit_R = neck.unit_G[sends.group.index_R]
-        for total, coefficient_XR in (
-            (received, sends.by_domain(key, part_RR.sum(axis=1))),
-            (sent, sends.summed(key, part_RR)),
-        ):
-            total.setdefault(key, np.zeros((len(coefficient_XR), len(seconds_U))))
-            np.add.at(total[key].T, unit_R, coefficient_XR.T)
-    if any(coefficient.any() for coefficient in received.values()):
-        yield Block(received, seconds_U, light_U, receives=True)
-        yield Block(sent, seconds_U, light_U, receives=False)
 
 
 def _row_s_R(grid: Grid, ports: Ports) -> Floats:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.traffic import RANKS, Block
+from planner.cost.blocks import RANKS, Block
 from planner.solve.fullest import largest_rows_S
 from planner.solve.problem import LayerProblem, tangent
 

@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 from ortools.sat.python import cp_model
 
-from planner.cost.traffic import RANKS
+from planner.cost.blocks import RANKS
 from planner.plan.placement import from_ranks
 from planner.solve.bounds import bound_parts_S
 from planner.solve.exact_visits import ONE, Visits
