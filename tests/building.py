@@ -26,7 +26,7 @@ from planner.inputs.sourced import Sourced
 from planner.inputs.topology import Topology, resolve
 from planner.inputs.topology_file import TopologyFile
 from planner.inputs.units import ComputeRate, Duration, Percentage, Rate, Size
-from planner.inputs.workload import Communication, Dedup, Overlap, Phase, Workload
+from planner.inputs.workload import Communication, CopyRule, Dedup, Overlap, Phase, Workload
 from planner.plan.placement import from_ranks
 from planner.plan.plan import PlanInputs, SearchRecord
 from planner.plan.split import Split
@@ -142,6 +142,7 @@ def constants(
     overlap: str = "0%",
     reserve: str = "1 MiB",
     kernel: str = "all-to-all",
+    copies: CopyRule = "even",
 ) -> Constants:
     """The shipped constants with another overlap, reserve and kernel, the kernel without limits."""
     efficiency: Efficiency = load_default_efficiency().model_copy(
@@ -156,7 +157,7 @@ def constants(
         small_collectives=load_kernel("vllm-all-reduce"),
         efficiency=efficiency,
         engine_memory=engine_memory(reserve),
-        copy_rule="even",
+        copy_rule=copies,
     )
 
 

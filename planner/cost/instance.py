@@ -37,6 +37,17 @@ class LayerLoad:
     """Sampled tokens with the experts [N, 1, K] they chose together, if the trace has tokens."""
 
 
+def some_windows(load: LayerLoad, some: slice) -> LayerLoad:
+    """Consecutive windows of a layer's load."""
+    if some.start == 0 and some.stop >= len(load.choices_S):
+        return load
+    sets = load.sets
+    if sets is not None:
+        first, end = np.searchsorted(sets.window_N, [some.start, some.stop]).tolist()
+        sets = TokenSets(sets.window_N[first:end] - np.int32(some.start), sets.experts_NLK[first:end])
+    return LayerLoad(load.share_SE[some], load.choices_S[some], sets)
+
+
 @dataclass(frozen=True)
 class Instance:
     """A model, a machine, the work, constants, and the routing (None: unknown, taken as uniform)."""

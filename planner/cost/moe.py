@@ -1,8 +1,8 @@
 """Time of one MoE layer: dispatch, experts, combine. The truth that solver and checker share.
 
 For a placement, the rows of a rank are the choices of its experts, each shared evenly by the
-expert's copies. Experts touched in a step follow from the shares: an expert with share p of the
-choices is touched with probability 1 - (1-p)**choices, however long the window was.
+expert's copies, or by nearness (`sharing.py`). Experts touched in a step follow from the shares: an
+expert with share p of the choices is touched with probability 1 - (1-p)**choices, however long the window was.
 
 Ranks may differ: those whose GPUs are of the same kinds form a class, which has one kernel.
 
@@ -15,6 +15,7 @@ Legend: S windows, R EP ranks, E experts, P slots, C classes of ranks.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from planner.cost.blocks import RANKS
 from planner.cost.collectives import Blocks
 from planner.cost.grid import Grid
-from planner.cost.instance import Instance, LayerLoad
+from planner.cost.instance import Instance, LayerLoad, some_windows
 from planner.cost.roofline import Kernel, kernel, slowest_kernel
 from planner.cost.sharing import Sharing
 from planner.cost.term import NOTHING, Term
@@ -57,9 +58,14 @@ def rows_of(load: LayerLoad, tokens: float) -> Floats:
 
 def touched_of(load: LayerLoad, tokens: float, copies: Floats | float) -> Floats:
     """Probability [S, E] that one copy of each expert serves at least one row of the step."""
+    return _touched(load, tokens, load.share_SE / copies)
+
+
+def _touched(load: LayerLoad, tokens: float, share_SX: Floats) -> Floats:
+    """Probability that something with these shares of the choices serves at least one row of the step."""
     choices_S1 = (load.choices_S * tokens)[:, None]
     with np.errstate(divide="ignore"):
-        missed = choices_S1 * np.log1p(-np.minimum(load.share_SE / copies, 1.0))
+        missed = choices_S1 * np.log1p(-np.minimum(share_SX, 1.0))
     return np.asarray(-np.expm1(missed))
 
 
@@ -151,19 +157,55 @@ class MoeCost:
         if not self.has_exchange:
             return np.zeros(len(rows_SR))
         shard = 1.0 / self.etp  # each of the etp groups carries its part of the tokens
-        volumes = {key: volume * shard for key, volume in self.copies(load, expert_P, rows_SR).items()}
-        return np.asarray(self.exchange.unit_seconds_SU(volumes, light=light).max(axis=1))
+        parts = [(load, rows_SR)] if self.sharing.is_even(expert_P) else self._few_at_once(load, rows_SR)
+        worst = []
+        for some, some_SR in parts:
+            volumes = {key: volume * shard for key, volume in self.copies(some, expert_P, some_SR).items()}
+            worst.append(self.exchange.unit_seconds_SU(volumes, light=light).max(axis=1))
+        return np.concatenate(worst)
+
+    def _few_at_once(self, load: LayerLoad, rows_SR: Floats) -> Iterator[tuple[LayerLoad, Floats]]:
+        """Windows whose copies between all pairs of ranks fit into memory."""
+        count = max(1, _PAIRS_AT_ONCE // self.num_ranks**2)
+        for first in range(0, len(rows_SR), count):
+            some = slice(first, first + count)
+            yield some_windows(load, some), rows_SR[some]
 
     def copies(self, load: LayerLoad, expert_P: Ints, rows_SR: Floats) -> dict[int, Floats]:
-        """Copies that reach each rank [S, R] and each domain [S, D], as `Exchange.unit_seconds_SU` takes them."""
+        """Copies that reach each rank [S, R] and each domain [S, D], as `Exchange.unit_seconds_SU` takes them.
+
+        Where copies of experts serve by nearness, each from each home rank [S, R, R], [S, D, R].
+        """
+        if not self.sharing.is_even(expert_P):
+            return self._copies_by_home(load, expert_P)
         if self.exchange.ranks_share_volume:
             return {RANKS: rows_SR}
-        part_ER = self.part_on_ranks(load, expert_P)
-        volumes = {RANKS: visits(load, part_ER) * self.tokens}
+        return self._visited(load, self.part_on_ranks(load, expert_P), self.tokens)
+
+    def _visited(self, load: LayerLoad, part_ER: Floats, tokens: float) -> dict[int, Floats]:
+        """Tokens that visit each rank and domain, of so many."""
+        volumes = {RANKS: visits(load, part_ER) * tokens}
         for number in range(len(self.exchange.partitions)):
             part_ED = np.einsum("er,rd->ed", part_ER, self.exchange.in_domain_RD(number))
-            volumes[number] = visits(load, part_ED) * self.tokens
+            volumes[number] = visits(load, part_ED) * tokens
         return volumes
+
+    def _copies_by_home(self, load: LayerLoad, expert_P: Ints) -> dict[int, Floats]:
+        part_PR = self.sharing.part_PR(expert_P)
+        ranks, at_home = self.num_ranks, self.tokens / self.num_ranks
+        if self.exchange.ranks_share_volume:
+            rows_SP = rows_of(load, at_home)[:, expert_P]  # an empty slot's part is 0
+            rows_SRQ, part_RQH = rows_SP.reshape(len(rows_SP), ranks, -1), part_PR.reshape(ranks, -1, ranks)
+            return {RANKS: np.einsum("srq,rqh->srh", rows_SRQ, part_RQH)}
+        kinds_PK, kind_H = np.unique(part_PR, axis=1, return_inverse=True)  # many homes see the same copies
+        filled = np.flatnonzero(expert_P >= 0)
+        held, rank = expert_P[filled], filled // (len(expert_P) // ranks)
+        found = []
+        for part_P in kinds_PK[filled].T:
+            part_ER = np.zeros((load.share_SE.shape[1], ranks))
+            np.add.at(part_ER, (held, rank), part_P)
+            found.append(self._visited(load, part_ER, at_home))
+        return {key: np.stack([one[key] for one in found], axis=2)[:, :, kind_H] for key in found[0]}
 
     def part_on_ranks(self, load: LayerLoad, expert_P: Ints) -> Floats:
         """Share of each expert's copies on each rank [E, R]."""
@@ -185,13 +227,18 @@ class MoeCost:
         """Rows [S, R], experts touched [S, R] and filled slots [R] of each rank."""
         num_experts = load.share_SE.shape[1]
         slots = len(expert_P) // self.num_ranks
+        filled_R = (expert_P >= 0).reshape(self.num_ranks, slots).sum(axis=1)
+        if not self.sharing.is_even(expert_P):
+            part_P = self.sharing.part_P(expert_P)
+            rows_SP = rows_of(load, self.tokens)[:, expert_P] * part_P
+            touched_SP = _touched(load, self.tokens, load.share_SE[:, expert_P] * part_P)
+            return per_rank(rows_SP, slots), per_rank(touched_SP, slots), filled_R
         copies = np.maximum(copies_E(expert_P, num_experts), 1).astype(float)
         rows_SE = rows_of(load, self.tokens) / copies
         touched_SE = touched_of(load, self.tokens, copies)
         empty = expert_P < 0
         rows_SP = np.where(empty, 0.0, rows_SE[:, expert_P])
         touched_SP = np.where(empty, 0.0, touched_SE[:, expert_P])
-        filled_R = (~empty).reshape(self.num_ranks, slots).sum(axis=1)
         return per_rank(rows_SP, slots), per_rank(touched_SP, slots), filled_R
 
     def layer(self, load: LayerLoad, expert_P: Ints) -> LayerTimes:
@@ -213,6 +260,8 @@ class MoeCost:
         return LayerTimes(expert_S, dispatch_S, combine_S, expert_S + traffic_S - hidden_S)
 
 
+_PAIRS_AT_ONCE: Final = 1 << 22
+"""Windows x ranks x ranks: 32 MiB of copies."""
 _NO_GATHER: Final = (0.0, 0.0)
 
 
@@ -241,7 +290,7 @@ def moe_cost(instance: Instance, grid: Grid, beside_s: float = 0.0) -> MoeCost:
         dispatch, combine = _gathered(instance, grid, tokens * dispatch_bytes, tokens * combine_bytes)
     else:
         gather = Blocks(instance, grid.gpus, split.etp).linear()
-        exchange = exchange_of(grid, constants.communication.dedup, constants.kernel.reach)
+        exchange = exchange_of(grid, constants.communication.dedup, constants.kernel.reach, constants.copy_rule)
         brought = tokens / (split.ep * split.etp)
         message = brought * model.moe.mean_choices / split.ep  # copies to each rank, were all alike
         ways = ((constants.kernel.dispatch.value, dispatch_bytes), (constants.kernel.combine.value, combine_bytes))

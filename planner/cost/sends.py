@@ -5,19 +5,20 @@ Legend: R EP ranks, D scale-up domains, X ranks or domains, U ports, uplinks or 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.blocks import RANKS, Block
+from planner.cost.blocks import RANKS, Block, PairBlock, Passing, SlowPairs
 from planner.cost.grid import EpGroup, Grid
-from planner.cost.ports import Bottleneck, Ports
+from planner.cost.ports import Bottleneck, Ports, SlowPair
 from planner.inputs.workload import Dedup
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,30 @@ class Sends:
             return self.partition, np.asarray(self.domain_RR * passes_RR)
         return RANKS, np.asarray(self.rank_RR * passes_RR)
 
+    def pairs(self, ports: Ports, level: int) -> Bools:
+        """Messages [to, from] that pass a level's ports."""
+        passes_RR = ports.passes(self.group.level_RR, level) & ~np.eye(len(self.domain_R), dtype=bool)
+        if self.domain_RR is None:
+            return np.asarray(passes_RR)
+        inside_RR = self.domain_R[:, None] == self.domain_R
+        return np.asarray(passes_RR & (~inside_RR if level > self.scale_up_level else inside_RR))
+
+    def between(self, arriving: Mapping[int, Floats]) -> Floats:
+        """Copies that the ranks send each other [S, to, from].
+
+        Args:
+            arriving: copies that arrive at ranks [S, R, home] and, where they are forwarded inside domains, at
+                domains [S, D, home], by key.
+        """
+        copies_SRR = arriving[RANKS]
+        if self.domain_RR is not None:
+            inside_RR = np.asarray(self.domain_R[:, None] == self.domain_R, dtype=float)
+            from_outside_SR = (copies_SRR * (1.0 - inside_RR)).sum(axis=2)
+            forwarded_RR = inside_RR / inside_RR.sum(axis=1, keepdims=True)  # by all GPUs of the domain alike
+            entering_SRR = arriving[self.partition][:, self.domain_R] * (self.domain_RR * len(self.domain_R))
+            copies_SRR = copies_SRR * inside_RR + from_outside_SR[:, :, None] * forwarded_RR + entering_SRR
+        return np.asarray(copies_SRR * (1.0 - np.eye(len(self.domain_R))))
+
     def by_domain(self, key: int, received_R: Floats) -> Floats:
         """What rank r receives of its volume, as coefficients [X, R]."""
         if key == RANKS:
@@ -86,9 +111,7 @@ class Sends:
         """For each rank the slowest of the slow pairs by which it receives."""
         rank = {index: position for position, index in enumerate(self.group.index_R.tolist())}
         slowest: dict[tuple[int, int], tuple[float, float, float]] = {}
-        for pair in ports.slow_pairs:
-            if not rank.keys() >= set(pair.ends):
-                continue
+        for pair in self._slow(ports):
             key, part_RR = self.passing(ports, pair.level)
             for sender, receiver in (pair.ends, pair.ends[::-1]):
                 part = float(part_RR[rank[receiver], rank[sender]])
@@ -100,6 +123,31 @@ class Sends:
                 seconds_R[receiver], light_R[receiver] = found[:2]
             one_R = np.asarray(seconds_R > 0, dtype=float)
             yield Block({key: one_R if key == RANKS else self.by_domain(key, one_R)}, seconds_R, light_R, receives=True)
+
+    def _slow(self, ports: Ports) -> Iterator[SlowPair]:
+        """Slow pairs with both ends in the group."""
+        members = set(self.group.index_R.tolist())
+        return (pair for pair in ports.slow_pairs if members >= set(pair.ends))
+
+    def own_pair_blocks(self, number: int, ports: Ports, neck: Bottleneck) -> Iterator[PairBlock]:
+        """As `at_own_ports`, by pairs of ranks; with the number of these senders."""
+        unit_R = neck.unit_G[self.group.index_R]
+        seconds_R, light_R = 1.0 / neck.rate_U[unit_R], 1.0 / neck.light_U[unit_R]
+        passing = (Passing(number, self.pairs(ports, neck.level), np.arange(len(unit_R))),)
+        for receives in (True, False):
+            yield PairBlock(passing, seconds_R, light_R, receives)
+
+    def slow_pair_block(self, number: int, ports: Ports) -> Iterator[SlowPairs]:
+        """As `at_slow_pairs`, by pairs of ranks."""
+        rank = {index: position for position, index in enumerate(self.group.index_R.tolist())}
+        seconds_RR, light_RR = np.zeros((2, len(rank), len(rank)))
+        for pair in self._slow(ports):
+            passes_RR = self.pairs(ports, pair.level)
+            for sender, receiver in (pair.ends, pair.ends[::-1]):
+                at = rank[receiver], rank[sender]
+                seconds_RR[at], light_RR[at] = passes_RR[at] / pair.rate, passes_RR[at] / pair.light
+        if seconds_RR.any():
+            yield SlowPairs(number, seconds_RR, light_RR)
 
 
 def _by_rail(arriving_RR: Floats, same_rail_RR: Ints, inside_RR: Floats, ranks: int) -> Floats:
@@ -128,3 +176,14 @@ def at_shared(every: Sequence[Sends], ports: Ports, neck: Bottleneck) -> Iterato
     if any(coefficient.any() for coefficient in received.values()):
         yield Block(received, seconds_U, light_U, receives=True)
         yield Block(sent, seconds_U, light_U, receives=False)
+
+
+def shared_pair_blocks(every: Sequence[Sends], ports: Ports, neck: Bottleneck) -> Iterator[PairBlock]:
+    """As `at_shared`, by pairs of ranks; senders are numbered in order."""
+    passing = tuple(
+        Passing(number, sends.pairs(ports, neck.level), neck.unit_G[sends.group.index_R])
+        for number, sends in enumerate(every)
+    )
+    if any(one.passes_RR.any() for one in passing):
+        for receives in (True, False):
+            yield PairBlock(passing, 1.0 / neck.rate_U, 1.0 / neck.light_U, receives)

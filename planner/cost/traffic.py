@@ -20,23 +20,27 @@ the stage, X ranks or domains, U ports, uplinks or pairs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.blocks import RANKS, Block
+from planner.cost.blocks import RANKS, Block, PairBlock, SlowPairs
 from planner.cost.grid import Grid
 from planner.cost.instance import LayerLoad
 from planner.cost.ports import Ports
-from planner.cost.sends import Sends, at_shared
+from planner.cost.sends import Sends, at_shared, shared_pair_blocks
 from planner.inputs.kernels import Reach
-from planner.inputs.workload import Dedup
+from planner.inputs.workload import CopyRule, Dedup
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+_BY_HOME: Final = 3
+"""Axes of volumes that tell homes apart."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,10 @@ class Exchange:
     """Whether no GPU has slower links than another, and none shares a port or uplink."""
     interchangeable: bool
     """Whether, besides, any rank can be mapped to any other without a change in the links."""
+    sends: tuple[Sends, ...] = ()
+    """Of the all-to-all groups, where it matters from which home a copy comes."""
+    pair_blocks: tuple[PairBlock | SlowPairs, ...] = ()
+    """The blocks by pairs of ranks, there."""
 
     @cached_property
     def ranks_share_volume(self) -> bool:
@@ -76,11 +84,15 @@ class Exchange:
         Args:
             volumes: copies [S, R] that each rank receives (rows, or visits), from all homes, under
                 `RANKS`; copies [S, D] that each scale-up domain receives under the number of their partition.
+                Where homes send differently both have a further axis, the home [S, R, R] and [S, D, R].
             light: at datasheet bandwidth.
 
         Returns:
             [S, U] over all ports, uplinks and slow pairs, in and out, of all levels used.
         """
+        if volumes[RANKS].ndim == _BY_HOME:
+            copies_SRR = [sends.between(volumes) for sends in self.sends]
+            return np.concatenate([block.seconds_SU(copies_SRR, light=light) for block in self.pair_blocks], axis=1)
         columns = [block.seconds_SU(volumes, light=light) for block in self.blocks]
         if not columns:
             return np.zeros((len(volumes[RANKS]), 1))
@@ -120,8 +132,8 @@ def no_exchange(grid: Grid, dedup: Dedup) -> Exchange:
     )
 
 
-def exchange_of(grid: Grid, dedup: Dedup, reach: Reach) -> Exchange:
-    """The all-to-alls of a stage, bound to its links."""
+def exchange_of(grid: Grid, dedup: Dedup, reach: Reach, copy_rule: CopyRule = "even") -> Exchange:
+    """The all-to-alls of a stage, bound to its links; with all that is needed where copies serve by nearness."""
     ports = Ports(grid.topology, reach, grid.gpus)
     partitions: dict[bytes, Ints] = {}
     blocks: list[Block] = []
@@ -135,17 +147,34 @@ def exchange_of(grid: Grid, dedup: Dedup, reach: Reach) -> Exchange:
         blocks += sends[id(group)].at_slow_pairs(ports)
     for neck in shared:
         blocks += at_shared([sends[id(group)] for group in grid.every_group], ports, neck)
+    every, by_pair = [sends[id(group)] for group in groups], copy_rule == "nearest"
     return Exchange(
         dedup=dedup,
         num_ranks=grid.split.ep,
         node_R=_node_R(grid),
         partitions=tuple(partitions.values()),
         blocks=tuple(blocks),
+        sends=tuple(every) if by_pair else (),
+        pair_blocks=tuple(_pair_blocks(every, grid, ports)) if by_pair else (),
         row_s_R=_row_s_R(grid, ports),
         latency_s=_latency_s(grid, ports),
         alike=_alike(grid, ports),
         interchangeable=_alike(grid, ports) and _even(grid),
     )
+
+
+def _pair_blocks(every: Sequence[Sends], grid: Grid, ports: Ports) -> Iterator[PairBlock | SlowPairs]:
+    """The same ports, uplinks and pairs as `exchange_of` finds, in its order."""
+    different = {id(group) for group in grid.ep_groups}
+    for number, sends in enumerate(every):
+        if id(sends.group) in different:
+            for neck in ports.bottlenecks:
+                if neck.is_own and neck.level in sends.group.levels_used:
+                    yield from sends.own_pair_blocks(number, ports, neck)
+            yield from sends.slow_pair_block(number, ports)
+    for neck in ports.bottlenecks:
+        if not neck.is_own:
+            yield from shared_pair_blocks(every, ports, neck)
 
 
 def copies_between(grid: Grid, dedup: Dedup, volumes: Mapping[int, Floats]) -> Floats:
@@ -156,11 +185,14 @@ def copies_between(grid: Grid, dedup: Dedup, volumes: Mapping[int, Floats]) -> F
         dedup: how copies of a token are de-duplicated.
         volumes: as `Exchange.unit_seconds_SU` takes them; the partitions numbered as in `Exchange.partitions`.
     """
-    mean_X = {key: volume_SX.mean(axis=0) for key, volume_SX in volumes.items()}
+    mean_X: dict[int, Floats] = {key: volume_SX.mean(axis=0) for key, volume_SX in volumes.items()}
     copies_GG = np.zeros((len(grid.gpus), len(grid.gpus)))
     partitions: dict[bytes, Ints] = {}
     for group in grid.every_group:
         sends = Sends.of(group, dedup, grid, partitions)
+        if volumes[RANKS].ndim == _BY_HOME:
+            copies_GG[np.ix_(group.index_R, group.index_R)] += sends.between(volumes).mean(axis=0)
+            continue
         copies_RR = sends.rank_RR * mean_X[RANKS][:, None]
         if sends.domain_RR is not None:
             copies_RR = copies_RR + sends.domain_RR * mean_X[sends.partition][sends.domain_R][:, None]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from planner.cost.grid import EpGroup, Grid
 from planner.cost.instance import LayerLoad
+from planner.cost.sends import Sends
 from planner.cost.step import Cuts, SplitCost, StageCost
 from planner.cost.traffic import visits
 from planner.inputs.workload import Dedup
@@ -143,6 +144,8 @@ def expected_copies_V(stage: StageCost, load: LayerLoad, expert_P: Ints, tokens_
     """
     moe, grid = stage.moe, stage.grid
     dedup = moe.exchange.dedup
+    if not moe.sharing.is_even(expert_P):
+        return _expected_by_pairs(stage, load, expert_P, tokens_S)
     part_ER = moe.part_on_ranks(load, expert_P)
     own_rows = dedup == "expert"
     arriving_SR = moe.rank_load(load, expert_P)[0] / moe.tokens if own_rows else visits(load, part_ER)
@@ -160,6 +163,19 @@ def expected_copies_V(stage: StageCost, load: LayerLoad, expert_P: Ints, tokens_
             at_level_RR = (wires.level_RR == level) & ~np.eye(ranks, dtype=bool)
             share_R = (from_RR * at_level_RR).sum(axis=1)
             total_V[level] += float((arriving_SR @ share_R) @ tokens_S)
+    return total_V / len(grid.every_group)
+
+
+def _expected_by_pairs(stage: StageCost, load: LayerLoad, expert_P: Ints, tokens_S: Floats | Ints) -> Floats:
+    moe, grid = stage.moe, stage.grid
+    volumes = moe.copies(load, expert_P, moe.rank_load(load, expert_P)[0])
+    per_token = np.asarray(tokens_S) / moe.tokens
+    total_V = np.zeros(len(grid.topology.links))
+    partitions: dict[bytes, Ints] = {}
+    for group in grid.every_group:
+        sends = Sends.of(group, moe.exchange.dedup, grid, partitions)
+        copies_RR = np.einsum("srh,s->rh", sends.between(volumes), per_token)
+        np.add.at(total_V, group.level_RR, copies_RR)
     return total_V / len(grid.every_group)
 
 

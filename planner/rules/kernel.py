@@ -25,6 +25,8 @@ def verdicts(
     name, limits = instance.constants.communication.kernel, instance.constants.kernel.limits
     yield from _whole_stage(split, name, rules)
     slots = instance.model.moe.num_experts + redundant
+    if redundant and instance.constants.copy_rule == "nearest":
+        yield _alike(grids)
     if limits.ep_sizes:
         known = ", ".join(map(str, limits.ep_sizes))
         holds, detail = split.ep in limits.ep_sizes, f"ep {split.ep}; it knows {known}"
@@ -39,6 +41,14 @@ def verdicts(
         yield _domains(grids, split, name, limits.source)
     if limits.node_ranks is not None:
         yield _nodes(grids, split, name, limits.node_ranks, limits.source)
+
+
+def _alike(grids: Sequence[Grid]) -> Verdict:
+    """Which copy is nearest must not differ between copies of the expert grid: one placement is for all."""
+    level = grids[0].topology.file.node_level
+    most = max(len({group.unit_VR[level].tobytes() for group in grid.every_group}) for grid in grids)
+    detail = f"ranks lie on nodes in {most} different way{'s' if most > 1 else ''}"
+    return Verdict("nearest copies", f"{most}", "1 way to lie on nodes", most == 1, detail)
 
 
 def _domains(grids: Sequence[Grid], split: Split, name: str, source: str) -> Verdict:

@@ -269,9 +269,9 @@ class PlainCost:
         share = [int(c) / int(counts.sum()) for c in counts]
         choices = float(self.i.windows.choices_SL[window, row])
         tokens = self.b / (s.micro_batches * s.edp)
-        copies = [sum(e in held for held in placement) for e in range(ffn.num_experts)]
-        rows = [sum(share[e] * choices * tokens / copies[e] for e in held) for held in placement]
-        hit = [sum(1 - (1 - share[e] / copies[e]) ** (choices * tokens) for e in held) for held in placement]
+        part = [{e: self.served(k, placement, e, r) for e in held} for r, held in enumerate(placement)]
+        rows = [sum(share[e] * choices * tokens * p for e, p in one.items()) for one in part]
+        hit = [sum(1 - (1 - share[e] * p) ** (choices * tokens) for e, p in one.items()) for one in part]
         of_rank = [[group[r] for group in self.groups(k)] for r in range(s.ep)]
         expert = max(self.expert_s(rows[r], hit[r], len(placement[r]), width, of_rank[r]) for r in range(s.ep))
         eta, mode = self.eff.overlap, self.i.constants.communication.overlap
@@ -281,6 +281,19 @@ class PlainCost:
         hiding = {"none": 0.0, "shared": self.beside_s(k, mode), "two_batch": expert + self.beside_s(k, mode)}
         return expert + traffic - eta.value * min(hiding[mode], traffic)
 
+    def serving(self, k: int, placement: Placement, expert: int, home: int) -> dict[int, float]:
+        """Ranks that serve an expert's tokens from a home, with their parts."""
+        pool = [r for r, held in enumerate(placement) if expert in held]
+        if self.i.constants.copy_rule == "nearest":
+            node = [self.node[gpu] for gpu in self.groups(k)[0]]
+            nearer = [r for r in pool if node[r] == node[home]]
+            pool = [home] if home in pool else nearer or pool
+        return dict.fromkeys(pool, 1 / len(pool))
+
+    def served(self, k: int, placement: Placement, expert: int, rank: int) -> float:
+        """Part of an expert's tokens that a rank serves."""
+        return sum(self.serving(k, placement, expert, home).get(rank, 0.0) for home in range(self.s.ep)) / self.s.ep
+
     def traffic_s(self, k: int, rows: list[float], placement: Placement, routed: Routed) -> float:
         """Dispatch and combine: collectives where every rank gets all tokens, else an all-to-all."""
         s, kernel, token_bytes = self.s, self.kernel, 2 * self.i.model.hidden_size
@@ -289,7 +302,7 @@ class PlainCost:
             if s.tp % size == 0:
                 return self.collective_s(k, size, routed.tokens * token_bytes, 2)
             return 2 * self.collective_s(k, size, routed.tokens * token_bytes, 1)
-        volume = self.volume(k, rows, placement, routed)
+        volume = self.volume(k, placement, routed)
         gather_s, constants = self.exchange_s(k, routed.tokens)
         num_bytes = (volume + max(rows) * gather_s) * (token_bytes + kernel.header_bytes)
         ways = (kernel.dispatch.value, kernel.combine.value)
@@ -350,24 +363,25 @@ class PlainCost:
             found[tuple(sorted(e for e in sets.experts_NLK[token, row].tolist() if e >= 0))] += 1 / len(tokens)
         return found
 
-    def volume(self, k: int, rows: list[float], placement: Placement, routed: Routed) -> float:
+    def volume(self, k: int, placement: Placement, routed: Routed) -> float:
         """Seconds per byte of a copy on the slowest port, uplink or pair, message by message."""
         if self.s.ep == 1:
             return 0.0
         dedup = self.i.constants.communication.dedup
-        experts = range(len(routed.share))
-        copies = [sum(e in held for held in placement) for e in experts]
+        experts, ranks = range(len(routed.share)), range(self.s.ep)
+        serving = [[self.serving(k, placement, e, home) for e in experts] for home in ranks]
 
-        def visited(some: Sequence[int]) -> float:
-            part = [sum(e in placement[r] for r in some) / copies[e] for e in experts]
+        def visited(home: int, some: Sequence[int]) -> float:
+            part = [sum(serving[home][e].get(r, 0.0) for r in some) for e in experts]
+            if dedup == "expert":
+                return sum(routed.share[e] * routed.choices * part[e] for e in experts) * routed.tokens
             if routed.sets:
                 missed = sum(weight * math.prod(1 - part[e] for e in chosen) for chosen, weight in routed.sets.items())
             else:
                 missed = math.prod(1 - min(1.0, routed.share[e] * routed.choices) * part[e] for e in experts)
             return (1 - missed) * routed.tokens
 
-        ranks = range(self.s.ep)
-        arriving = rows if dedup == "expert" else [visited([r]) for r in ranks]
+        to_rank = [[visited(home, [r]) / self.s.ep for r in ranks] for home in ranks]
         messages: list[Message] = []
         for group in self.groups(k):
             node = [self.node[gpu] for gpu in group]
@@ -377,11 +391,12 @@ class PlainCost:
                 if home == to:
                     continue
                 if not forwards:
-                    amount = arriving[to] / len(group)
+                    amount = to_rank[home][to]
                 elif node[home] == node[to]:
-                    amount = arriving[to] / len(inside)
+                    entered = sum(to_rank[other][to] for other in ranks if node[other] != node[to])
+                    amount = to_rank[home][to] + entered / len(inside)
                 else:
-                    amount = visited(inside) / len(group) / len(inside)
+                    amount = visited(home, inside) / self.s.ep / len(inside)
                 messages.append((group[home], group[to], amount / self.s.etp))
         return self.send_s(messages, self.gpus[k], None)
 

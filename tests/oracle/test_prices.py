@@ -7,26 +7,29 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from planner.inputs.workload import Dedup
+from planner.inputs.workload import CopyRule, Dedup
 from planner.rules.grid import all_splits
 from planner.rules.ruled import laid_out
 from tests import building
 from tests.oracle.plain_cost import PlainCost
 
 
+@pytest.mark.parametrize("copies", ["even", "nearest"])
 @pytest.mark.parametrize("dedup", ["expert", "gpu", "node"])
-def test_every_stage_and_layer_costs_what_plain_python_says(dedup: Dedup) -> None:
+def test_every_stage_and_layer_costs_what_plain_python_says(dedup: Dedup, copies: CopyRule) -> None:
     priced: Counter[str] = Counter()
     for seed in range(40):
         rng = np.random.default_rng(seed)
         machine = building.unequal_topology(seed)
         model = building.model(experts=4, layers=2, dense_layers=1, shared=int(rng.choice([0, 96])))
         windows = building.random_windows(rng, model, 2)
-        whole = building.instance(model, machine, tokens=200, windows=windows, using=building.constants(dedup))
+        whole = building.instance(
+            model, machine, tokens=200, windows=windows, using=building.constants(dedup, copies=copies)
+        )
         space = building.space()
         for split in all_splits(whole, {"micro_batches": 4}):
-            for candidate in laid_out(whole, split, 0, space.limits):
-                if candidate.held is None:
+            for candidate in laid_out(whole, split, int(rng.integers(0, 3)), space.limits):
+                if not candidate.is_feasible:
                     continue
                 stages = candidate.cost.stages
                 plain = PlainCost(whole, split, [stage.grid.gpus for stage in stages])

@@ -17,7 +17,7 @@ from planner.inputs.sourced import Sourced
 from planner.inputs.topology import Topology, resolve
 from planner.inputs.topology_file import TopologyFile
 from planner.inputs.units import Duration, Rate
-from planner.inputs.workload import Dedup
+from planner.inputs.workload import CopyRule, Dedup
 from planner.plan.split import Split
 from tests import building
 
@@ -88,7 +88,7 @@ MACHINES = {
 
 
 def counted(
-    name: str, dedup: Dedup, tokens: list[list[int]], held: list[set[int]]
+    name: str, dedup: Dedup, tokens: list[list[int]], held: list[set[int]], copies: CopyRule
 ) -> tuple[float, NDArray[np.float64]]:
     """Seconds per byte of a copy on the busiest port, and copies [to, from], one message at a time."""
     _, unit, speed, port, domain = MACHINES[name]
@@ -111,10 +111,16 @@ def counted(
                 volume[level, source, "out"] += copies
                 volume[level, target, "in"] += copies
 
+    def serving(expert: int, home: int) -> list[int]:
+        pool = [rank for rank in ranks if expert in held[rank]]
+        if copies == "even":
+            return pool
+        return [home] if home in pool else [rank for rank in pool if unit[0][rank] == unit[0][home]] or pool
+
     for experts in tokens:
-        choices = [[rank for rank in ranks if expert in held[rank]] for expert in experts if expert >= 0]
-        for chosen in product(*choices):  # each copy of each expert is equally likely
-            for home in ranks:
+        for home in ranks:
+            choices = [serving(expert, home) for expert in experts if expert >= 0]
+            for chosen in product(*choices):  # each copy in question of each expert is equally likely
                 part = 1 / len(ranks) / np.prod([len(places) for places in choices])
                 if dedup == "expert":
                     for rank in chosen:
@@ -140,8 +146,8 @@ def counted(
 
 @pytest.mark.parametrize("name", MACHINES)
 @pytest.mark.parametrize("dedup", DEDUPS)
-@pytest.mark.parametrize("redundant", [0, 3])
-def test_volumes_equal_the_count_of_messages(name: str, dedup: Dedup, redundant: int) -> None:
+@pytest.mark.parametrize(("redundant", "copies"), [(0, "even"), (3, "even"), (3, "nearest")])
+def test_volumes_equal_the_count_of_messages(name: str, dedup: Dedup, redundant: int, copies: CopyRule) -> None:
     topology = MACHINES[name][0]
     gpus, experts, top_k = topology.num_gpus, 7, 3
     rng = np.random.default_rng(len(name) + redundant)
@@ -156,7 +162,9 @@ def test_volumes_equal_the_count_of_messages(name: str, dedup: Dedup, redundant:
     windows.sets.experts_NLK[3, 0, 1:] = -1
     exact = type(windows)(**{**windows.__dict__, "counts_SLE": counts, "choices_SL": choices})
     model = building.model(experts=experts, top_k=top_k, layers=1)
-    instance = building.instance(model, topology, tokens=8, windows=exact, using=building.constants(dedup))
+    instance = building.instance(
+        model, topology, tokens=8, windows=exact, using=building.constants(dedup, copies=copies)
+    )
     cost = split_cost(instance, Split(tp=1, dp=gpus, pp=1, ep=gpus), redundant)
     expert_P = building.random_placement(rng, experts, cost.stages[0].slots_R)
     moe, load = cost.stages[0].moe, instance.loads[0]
@@ -167,7 +175,7 @@ def test_volumes_equal_the_count_of_messages(name: str, dedup: Dedup, redundant:
     held = [{expert for expert in rank if expert >= 0} for rank in expert_P.reshape(gpus, -1).tolist()]
     for window, size in ((0, 5), (1, 8)):
         tokens = chosen_TLK[window_T == window, 0].tolist()
-        seconds, copies_GG = counted(name, dedup, tokens, held)
+        seconds, copies_GG = counted(name, dedup, tokens, held, copies)
         assert found_S[window] == pytest.approx(seconds / size * 8 * gpus, rel=1e-9)
         mean_GG += copies_GG / size * 8 * gpus / 2
     np.testing.assert_allclose(pairs_GG, mean_GG, rtol=1e-9, atol=1e-12)
