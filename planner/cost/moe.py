@@ -58,12 +58,12 @@ def rows_of(load: LayerLoad, tokens: float) -> Floats:
 
 def touched_of(load: LayerLoad, tokens: float, copies: Floats | float) -> Floats:
     """Probability [S, E] that one copy of each expert serves at least one row of the step."""
-    return _touched(load, tokens, load.share_SE / copies)
+    return touched_of_shares(load, tokens, load.share_SE / copies)
 
 
-def _touched(load: LayerLoad, tokens: float, share_SX: Floats) -> Floats:
-    """Probability that something with these shares of the choices serves at least one row of the step."""
-    choices_S1 = (load.choices_S * tokens)[:, None]
+def touched_of_shares(load: LayerLoad, tokens: float, share_SX: Floats) -> Floats:
+    """Probability [S, ...] that what has these shares of the choices [S, ...] serves a row of the step."""
+    choices_S1 = (load.choices_S * tokens).reshape(-1, *[1] * (share_SX.ndim - 1))
     with np.errstate(divide="ignore"):
         missed = choices_S1 * np.log1p(-np.minimum(share_SX, 1.0))
     return np.asarray(-np.expm1(missed))
@@ -231,7 +231,7 @@ class MoeCost:
         if not self.sharing.is_even(expert_P):
             part_P = self.sharing.part_P(expert_P)
             rows_SP = rows_of(load, self.tokens)[:, expert_P] * part_P
-            touched_SP = _touched(load, self.tokens, load.share_SE[:, expert_P] * part_P)
+            touched_SP = touched_of_shares(load, self.tokens, load.share_SE[:, expert_P] * part_P)
             return per_rank(rows_SP, slots), per_rank(touched_SP, slots), filled_R
         copies = np.maximum(copies_E(expert_P, num_experts), 1).astype(float)
         rows_SE = rows_of(load, self.tokens) / copies

@@ -90,7 +90,7 @@ class Exchange:
         Returns:
             [S, U] over all ports, uplinks and slow pairs, in and out, of all levels used.
         """
-        if volumes[RANKS].ndim == _BY_HOME:
+        if any(volume.ndim == _BY_HOME for volume in volumes.values()):
             copies_SRR = [sends.between(volumes) for sends in self.sends]
             return np.concatenate([block.seconds_SU(copies_SRR, light=light) for block in self.pair_blocks], axis=1)
         columns = [block.seconds_SU(volumes, light=light) for block in self.blocks]

@@ -11,8 +11,9 @@ Per window, the most loaded rank is at least as slow as
 The rows of (B2), (B3) and (B7) are in `fullest.py`; the rank that serves them touches at least the
 experts that are touched least.
 Ranks of several classes share the work so that each is busy as long at best (B5), and each has at
-least the coldest experts in its slots (B6). Traffic is at least that of balanced ranks (B4). The mean
-over windows of these is the bound.
+least the coldest experts in its slots (B6). Traffic is at least that of balanced ranks (B4), or where
+the nearest copy serves what no number of copies spares (B8, `crossing.py`). The mean over windows of
+these is the bound.
 
 Legend: S windows, E experts, R ranks, C classes of ranks, U ports or uplinks.
 """
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.blocks import RANKS, Block
+from planner.solve.crossing import crossing_volume_S
 from planner.solve.fullest import largest_rows_S
 from planner.solve.problem import LayerProblem, tangent
 
@@ -80,8 +82,7 @@ def _weighted_ranks(problem: LayerProblem) -> Floats:
 
 def _coldest(problem: LayerProblem) -> Floats:
     """(B6): a rank serves at least its part of the coldest experts that fill its slots."""
-    most = float(problem.most_copies)
-    rows_SE = np.cumsum(np.sort(problem.rows_SE / most, axis=1), axis=1)
+    rows_SE = np.cumsum(np.sort(problem.rows_SE * problem.least_part, axis=1), axis=1)
     touched_SE = _coldest_touched(problem)
     best_S = np.zeros(len(rows_SE))
     for number, slots in dict.fromkeys(_ranks(problem)):
@@ -99,22 +100,25 @@ def _ranks(problem: LayerProblem) -> list[tuple[int, int]]:
 def least_touched_S(problem: LayerProblem) -> Floats:
     """Least sum over ranks of the experts touched, however copies are given.
 
-    k copies of an expert are touched k * t(k) times. With at least one choice in the step that grows
-    with k by ever less, so the spare slots add at least the last increments, at the most copies
-    possible, of the coldest experts. With less than one it falls towards the expert's rows.
+    However its copies share an expert, they are touched at least as often together as one that serves all or,
+    with less than one choice in the step, as its rows say. k copies that share evenly are touched k * t(k)
+    times. With at least one choice in the step that grows with k by ever less, so the spare slots add at least
+    the last increments, at the most copies possible, of the coldest experts.
     """
     touched_S = problem.touched_SE(1.0).sum(axis=1)
     spare, most = problem.num_slots - problem.num_experts, problem.most_copies
     if spare == 0 or most == 1:
         return np.asarray(touched_S)
+    choices_S = problem.load.choices_S * problem.moe.tokens
+    fewest_S = np.minimum(problem.rows_SE.sum(axis=1), touched_S)
+    if not problem.loads_evenly:
+        return np.asarray(np.where(choices_S >= 1, touched_S, fewest_S))
     last_SE = most * problem.touched_SE(float(most)) - (most - 1) * problem.touched_SE(float(most - 1))
     coldest_SE = np.sort(np.maximum(last_SE, 0.0), axis=1)
     experts, rest = divmod(spare, most - 1)
     added_S = coldest_SE[:, :experts].sum(axis=1) * (most - 1)
     if rest:
         added_S = added_S + coldest_SE[:, experts] * rest
-    choices_S = problem.load.choices_S * problem.moe.tokens
-    fewest_S = np.minimum(problem.rows_SE.sum(axis=1), touched_S)
     return np.asarray(np.where(choices_S >= 1, touched_S + added_S, fewest_S))
 
 
@@ -128,7 +132,7 @@ def _hottest(problem: LayerProblem, rows_S: Floats) -> Floats:
 
 def _coldest_touched(problem: LayerProblem) -> Floats:
     """Touches of the 1, 2, ... experts that are touched least, with one copy or as many as there can be [S, E]."""
-    one_copy_SE, many_copies_SE = problem.touched_SE(1.0), problem.touched_SE(float(problem.most_copies))
+    one_copy_SE, many_copies_SE = problem.touched_SE(1.0), problem.touched_SE(1.0 / problem.least_part)
     return np.cumsum(np.sort(np.minimum(one_copy_SE, many_copies_SE), axis=1), axis=1)
 
 
@@ -139,6 +143,8 @@ def _volume(problem: LayerProblem, rows_S: Floats) -> Floats:
     worst_S = np.zeros_like(rows_S)
     if not moe.has_exchange:
         return worst_S
+    if problem.serves_nearest:
+        return crossing_volume_S(problem)
     arriving: dict[int, tuple[Floats, Floats]] = {}
     if exchange.ranks_share_volume:
         arriving[RANKS] = problem.rows_SE.sum(axis=1), rows_S

@@ -1,7 +1,8 @@
 """The placement of one layer as an integer program, solved with CP-SAT (docs/model.md, "Placement").
 
 Variables: x[e, r, k] = 1 if expert e has k copies and one of them is on rank r; y[e, k] = 1 if e has
-k copies. Per window s, busy[s] bounds the expert time of every rank from above through tangents of
+k copies. Where the nearest copy serves instead z[e, C] = 1 if the copies of e are on the ranks C
+(`columns.py`). Per window s, busy[s] bounds the expert time of every rank from above through tangents of
 the smooth maximum, sent[s] the slowest unit's traffic, total[s] both with their overlap.
 
 (C1) sum_k y[e, k] = 1 and sum_r x[e, r, k] = k y[e, k]
@@ -11,6 +12,7 @@ the smooth maximum, sent[s] the slowest unit's traffic, total[s] both with their
 (C5) sent[s] >= each unit's traffic: linear in rows without de-duplication, else in visits of recorded
      sets where they are few (`exact_visits.py`); else only its bound
 (C6) x[e, r, k] <= g[group of e, node of r] and sum_n g[a, n] = 1
+(C7) in place of (C1) to (C3): sum_C z[e, C] = 1, and sum of z[e, C] over e and the C with r = slots[r]
 
 CP-SAT needs integers: seconds are counted in a quantum chosen so that the sum of any row's Boolean
 coefficients stays below 2**29 (a presolve rule of 9.15 overflows above 2**31, or-tools#5293). Costs
@@ -22,7 +24,6 @@ Legend: S windows, E experts, R ranks, C classes of ranks, U units, k copies.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,10 +33,11 @@ import numpy as np
 from numpy.typing import NDArray
 from ortools.sat.python import cp_model
 
-from planner.cost.blocks import RANKS
 from planner.plan.placement import from_ranks
 from planner.solve.bounds import bound_parts_S
+from planner.solve.columns import CopyColumns, columns_of
 from planner.solve.exact_visits import ONE, Visits
+from planner.solve.held import Held
 from planner.solve.problem import CLOSED, LayerProblem, Tangent, mean_tangent, tangent
 
 Floats = NDArray[np.float64]
@@ -122,62 +124,17 @@ class _Program:
         self.model = cp_model.CpModel()
         self.floor = floor
         self.upper = upper
-        self._add_assignment()
-        self._break_symmetry()
-        self._add_groups()
+        self.columns = columns_of(problem, self.model)
         self._add_times(tangents)
-
-    # --- (C1) - (C3), (C6) ------------------------------------------------------------------------
-
-    def _add_assignment(self) -> None:
-        p, model = self.problem, self.model
-        shape = (p.num_experts, p.num_ranks, p.most_copies)
-        variables = [model.new_bool_var(f"x[{e},{r},{k + 1}]") for e, r, k in itertools.product(*map(range, shape))]
-        self.x = np.array(variables, dtype=object).reshape(shape)
-        if p.most_copies > 1:
-            for expert in range(p.num_experts):
-                chosen = [model.new_bool_var(f"y[{expert},{k + 1}]") for k in range(p.most_copies)]
-                model.add_exactly_one(chosen)
-                for k, y in enumerate(chosen):
-                    model.add(sum(self.x[expert, :, k].tolist()) == (k + 1) * y)
-                for rank in range(p.num_ranks):
-                    model.add_at_most_one(self.x[expert, rank].tolist())
-        else:
-            for expert in range(p.num_experts):
-                model.add_exactly_one(self.x[expert, :, 0].tolist())
-        for rank in range(p.num_ranks):
-            model.add(sum(self.x[:, rank].reshape(-1).tolist()) == int(p.slots_R[rank]))
-
-    def _break_symmetry(self) -> None:
-        """If any rank can be mapped to any other, the hottest expert may as well sit on rank 0."""
-        p = self.problem
-        alike = (p.slots_R == p.slots_R[0]).all() and p.moe.num_classes == 1
-        if alike and p.moe.exchange.interchangeable and p.block_R is None:  # blocks may lie across nodes
-            hottest = int(p.rows_SE.sum(axis=0).argmax())
-            self.model.add_exactly_one(self.x[hottest, 0].tolist())
-
-    def _add_groups(self) -> None:
-        p, model = self.problem, self.model
-        if p.group_E is None:
-            return
-        nodes = int(p.node_R.max()) + 1
-        for group in range(int(p.group_E.max()) + 1):
-            home = [model.new_bool_var(f"g[{group},{node}]") for node in range(nodes)]
-            model.add_exactly_one(home)
-            for expert in np.flatnonzero(p.group_E == group).tolist():
-                for rank in range(p.num_ranks):
-                    for variable in self.x[expert, rank].tolist():
-                        model.add_implication(variable, home[int(p.node_R[rank])])
 
     # --- (C4), (C5), objective --------------------------------------------------------------------
 
     def _add_times(self, tangents: Sequence[Tangent]) -> None:
         p, moe = self.problem, self.problem.moe
-        copies = np.arange(1, p.most_copies + 1)
-        rows_SEk = p.rows_SE[:, :, None] / copies
-        touched_SEk = np.stack([p.touched_SE(float(k)) for k in copies], axis=2)
+        columns, class_R = self.columns, moe.class_R
         costs = [
-            t.per_row_CS[:, :, None, None] * rows_SEk + t.per_touched_CS[:, :, None, None] * touched_SEk
+            t.per_row_CS[class_R].T[:, :, None] * columns.rows_SRJ
+            + t.per_touched_CS[class_R].T[:, :, None] * columns.touched_SRJ
             for t in _distinct(tangents)
         ]
         base_C, slot_C = np.array([(k.base_s, k.per_expert_s) for k in moe.kernels_C]).T
@@ -185,46 +142,51 @@ class _Program:
         speed_R = 1.0 / p.slow_R
         part_R = speed_R.sum() / speed_R  # of the mean over ranks, weighted so that unequal ranks count alike
         per_byte = moe.dispatch_bytes + moe.combine_bytes
-        units, gather = self._units() * per_byte, moe.gather_s_per_row_byte * per_byte
-        visited = Visits(p, self.model, self.x).rows() if Visits.fit(p) else []
-        self.quantum = self._quantum(costs, rows_SEk, units, gather)
+        units_SUJ, gather = columns.units_SUJ * per_byte, moe.gather_s_per_row_byte * per_byte
+        visited = self._visited()
+        self.quantum = self._quantum(costs, units_SUJ, gather)
         expert_floor_S, byte_floor_S = self.floor
         sent_floor_S = byte_floor_S * per_byte + moe.fixed_traffic_s
         totals = []
         for s in range(p.num_windows):
             busy = self._variable(f"busy[{s}]", expert_floor_S[s])
-            for cost_CSEk in costs:
-                cost_REk = cost_CSEk[moe.class_R, s]
+            for cost_SRJ in costs:
                 for rank in range(p.num_ranks):
-                    row = self._row(self.x[:, rank], cost_REk[rank])
-                    self.model.add(busy >= row + self._down(slot_s_R[rank]))
+                    self.model.add(busy >= self._row(cost_SRJ[s, rank]) + self._down(slot_s_R[rank]))
                 # The mean over ranks: implied, but it lets the solver see that the ranks' rows add up. Over the
                 # copies themselves, not their numbers: written with y the README example of EPLB is not closed.
-                mean = self._row(self.x, (cost_REk / part_R[:, None, None]).transpose(1, 0, 2))
+                mean = self._row((cost_SRJ[s] / part_R[:, None]).sum(axis=0))
                 self.model.add(busy >= mean + self._down(float((slot_s_R * speed_R).sum() / speed_R.sum())))
             moved, gathered = self._variable(f"moved[{s}]"), self._variable(f"gathered[{s}]")
             for terms in visited[s] if visited else ():
                 self._add_visits(moved, terms, per_byte)
-            for weight_R in units:
-                self.model.add(moved >= self._row(self.x, weight_R[None, :, None] * rows_SEk[s][:, None, :]))
+            for unit_J in units_SUJ[s]:
+                self.model.add(moved >= self._row(unit_J))
             for rank in range(p.num_ranks if gather else 0):
-                self.model.add(gathered >= self._row(self.x[:, rank], gather * rows_SEk[s]))
+                self.model.add(gathered >= self._row(gather * columns.rows_SRJ[s, rank]))
             sent = self._variable(f"sent[{s}]", sent_floor_S[s])
             self.model.add(sent >= moved + gathered + self._down(moe.fixed_traffic_s))
             totals.append(self._overlapped(busy, sent, s))
         self.model.minimize(sum(totals))
 
-    def _quantum(self, costs: Sequence[Floats], rows_SEk: Floats, units: Floats, gather: float) -> float:
-        """Seconds per integer step, as fine as the row limit allows."""
-        rows = float(rows_SEk.sum(axis=(1, 2)).max())
-        largest = [float(cost.sum(axis=(2, 3)).max()) for cost in costs]
-        largest += [rows * float(weight_R.sum()) for weight_R in units]
-        return max(*largest, rows * gather, self.upper, self.problem.moe.beside_s) / _ROW_LIMIT
+    def _visited(self) -> list[list[list[tuple[cp_model.IntVar, float]]]]:
+        """Visits of recorded sets, where they are few and follow from the numbers of copies."""
+        if not isinstance(self.columns, CopyColumns) or not Visits.fit(self.problem):
+            return []
+        return Visits(self.problem, self.model, self.columns.x).rows()
 
-    def _row(self, variables: NDArray[np.object_], seconds: Floats) -> cp_model.LinearExprT:
+    def _quantum(self, costs: Sequence[Floats], units_SUJ: Floats, gather: float) -> float:
+        """Seconds per integer step, as fine as the row limit allows."""
+        largest = [float(cost_SRJ.sum(axis=2).max()) for cost_SRJ in costs]
+        largest += [float(unit_SJ.sum(axis=1).max()) for unit_SJ in units_SUJ.swapaxes(0, 1)]
+        gathered = float(self.columns.rows_SRJ.sum(axis=2).max()) * gather
+        return max(*largest, gathered, self.upper, self.problem.moe.beside_s) / _ROW_LIMIT
+
+    def _row(self, seconds_J: Floats) -> cp_model.LinearExprT:
         """Sum of variables times seconds, rounded down to the quantum."""
-        down = np.floor(np.broadcast_to(seconds, variables.shape) / self.quantum).astype(np.int64)
-        return cp_model.LinearExpr.weighted_sum(variables.reshape(-1).tolist(), down.reshape(-1).tolist())
+        down_J = np.floor(seconds_J / self.quantum).astype(np.int64)
+        some = np.flatnonzero(down_J).tolist()
+        return cp_model.LinearExpr.weighted_sum([self.columns.variables[j] for j in some], down_J[some].tolist())
 
     def _add_visits(
         self, moved: cp_model.IntVar, terms: Sequence[tuple[cp_model.IntVar, float]], per_byte: float
@@ -259,20 +221,11 @@ class _Program:
     def _down(self, seconds: float) -> int:
         return max(0, math.floor(seconds / self.quantum))
 
-    def _units(self) -> Floats:
-        """For each unit of the exchange, seconds per byte that a row on each rank costs it [U, R]."""
-        p, moe = self.problem, self.problem.moe
-        if not (moe.has_exchange and moe.exchange.ranks_share_volume):
-            return np.zeros((0, p.num_ranks))
-        columns_RU = moe.exchange.unit_seconds_SU({RANKS: np.eye(p.num_ranks) / moe.etp})
-        units_UR = np.unique(columns_RU.T, axis=0)
-        return np.asarray(units_UR[units_UR.any(axis=1)])
-
     # --- solving ----------------------------------------------------------------------------------
 
     def solve(self, hint_P: Ints, effort: float, seed: int, gap: float) -> _Found:
         """Run CP-SAT once: one worker and deterministic time, so that the answer repeats."""
-        self._hint(hint_P)
+        self.columns.hint(Held.of(self.problem, hint_P).member_ER)
         solver = cp_model.CpSolver()
         solver.parameters.num_workers = 1
         solver.parameters.random_seed = seed
@@ -288,23 +241,8 @@ class _Program:
         spent = max(solver.response_proto.deterministic_time, 1e-3)
         if status == cp_model.UNKNOWN:
             return _Found(None, bound, spent, closed=False)
-        held = [
-            np.flatnonzero(
-                [any(solver.boolean_value(v) for v in self.x[e, r]) for e in range(self.problem.num_experts)]
-            )
-            for r in range(self.problem.num_ranks)
-        ]
-        expert_P = from_ranks([experts.tolist() for experts in held], int(self.problem.slots_R.max()))
+        expert_P = from_ranks(self.columns.held(solver), int(self.problem.slots_R.max()))
         return _Found(expert_P, bound, spent, closed=status == cp_model.OPTIMAL)
-
-    def _hint(self, hint_P: Ints) -> None:
-        by_rank = hint_P.reshape(self.problem.num_ranks, -1)
-        copies_E = np.bincount(hint_P[hint_P >= 0], minlength=self.problem.num_experts)
-        for rank, members in enumerate(by_rank):
-            for expert in range(self.problem.num_experts):
-                for k in range(self.problem.most_copies):
-                    here = expert in members and copies_E[expert] == k + 1
-                    self.model.add_hint(self.x[expert, rank, k], here)
 
 
 def _distinct(tangents: Sequence[Tangent]) -> list[Tangent]:

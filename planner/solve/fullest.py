@@ -30,7 +30,7 @@ def largest_rows_S(problem: LayerProblem) -> Floats:
     if spare == 0:
         return _together(-np.sort(-rows_SE, axis=1), problem.slots_R)
     hottest_S = _smallest_largest_copy(rows_SE, spare, problem.num_ranks)
-    if not _few_ways(problem, spare):
+    if not (problem.loads_evenly and _few_ways(problem, spare)):
         return hottest_S
     return np.maximum(hottest_S, _over_all_copies(problem, spare))
 

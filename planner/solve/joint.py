@@ -114,7 +114,7 @@ class JointSearch:
         """The objective: mean over windows, with power means in place of maxima (None: maxima)."""
         unit_SE = self.held.unit_weights(self.weight_kSE)
         load_SR = np.stack([self._load(unit_SE, rank) for rank in range(len(self.slow_R))], axis=1)
-        return float(self._total(_peak(load_SR, power), _peak(self._units(), power)).mean())
+        return float(self._total(peak(load_SR, power), peak(self._units(), power)).mean())
 
     def _total(self, expert: Floats, per_byte: Floats) -> Floats:
         return self.held.problem.moe.times(expert, per_byte).total_S
@@ -158,7 +158,7 @@ class JointSearch:
                 np.maximum(peak, after, out=peak)
             else:
                 peak += raised(after, power)
-        return np.asarray(peak * scale if power is None else _root(peak / units_SU.shape[1], power) * scale)
+        return np.asarray(peak * scale if power is None else root(peak / units_SU.shape[1], power) * scale)
 
     def _experts(self, swap: Swap, load_SR: Floats, unit_SE: Floats, power: int | None) -> Floats:
         """Peak of the ranks' expert seconds [S, Q, P] after each swap."""
@@ -175,22 +175,23 @@ class JointSearch:
         scale = scale_S[:, None, None]
         changed = raised(mine / scale, power) + raised(theirs / scale, power)
         mean = (np.maximum(rest_SP, 0.0)[:, None, :] + changed) / load_SR.shape[1]
-        return np.asarray(_root(mean, power) * scale)
+        return np.asarray(root(mean, power) * scale)
 
 
-def _root(values: NDArray[Any], power: int) -> NDArray[Any]:
+def root(values: NDArray[Any], power: int) -> NDArray[Any]:
+    """values**(1 / power), for a power of two."""
     while power > 1:
         values, power = np.sqrt(values), power // 2
     return values
 
 
-def _peak(values: Floats, power: int | None) -> Floats:
+def peak(values: Floats, power: int | None) -> Floats:
     """Maximum along the last axis, or power mean."""
     top = values.max(axis=-1)
     if power is None:
         return np.asarray(top)
-    scale = np.maximum(top, 1e-300)
-    return np.asarray(_root(raised(values / scale[..., None], power).mean(axis=-1), power) * scale)
+    scale = np.maximum(top, np.finfo(top.dtype).tiny)
+    return np.asarray(root(raised(values / scale[..., None], power).mean(axis=-1), power) * scale)
 
 
 def is_joint(problem: LayerProblem) -> bool:

@@ -12,6 +12,7 @@ from planner.solve.bounds import layer_bound
 from planner.solve.groups import assign_groups
 from planner.solve.held import Held
 from planner.solve.joint import POWERS, JointSearch, is_joint
+from planner.solve.nearest import NearestSearch
 from planner.solve.problem import CLOSED, LayerProblem
 from planner.solve.sharp import SharpSearch
 from planner.solve.smooth import SmoothSearch
@@ -85,6 +86,8 @@ def place_layer(job: LayerJob) -> LayerResult:
 def has_program(problem: LayerProblem) -> bool:
     """Whether the layer is small enough for the integer program."""
     booleans = problem.num_experts * problem.num_ranks * problem.most_copies
+    if problem.serves_nearest:  # one for every set of ranks (columns.py)
+        booleans = problem.num_experts * ((1 << min(problem.num_ranks, 30)) - 1)
     return booleans <= _EXACT_BOOLEANS and booleans * problem.num_windows <= _EXACT_TERMS
 
 
@@ -98,6 +101,17 @@ def linear_start(problem: LayerProblem) -> Ints:
 
 def searched(problem: LayerProblem, known_P: Ints, known: float) -> tuple[Ints, float, float]:
     """Local search; the placement, its seconds, and the effort spent."""
+    if not problem.serves_nearest:
+        return _searched(problem, known_P, known)
+    even = problem.shared_evenly()
+    found_P, _, effort = _searched(even, known_P, even.seconds(known_P))
+    search = NearestSearch(problem, min((found_P, known_P), key=problem.seconds))
+    search.improve()
+    return search.best_P, search.best, effort + search.evaluations / _EVALUATIONS_PER_EFFORT
+
+
+def _searched(problem: LayerProblem, known_P: Ints, known: float) -> tuple[Ints, float, float]:
+    """The same where copies share evenly."""
     weights = weight_table(problem)
     smooth = smooth_table(weights, problem.num_ranks)
     held = Held(problem, start(problem, smooth, assign_groups(problem)))

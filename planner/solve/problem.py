@@ -9,7 +9,7 @@ Legend: S windows, E experts, R ranks, P slots, k copies of an expert.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -63,6 +63,25 @@ class LayerProblem:
     def num_slots(self) -> int:
         """Filled slots, copies included."""
         return int(self.slots_R.sum())
+
+    @cached_property
+    def serves_nearest(self) -> bool:
+        """Whether it matters which copy of an expert is nearest to a token's home."""
+        return self.moe.sharing.rule == "nearest" and self.num_slots > self.num_experts
+
+    def shared_evenly(self) -> LayerProblem:
+        """The same layer if copies shared evenly."""
+        return replace(self, moe=replace(self.moe, sharing=Sharing("even", self.moe.sharing.node_R)))
+
+    @cached_property
+    def loads_evenly(self) -> bool:
+        """Whether all copies of an expert serve equally many tokens."""
+        return not self.serves_nearest or self.moe.sharing.loads_evenly
+
+    @cached_property
+    def least_part(self) -> float:
+        """The least part of an expert's tokens that a copy serves: by nearness, at least those of its own rank."""
+        return 1.0 / (self.most_copies if self.loads_evenly else self.num_ranks)
 
     @cached_property
     def most_copies(self) -> int:

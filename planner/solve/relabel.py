@@ -42,7 +42,7 @@ def _names(problem: LayerProblem, kept_RR: Ints) -> Ints:
     if not alike:
         return _inside(_kinds(problem), kept_RR)
     domain_R = np.zeros_like(ranks)
-    if problem.group_E is not None:
+    if problem.group_E is not None or not problem.loads_evenly or (problem.serves_nearest and not exchange.partitions):
         domain_R = problem.node_R
     elif exchange.partitions:
         domain_R = exchange.partitions[0]

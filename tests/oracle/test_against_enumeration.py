@@ -7,7 +7,7 @@ import pytest
 
 from planner.cost.instance import Instance
 from planner.inputs.constants import Constants
-from planner.inputs.workload import Dedup
+from planner.inputs.workload import CopyRule, Dedup
 from planner.rules.grid import SearchSpace
 from planner.rules.ruled import all_ruled
 from planner.solve.solution import Options
@@ -20,6 +20,7 @@ from tests.oracle.plain_cost import best_step
 INSTANCES = 300
 UNEQUAL = 60
 RECORDED = 140
+NEAREST = 80
 PER_TEST = 10
 
 
@@ -64,10 +65,11 @@ def _pins(rng: np.random.Generator, gpus: int, experts: int, layers: int) -> dic
     return {"pp": pp, "ep": pick(2, gpus // pp, experts)}
 
 
-def random_constants(rng: np.random.Generator, dedup: Dedup = "expert") -> Constants:
+def random_constants(rng: np.random.Generator, dedup: Dedup = "expert", copies: CopyRule = "even") -> Constants:
     """Any way of sending tokens, and of hiding it."""
     return building.constants(
         dedup,
+        copies=copies,
         hides=rng.choice(["none", "shared", "two_batch"]),
         overlap=str(rng.choice(["50%", "70%"])),
         kernel=str(rng.choice(["all-to-all", "deepep-normal", "allgather-reducescatter"], p=[0.6, 0.25, 0.15])),
@@ -95,6 +97,30 @@ def recorded_instance(seed: int) -> tuple[Instance, SearchSpace]:
     tokens = int(rng.integers(1, 3000))
     whole = building.instance(made, machine, phase=phase, tokens=tokens, windows=windows, using=using)  # type: ignore[arg-type]
     return whole, building.space(int(rng.integers(0, 2)), **_pins(rng, machine.num_gpus, experts, made.num_layers))
+
+
+def nearest_instance(seed: int) -> tuple[Instance, SearchSpace]:
+    """The nearest copy serves; sometimes GPUs and links are unequal."""
+    rng = np.random.default_rng(3000 + seed)
+    nodes, per_node = ((2, 1), (2, 2), (3, 1), (1, 3))[rng.integers(4)]
+    machine = building.topology(
+        nodes, per_node, inner=f"{rng.integers(1, 40)} GB/s", outer=f"{rng.integers(1, 10)} GB/s"
+    )
+    if rng.random() < 0.3:
+        machine = building.unequal_topology(seed)
+    experts = int(rng.integers(3, 6))
+    made = building.model(
+        experts=experts,
+        top_k=int(rng.integers(1, min(3, experts) + 1)),
+        layers=int(rng.integers(1, 3)),
+        hidden=int(64 * rng.integers(1, 4)),
+        width=int(48 * rng.integers(1, 5)),
+    )
+    windows = building.random_windows(rng, made, int(rng.integers(1, 4)), int(rng.integers(5, 400)))
+    using = random_constants(rng, copies="nearest")
+    tokens = int(rng.integers(1, 3000))
+    whole = building.instance(made, machine, tokens=tokens, windows=windows, using=using)
+    return whole, building.space(int(rng.integers(1, 4)), **_pins(rng, machine.num_gpus, experts, made.num_layers))
 
 
 def unequal_instance(seed: int) -> tuple[Instance, SearchSpace]:
@@ -144,6 +170,12 @@ def test_optimum_equals_enumeration(first: int) -> None:
 def test_optimum_with_recorded_sets_equals_enumeration(first: int) -> None:
     for seed in range(first, first + PER_TEST):
         compare_with_enumeration(*recorded_instance(seed), seed)
+
+
+@pytest.mark.parametrize("first", range(0, NEAREST, PER_TEST))
+def test_optimum_where_the_nearest_copy_serves_equals_enumeration(first: int) -> None:
+    for seed in range(first, first + PER_TEST):
+        compare_with_enumeration(*nearest_instance(seed), seed)
 
 
 @pytest.mark.parametrize("first", range(0, UNEQUAL, PER_TEST))
