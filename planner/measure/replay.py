@@ -24,6 +24,7 @@ from planner.inputs.workload import Phase
 from planner.plan.placement import copies_E
 from planner.plan.split import Split
 from planner.trace.batches import MAX_WINDOWS, MIN_WINDOWS, window_of_token
+from planner.trace.dealing import dealt, dealt_tokens
 from planner.trace.native import read_trace
 from planner.trace.trace import CountTrace, TokenTrace, Trace
 
@@ -124,15 +125,14 @@ def stated_weights(ids_TLK: NDArray[Any]) -> Floats:
 
 
 def _of_counts(counts_LE: Ints, top_k: int) -> RecordedWindow:
-    """Tokens that choose as counted: the choices in order of expert are dealt to the tokens like cards."""
-    tokens = int(max((-(-counts_E.sum() // top_k) for counts_E in counts_LE), default=1))
-    tokens = max(tokens, int(counts_LE.max()))  # no token chooses an expert twice
+    """Tokens that choose as counted (`planner.trace.dealing`)."""
+    tokens = dealt_tokens(counts_LE, top_k)
     width = max(top_k, -(-int(counts_LE.sum(axis=1).max()) // tokens))
     ids_LTK = np.full((len(counts_LE), tokens, width), -1, dtype=np.int32)
     for row, counts_E in enumerate(counts_LE):
         chosen = np.repeat(np.arange(len(counts_E), dtype=np.int32), counts_E)
-        position = np.arange(len(chosen))
-        ids_LTK[row, position % tokens, position // tokens] = chosen
+        round_N, token_N = dealt(np.arange(len(chosen)), tokens)
+        ids_LTK[row, token_N, round_N] = chosen
     ids_TLK = ids_LTK.transpose(1, 0, 2)
     return RecordedWindow(ids_TLK, stated_weights(ids_TLK))
 
