@@ -16,7 +16,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.booking import rank_tokens
+from planner.cost.served import rank_tokens
 from planner.plan.placement import Placement
 
 Ints = NDArray[np.int64]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from planner.cost.booking import rank_tokens, slot_tokens
+from planner.cost.served import rank_tokens, slot_tokens
 from planner.measure.counts import count_findings
 from planner.plan.placement import Placement, from_ranks
 
