@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.errors import MissingEnvironmentError
 from planner.inputs.workload import Phase
 from planner.processes import available_cores, in_order
 from planner.trace.aggregate import by_layer, ranges_of, slices_of
@@ -104,7 +105,10 @@ class TokenSource:
     num_windows: int
 
     def count(self, spread: Spread, wanted: Wanted, keep: Ints) -> list[NDArray[Any]]:
-        """As `Source` says."""
+        """As `Source` says; raises `MissingEnvironmentError` where the trace is not to be had."""
+        if not self.trace.path.is_file():
+            message = f"{self.trace.path}: gone, but which copy is the nearest is counted from it"
+            raise MissingEnvironmentError(message, hint="workers on other machines need traces under the same path")
         window_T, _ = window_of_token(self.trace, self.phase, self.step_tokens, self.most)
         home_T = homes_of(window_T, self.num_windows, spread)
         new_S = np.full(self.num_windows, -1, dtype=np.int32)

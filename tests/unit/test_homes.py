@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from planner.errors import MissingEnvironmentError
 from planner.measure.replay import recorded_windows
 from planner.trace import homes
 from planner.trace.homes import Spread, Wanted
@@ -119,3 +120,11 @@ def test_what_was_counted_last_is_kept_but_not_sent(tmp_path: Path, monkeypatch:
     monkeypatch.undo()
     assert counted(again, SPREADS[0], WANTED) == first
     assert counted(again, SPREADS[1], WANTED) != first
+
+
+def test_a_trace_that_is_gone(tmp_path: Path) -> None:
+    trace = made(tmp_path, "order")
+    windows = cut([trace], "decode", 40)
+    trace.path.unlink()
+    with pytest.raises(MissingEnvironmentError, match=r"order-0-False\.npz: gone"):
+        counted(windows, SPREADS[0], WANTED)
