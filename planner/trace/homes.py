@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from planner.errors import MissingEnvironmentError
 from planner.inputs.workload import Phase
-from planner.processes import available_cores, in_order
+from planner.processes import in_order, spare_cores
 from planner.trace.aggregate import by_layer, ranges_of, slices_of
 from planner.trace.batches import window_of_token
 from planner.trace.dealing import dealt, dealt_tokens
@@ -114,7 +114,7 @@ class TokenSource:
         new_S = np.full(self.num_windows, -1, dtype=np.int32)
         new_S[keep] = np.arange(len(keep), dtype=np.int32)
         size = len(keep) * spread.ep * sum(len(expert_C) for _, expert_C in wanted)
-        cores = min(available_cores(), max(1, _HELD_COUNTS // max(1, size)))
+        cores = min(spare_cores(), max(1, _HELD_COUNTS // max(1, size)))
         jobs = [
             _Range(self.trace, begin, end, new_S[window_T[begin:end]], home_T[begin:end], len(keep), spread.ep, wanted)
             for begin, end in ranges_of(self.trace)

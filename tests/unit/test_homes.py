@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from multiprocessing import current_process
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from planner.capacity.jobs import run_all
 from planner.errors import MissingEnvironmentError
 from planner.measure.replay import recorded_windows
+from planner.processes import available_cores, spare_cores
+from planner.solve.watch import NoWatch
 from planner.trace import homes
 from planner.trace.homes import Spread, Wanted
 from planner.trace.native import read_trace
@@ -78,7 +82,7 @@ def test_long_traces_are_counted_in_ranges_and_passes(tmp_path: Path, monkeypatc
     monkeypatch.setattr("planner.trace.npz.CHUNK_BYTES", 64 * LAYERS * TOP_K * 2)
     monkeypatch.setattr(homes, "_BLOCK", 70)
     monkeypatch.setattr(homes, "_PASS_COUNTS", 10)
-    monkeypatch.setattr(homes, "available_cores", lambda: 1)
+    monkeypatch.setattr(homes, "spare_cores", lambda: 1)
     for compress in (False, True):
         traces = [made(tmp_path, "sequences", compress=compress)]
         assert counted(cut(traces, "decode", 40), SPREADS[0], WANTED) == plain(traces, SPREADS[0], WANTED)
@@ -86,9 +90,26 @@ def test_long_traces_are_counted_in_ranges_and_passes(tmp_path: Path, monkeypatc
 
 def test_other_processes_count_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("planner.trace.aggregate._RANGE_CHOICES", 100 * LAYERS * TOP_K)
-    monkeypatch.setattr(homes, "available_cores", lambda: 2)
+    monkeypatch.setattr(homes, "spare_cores", lambda: 2)
     traces = [made(tmp_path, "steps")]
     assert counted(cut(traces, "decode", 40), SPREADS[1], WANTED) == plain(traces, SPREADS[1], WANTED)
+
+
+def _in_worker(windows: Windows) -> tuple[str, list[list[Any]]]:
+    return current_process().name, counted(windows, SPREADS[0], WANTED)
+
+
+def test_a_worker_counts_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of joblib cannot start others."""
+    monkeypatch.setattr("planner.capacity.jobs.available_cores", lambda: 2)
+    traces = [made(tmp_path, "steps")]
+    windows = cut(traces, "decode", 40)
+    answers = run_all(_in_worker, [windows, windows], NoWatch())
+    assert all(name != "MainProcess" and found == plain(traces, SPREADS[0], WANTED) for name, found in answers)
+    monkeypatch.setattr("multiprocessing.parent_process", lambda: None)
+    assert spare_cores() == available_cores()
+    monkeypatch.setattr("multiprocessing.parent_process", current_process)
+    assert spare_cores() == 1
 
 
 def test_some_windows_in_any_order_and_some_layers(tmp_path: Path) -> None:
