@@ -142,6 +142,15 @@ def test_the_nearest_copy_serves_as_booked(tmp_path: Path, name: str) -> None:
     assert all(level["counted"] == level["predicted"] for level in document["levels"])
 
 
+def test_tiny_moe_where_the_nearest_copy_serves(tmp_path: Path) -> None:
+    deployment = example("tiny-moe", tmp_path)
+    deployment.write_text(deployment.read_text() + "communication: {copies: nearest}\n")
+    plan = solved(deployment)
+    assert plan_of(plan).placement.redundant_experts == 8
+    result, document = emulated(plan, tmp_path)
+    assert_all_agree(plan, result, document)
+
+
 def test_copies_that_share_otherwise_than_booked(nearest_plan: Path, tmp_path: Path) -> None:
     data = json.loads(nearest_plan.read_text())
     data["placement"]["copy_rule"] = data["inputs"]["cost"]["copy_rule"] = "even"
