@@ -33,6 +33,11 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def spare_cores() -> int:
+    """Cores for the work of this process: one in a worker, as the others work, too, and some cannot start processes."""
+    return 1 if multiprocessing.parent_process() is not None else available_cores()
+
+
 def _begin() -> None:
     """In a worker: Ctrl-C is for the main process, which then ends the workers; none outlives it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,8 @@ from planner.plan.split import Split
 from planner.rules import Limits
 from planner.rules.grid import SearchSpace
 from planner.solve.problem import LayerProblem
+from planner.trace.homes import CountSource, Homes, Source, Spread, Wanted, count_homes, homes_of
+from planner.trace.trace import CountTrace
 from planner.trace.windows import TokenSets, Windows
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -163,15 +165,44 @@ def constants(
 
 def counted(counts_SLE: NDArray[np.int64], layer_ids: list[int], top_k: int) -> Windows:
     """Windows from counts."""
+    names_S, layer_ids_L = tuple(f"window {index}" for index in range(len(counts_SLE))), np.array(layer_ids, np.int64)
+    trace = CountTrace(Path("made by a test"), counts_SLE.shape[2], top_k, layer_ids_L, counts_SLE, names_S)
     tokens_S = np.maximum(counts_SLE[:, 0].sum(axis=1) // top_k, 1)
     return Windows(
         counts_SLE=counts_SLE,
         tokens_S=tokens_S,
         choices_SL=np.full(counts_SLE.shape[:2], float(top_k)),
-        layer_ids_L=np.array(layer_ids, dtype=np.int64),
-        names_S=tuple(f"window {index}" for index in range(len(counts_SLE))),
+        layer_ids_L=layer_ids_L,
+        names_S=names_S,
         how="made by a test",
+        homes=homes_in(CountSource(trace), counts_SLE.shape[1]),
     )
+
+
+def homes_in(source: Source, layers: int) -> Homes:
+    """All windows and layers of one trace, to be counted by home."""
+    return Homes((source,), tuple(range(source.num_windows)), tuple(range(layers)))
+
+
+@dataclass(frozen=True)
+class HeldTokens:
+    """Every token's choices in memory, in the place of a trace."""
+
+    experts_TLK: NDArray[np.int64]
+    window_T: NDArray[np.int32]
+    experts: int
+
+    @property
+    def num_windows(self) -> int:
+        """Windows that the tokens are in."""
+        return int(self.window_T.max()) + 1
+
+    def count(self, spread: Spread, wanted: Wanted, keep: NDArray[np.int64]) -> list[NDArray[Any]]:
+        """Choices of the wanted experts by home, in some windows."""
+        total = [np.zeros((self.num_windows, len(expert_C), spread.ep), dtype=np.int32) for _, expert_C in wanted]
+        home_T = homes_of(self.window_T, self.num_windows, spread)
+        count_homes(self.experts_TLK, self.window_T, home_T, self.experts, wanted, total)
+        return [counts_SCR[keep] for counts_SCR in total]
 
 
 def routed(experts_TLK: NDArray[np.int64], window_T: NDArray[np.int32], layer_ids: list[int], experts: int) -> Windows:
@@ -184,7 +215,8 @@ def routed(experts_TLK: NDArray[np.int64], window_T: NDArray[np.int32], layer_id
             np.add.at(counts[window, layer], experts_TLK[token, layer], 1)
     made = counted(counts, layer_ids, experts_TLK.shape[2])
     sets = TokenSets(window_T.astype(np.int32), experts_TLK.astype(np.int32))
-    return Windows(**{**made.__dict__, "sets": sets})
+    homes = homes_in(HeldTokens(experts_TLK, window_T, experts), layers)
+    return replace(made, sets=sets, homes=homes)
 
 
 def instance(

@@ -1,6 +1,7 @@
 """Many plans at once: one process for each, on all cores, or on a Dask cluster that is there already.
 
-A job carries everything it needs, so that a worker on another machine opens no file.
+A job carries everything it needs, so that a worker on another machine opens no file; but where the nearest copy serves,
+it counts where tokens start, and needs traces of tokens under the same path.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Solver and checker both call `book`; a plan is right if booking it again gives the same.
 
-Legend: S windows, E experts, P slots, R EP ranks.
+Legend: S windows, E experts, P slots, R EP ranks, L MoE layers.
 """
 
 from __future__ import annotations
@@ -15,41 +15,15 @@ from numpy.typing import NDArray
 from planner.cost.grid import Grid
 from planner.cost.instance import Instance
 from planner.cost.memory import StageMemory, stage_memories
+from planner.cost.served import copies_by_home, rank_tokens
 from planner.cost.step import Cuts, Prediction, SplitCost, breakdown, predict, stage_of_layers
 from planner.cost.term import Term
 from planner.inputs.sourced import BASES
-from planner.plan.placement import Placement, copies_E
+from planner.plan.placement import Placement
 from planner.plan.plan import BasisRecord, ErrorRecord, MemoryRecord, Predicted, TermRecord, WindowRecord
 from planner.trace.statistics import noise_floor
 
 Ints = NDArray[np.int64]
-
-
-def copy_number_P(expert_P: Ints) -> Ints:
-    """For each slot, which copy of its expert it is, counting in slot (hence rank) order; 0 if empty."""
-    order = np.argsort(expert_P, kind="stable")
-    sorted_P = expert_P[order]
-    first = np.searchsorted(sorted_P, sorted_P, side="left")
-    number = np.empty(len(expert_P), dtype=np.int64)
-    number[order] = np.arange(len(expert_P)) - first
-    return np.where(expert_P < 0, 0, number)
-
-
-def slot_tokens(counts_SE: Ints, expert_P: Ints) -> Ints:
-    """Choices that each slot serves in each window [S, P], as recorded.
-
-    Copies share exactly: the i-th choice of an expert in a window goes to copy i mod copies, copies
-    counted in EP-rank order. So counts are integers that `validate` can count again.
-    """
-    copies_P = np.maximum(copies_E(expert_P, counts_SE.shape[1]), 1)[expert_P]
-    served = (counts_SE[:, expert_P] + copies_P - 1 - copy_number_P(expert_P)) // copies_P
-    return np.where(expert_P < 0, 0, served)
-
-
-def rank_tokens(counts_SE: Ints, expert_P: Ints, slots_per_rank: int) -> Ints:
-    """Choices that each EP rank serves in each window [S, R], as recorded, all grid copies together."""
-    served: Ints = slot_tokens(counts_SE, expert_P).reshape(len(counts_SE), -1, slots_per_rank).sum(axis=2)
-    return served
 
 
 def filled_slots_R(cost: SplitCost, layers: range, placement: Placement) -> Ints:
@@ -90,7 +64,7 @@ def book(cost: SplitCost, cuts: Cuts, placement: Placement, prediction: Predicti
         time_to_first_token_s=known.step_s if work.phase == "prefill" else None,
         balancedness=known.balancedness,
         memory_bytes=tuple(memory_G(cost, cuts, placement).tolist()),
-        rank_tokens=_rank_tokens(cost, placement),
+        rank_tokens=_rank_tokens(cost, cuts, placement),
         p95_s=known.p95_s,
         worst_s=known.worst_s,
         stage_s=tuple(known.tau_K.tolist()),
@@ -144,17 +118,19 @@ def _noise_floor(cost: SplitCost) -> float | None:
     return sum(floors) / len(floors)
 
 
-def _rank_tokens(cost: SplitCost, placement: Placement) -> tuple[tuple[int, ...], ...]:
+def _rank_tokens(cost: SplitCost, cuts: Cuts, placement: Placement) -> tuple[tuple[int, ...], ...]:
     """[L, R] over all windows as recorded; zeros where nothing was recorded."""
     windows = cost.instance.windows
     row_of = {} if windows is None else {layer: row for row, layer in enumerate(windows.layer_ids_L.tolist())}
+    by_home_L = copies_by_home(cost, stage_of_layers(cost, cuts), placement)
     rows = []
-    for layer, expert_P in zip(placement.layer_ids, placement.expert_LP, strict=True):
+    for layer, expert_P, by_home in zip(placement.layer_ids, placement.expert_LP, by_home_L, strict=True):
         if windows is None or layer not in row_of:
             rows.append((0,) * cost.split.ep)
             continue
         counts_SE = windows.counts_SLE[:, row_of[layer]]
-        rows.append(tuple(rank_tokens(counts_SE, expert_P, placement.slots_per_rank).sum(axis=0).tolist()))
+        served_SR = rank_tokens(counts_SE, expert_P, placement.slots_per_rank, by_home)
+        rows.append(tuple(served_SR.sum(axis=0).tolist()))
     return tuple(rows)
 
 

@@ -80,6 +80,12 @@ class Grid:
                 groups.append(EpGroup(known[key], index[copy, :, shard]))
         return tuple(groups)
 
+    @property
+    def node_R(self) -> Ints:
+        """Node of each EP rank, as the GPUs of the first copy stand."""
+        nodes: Ints = self.every_group[0].unit_VR[self.topology.file.node_level]
+        return nodes
+
     @cached_property
     def _different(self) -> dict[bytes, EpGroup]:
         machine, gpus = self.topology, np.array(self.gpus)

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from planner.cost.sharing import Sharing
 from planner.inputs.precision import ActivationName
 from planner.measure.clock import Clock
 from planner.measure.compute import (
@@ -42,6 +43,7 @@ from planner.measure.shape import Shape
 from planner.measure.wire_format import ROUNDING, Rows, decode, encode
 from planner.plan.placement import Placement
 from planner.plan.split import Split
+from planner.trace.homes import Spread
 
 Ints = NDArray[np.int64]
 
@@ -81,6 +83,8 @@ class MicroRun:
     groups: Groups
     lane: Lane | None
     placement: Placement
+    sharing: Sharing
+    """How copies of an expert share its tokens."""
     layers: tuple[int, ...]
     """MoE hidden layers of this stage that are replayed."""
     column_of: Mapping[int, int]
@@ -135,9 +139,14 @@ class MicroRun:
     def run_window(self, window: RecordedWindow, found: Found | None) -> float:
         """One step over a window; counts and compares into `found` where given. Returns its seconds."""
         mine, tokens = self._my_tokens(window)
+        home_T = Spread(self.split.ep, self.split.etp).home(np.arange(window.num_tokens))
         slots_LNK = {
             layer: serving_slots(
-                window.ids_TLK[:, self.column_of[layer]], self._expert_P(layer), self.shape.num_experts
+                window.ids_TLK[:, self.column_of[layer]],
+                self._expert_P(layer),
+                self.shape.num_experts,
+                self.sharing,
+                home_T,
             )[mine]
             for layer in self.layers
         }

@@ -15,6 +15,7 @@ import torch
 
 from planner.cost.grid import Grid
 from planner.cost.instance import Instance
+from planner.cost.sharing import Sharing
 from planner.cost.wires import wires_of
 from planner.errors import BadAnswerError
 from planner.inputs.units import format_bytes
@@ -156,6 +157,7 @@ class PlanRun:
             groups=groups,
             lane=lane,
             placement=placement,
+            sharing=Sharing(instance.constants.copy_rule, grid.node_R),
             layers=layers,
             column_of={layer: column for column, layer in enumerate(traced)},
             shape=self.shape,

@@ -1,8 +1,8 @@
 """The recorded routing once more, token by token: what each rank sends where, by the plan's own rule.
 
 Token j of a window starts on GPU j mod (tp * dp) of its stage and stays in that GPU's copy of the
-expert grid. The i-th choice of an expert in a window goes to its copy i mod copies, copies counted in
-EP-rank order. Every rank derives its own part from the trace; nothing is sent around.
+expert grid. Which copy of an expert serves its choice stands in `planner.cost.served`. Every rank
+derives its own part from the trace; nothing is sent around.
 
 Where only counts were recorded, tokens are made that choose exactly as counted, no expert twice.
 
@@ -20,10 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.instance import Instance
+from planner.cost.served import Pools
+from planner.cost.sharing import Sharing
 from planner.inputs.workload import Phase
-from planner.plan.placement import copies_E
 from planner.plan.split import Split
 from planner.trace.batches import MAX_WINDOWS, MIN_WINDOWS, window_of_token
+from planner.trace.dealing import dealt, dealt_tokens
 from planner.trace.native import read_trace
 from planner.trace.trace import CountTrace, TokenTrace, Trace
 
@@ -124,15 +126,14 @@ def stated_weights(ids_TLK: NDArray[Any]) -> Floats:
 
 
 def _of_counts(counts_LE: Ints, top_k: int) -> RecordedWindow:
-    """Tokens that choose as counted: the choices in order of expert are dealt to the tokens like cards."""
-    tokens = int(max((-(-counts_E.sum() // top_k) for counts_E in counts_LE), default=1))
-    tokens = max(tokens, int(counts_LE.max()))  # no token chooses an expert twice
+    """Tokens that choose as counted (`planner.trace.dealing`)."""
+    tokens = dealt_tokens(counts_LE, top_k)
     width = max(top_k, -(-int(counts_LE.sum(axis=1).max()) // tokens))
     ids_LTK = np.full((len(counts_LE), tokens, width), -1, dtype=np.int32)
     for row, counts_E in enumerate(counts_LE):
         chosen = np.repeat(np.arange(len(counts_E), dtype=np.int32), counts_E)
-        position = np.arange(len(chosen))
-        ids_LTK[row, position % tokens, position // tokens] = chosen
+        round_N, token_N = dealt(np.arange(len(chosen)), tokens)
+        ids_LTK[row, token_N, round_N] = chosen
     ids_TLK = ids_LTK.transpose(1, 0, 2)
     return RecordedWindow(ids_TLK, stated_weights(ids_TLK))
 
@@ -144,33 +145,25 @@ def even_window(num_layers: int, num_experts: int, top_k: int, tokens: int) -> R
     return RecordedWindow(ids_TLK.astype(np.int32), stated_weights(ids_TLK))
 
 
-def serving_slots(ids_TK: NDArray[Any], expert_P: Ints, num_experts: int) -> Ints:
+def serving_slots(
+    ids_TK: NDArray[Any],
+    expert_P: Ints,
+    num_experts: int,
+    sharing: Sharing | None = None,
+    home_T: Ints | None = None,
+) -> Ints:
     """The slot that serves each choice of a window [T, K]; -1 where there is no expert.
 
     Args:
         ids_TK: choices of one layer, tokens in order of the window.
         expert_P: logical expert in each slot.
         num_experts: E.
+        sharing: how copies share tokens; default: evenly.
+        home_T: EP rank on which each token starts; only where the nearest copy serves.
     """
+    assert home_T is not None or sharing is None or sharing.rule == "even", "nearest to what?"
+    tokens, choices = np.shape(ids_TK)
+    homes = np.zeros(tokens, dtype=np.int64) if home_T is None else home_T
+    pools = Pools.of(expert_P, num_experts, sharing)
     flat = np.asarray(ids_TK).reshape(-1).astype(np.int64)
-    order = np.argsort(flat, kind="stable")
-    sorted_ids = flat[order]
-    number = np.empty(len(flat), dtype=np.int64)  # which choice of its expert each one is
-    number[order] = np.arange(len(flat)) - np.searchsorted(sorted_ids, sorted_ids, side="left")
-    copies = copies_E(expert_P, num_experts)
-    slot_EC = slots_by_copy(expert_P, num_experts)
-    expert = np.maximum(flat, 0)
-    slots = slot_EC[expert, number % np.maximum(copies[expert], 1)]
-    return np.where(flat < 0, -1, slots).reshape(np.shape(ids_TK))
-
-
-def slots_by_copy(expert_P: Ints, num_experts: int) -> Ints:
-    """Slot of each copy of each expert, in EP-rank order [E, most copies]; -1 beyond its copies."""
-    copies = copies_E(expert_P, num_experts)
-    slot_EC = np.full((num_experts, max(1, int(copies.max()))), -1, dtype=np.int64)
-    filled = np.flatnonzero(expert_P >= 0)
-    order = filled[np.argsort(expert_P[filled], kind="stable")]
-    first_E = np.cumsum(copies) - copies
-    experts = expert_P[order]
-    slot_EC[experts, np.arange(len(order)) - first_E[experts]] = order
-    return slot_EC
+    return pools.slots(flat, np.repeat(homes, choices)).reshape(tokens, choices)

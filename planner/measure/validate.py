@@ -39,6 +39,7 @@ from planner.plan.decision import cuts_of, placement_of
 from planner.plan.placement import Placement
 from planner.plan.plan import Plan
 from planner.plan.plan_file import read_plan
+from planner.trace.homes import Spread
 
 Ints = NDArray[np.int64]
 
@@ -271,11 +272,15 @@ def predicted_copies(ready: Prepared) -> Ints:
     stage_of = stage_of_layers(cost, cuts_of(plan))
     own = tuple(ready.job.plan_path.parent / record.path for record in plan.inputs.traces)
     paths = own if ready.job.traces is None else ready.job.traces
+    spread = Spread(cost.split.ep, cost.split.etp)
     for window in replayed(paths, instance, cost.split, emulates=ready.job.emulates):
+        home_T = spread.home(np.arange(window.num_tokens))
         for row, layer in enumerate(ready.layers):
             stage = stage_of[layer]
             expert_P = placement.expert_LP[placement.layer_ids.index(layer)]
-            slot_TK = serving_slots(window.ids_TLK[:, row], expert_P, instance.model.moe.num_experts)
+            slot_TK = serving_slots(
+                window.ids_TLK[:, row], expert_P, instance.model.moe.num_experts, stage.moe.sharing, home_T
+            )
             sent_GV = sent_copies_GV(slot_TK, placement.slots_per_rank, stage.grid, dedup)
             total[row, list(stage.grid.gpus)] += sent_GV
     return total

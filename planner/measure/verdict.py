@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.step import Cuts, SplitCost, combine_stages
+from planner.cost.served import all_by_home
+from planner.cost.step import Cuts, SplitCost, combine_stages, stage_of_layers
 from planner.measure.compute import is_native
 from planner.measure.counts import count_findings
 from planner.measure.document import CountsRecord, LevelRecord, OutputsRecord, PlacementRun, TermRecord, Verdict
@@ -69,7 +71,8 @@ def judge_counts(found: Evidence) -> CountsRecord:
         note = "the plan was made without a trace, so it books no counts"
         return CountsRecord(judged="not judged", layers=len(found.layers), choices=choices, findings=(note,))
     booked_LR = np.array(found.plan.predicted.rank_tokens, dtype=np.int64)
-    findings = count_findings(placement, booked_LR, served_LP, windows.counts_SLE, found.layers)
+    by_home = partial(all_by_home, found.cost, stage_of_layers(found.cost, found.cuts))
+    findings = count_findings(placement, booked_LR, served_LP, windows.counts_SLE, found.layers, by_home)
     return CountsRecord(
         judged="fail" if findings else "pass",
         layers=len(found.layers),

@@ -39,7 +39,7 @@ def counts_of(ids_TLK: NDArray[Any], part_T: NDArray[Any], num_parts: int, num_e
     layers = ids_TLK.shape[1]
     columns = num_experts + 1  # the last one takes what is no expert
     counts = np.zeros((layers, num_parts * columns), dtype=np.int64)
-    for begin, end in _slices(ids_TLK):
+    for begin, end in slices_of(ids_TLK):
         ids_LKT = by_layer(ids_TLK[begin:end])
         base_T = part_T[begin:end].astype(np.int64) * columns
         for layer in range(layers):
@@ -56,7 +56,7 @@ def pairs_of(ids_TLK: NDArray[Any], num_experts: int) -> Ints:
     _, layers, choices = ids_TLK.shape
     columns = num_experts + 1
     pairs = np.zeros((layers, columns * columns), dtype=np.int64)
-    for begin, end in _slices(ids_TLK):
+    for begin, end in slices_of(ids_TLK):
         ids_LKT = by_layer(ids_TLK[begin:end])
         for layer in range(layers):
             ids_KT = ids_LKT[layer].astype(np.int64)
@@ -76,7 +76,8 @@ def by_layer(ids_TLK: NDArray[Any]) -> NDArray[Any]:
     return turned
 
 
-def _slices(ids_TLK: NDArray[Any]) -> Iterator[tuple[int, int]]:
+def slices_of(ids_TLK: NDArray[Any]) -> Iterator[tuple[int, int]]:
+    """Slices of a block that are turned over at a time."""
     tokens = len(ids_TLK)
     step = max(1, _SLICE_CHOICES * tokens // max(1, ids_TLK.size))
     return ((begin, min(begin + step, tokens)) for begin in range(0, tokens, step))
@@ -107,14 +108,14 @@ def count_by(trace: TokenTrace, part_T: NDArray[Any], num_parts: int) -> Ints:
         InputError: expert ids are out of range or repeated, all told at once; or the file cannot be read.
     """
     shape = (num_parts, len(trace.layer_ids_L), trace.num_experts)
-    ranges = [_Range(trace, begin, end, part_T[begin:end], num_parts) for begin, end in _ranges(trace)]
+    ranges = [_Range(trace, begin, end, part_T[begin:end], num_parts) for begin, end in ranges_of(trace)]
     return _total(trace, shape, ranges)
 
 
 def co_activation_counts(trace: TokenTrace) -> Ints:
     """How often two experts are chosen by the same token, over all tokens: [L, E, E]."""
     shape = (len(trace.layer_ids_L), trace.num_experts, trace.num_experts)
-    ranges = [_Range(trace, begin, end, None, 0) for begin, end in _ranges(trace)]
+    ranges = [_Range(trace, begin, end, None, 0) for begin, end in ranges_of(trace)]
     return _total(trace, shape, ranges)
 
 
@@ -132,7 +133,7 @@ def _total(trace: TokenTrace, shape: tuple[int, int, int], ranges: Sequence[_Ran
     return total
 
 
-def _ranges(trace: TokenTrace) -> Sequence[tuple[int, int]]:
+def ranges_of(trace: TokenTrace) -> Sequence[tuple[int, int]]:
     """Ranges of tokens to count on their own; one where the file must be read from its start."""
     choices = len(trace.layer_ids_L) * trace.top_k
     step = max(1, _RANGE_CHOICES // choices) if trace.seekable else trace.num_tokens
@@ -144,7 +145,7 @@ def _counted(part: _Range) -> Ints:
     shape = (part.num_parts, len(trace.layer_ids_L), trace.num_experts)
     total = np.zeros(shape if part.part_T is not None else (*shape[1:], trace.num_experts), dtype=np.int64)
     for start, ids in trace.blocks(part.begin, part.end):
-        if not part.is_sound and not all(looks_sound(ids[a:b], trace.num_experts) for a, b in _slices(ids)):
+        if not part.is_sound and not all(looks_sound(ids[a:b], trace.num_experts) for a, b in slices_of(ids)):
             raise _ImpossibleChoicesError
         if part.part_T is None:
             total += pairs_of(ids, trace.num_experts)

@@ -19,7 +19,7 @@ Legend: T tokens, S windows, L traced layers, E experts, K choices, N sampled to
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -30,6 +30,7 @@ from planner.inputs.units import format_number_of
 from planner.inputs.workload import Phase
 from planner.trace.aggregate import count_by
 from planner.trace.batches import MAX_WINDOWS, MIN_WINDOWS, window_of_token
+from planner.trace.homes import CountSource, Homes, Source, TokenSource
 from planner.trace.trace import CountTrace, Ints, TokenTrace, Trace
 
 _BLOCK: Final = 1 << 18
@@ -64,6 +65,8 @@ class Windows:
     how: str
     """One sentence for the report: how the windows were made."""
     sets: TokenSets | None = None
+    homes: Homes | None = field(default=None, repr=False, compare=False)
+    """Counts the same choices by the rank that their tokens start on; None where windows were joined."""
 
     @property
     def num_windows(self) -> int:
@@ -119,7 +122,12 @@ def _of_counts(trace: CountTrace) -> Windows:
     tokens_S = np.maximum(trace.counts_SLE[:, 0].sum(axis=1) // trace.top_k, 1)
     choices_SL = np.full(trace.counts_SLE.shape[:2], float(trace.top_k))
     how = f"{format_number_of(len(tokens_S), 'window')} as counted"
-    return Windows(trace.counts_SLE, tokens_S, choices_SL, trace.layer_ids_L, trace.names_S, how)
+    homes = _homes(CountSource(trace), trace)
+    return Windows(trace.counts_SLE, tokens_S, choices_SL, trace.layer_ids_L, trace.names_S, how, None, homes)
+
+
+def _homes(source: Source, trace: Trace) -> Homes:
+    return Homes((source,), tuple(range(source.num_windows)), tuple(range(len(trace.layer_ids_L))))
 
 
 def _of_tokens(trace: TokenTrace, phase: Phase, step_tokens: int, most: int, sample: int) -> Windows:
@@ -132,7 +140,8 @@ def _of_tokens(trace: TokenTrace, phase: Phase, step_tokens: int, most: int, sam
     names = tuple(f"window {index}" for index in range(num_windows))
     choices_SL = counts_SLE.sum(axis=2) / tokens_S[:, None]
     sets = _sample(trace, window_T, tokens_S, sample)
-    return Windows(counts_SLE, tokens_S, choices_SL, trace.layer_ids_L, names, how, sets)
+    homes = _homes(TokenSource(trace, phase, step_tokens, most, num_windows), trace)
+    return Windows(counts_SLE, tokens_S, choices_SL, trace.layer_ids_L, names, how, sets, homes)
 
 
 def _not_too_many(trace: TokenTrace, num_windows: int) -> None:
@@ -194,6 +203,7 @@ def _joined(parts: list[Windows], traces: Sequence[Trace]) -> Windows:
             sets_experts.append(part.sets.experts_NLK)
         first += part.num_windows
     complete = len(sets_window) == len(parts)
+    sources = tuple(source for part in parts if part.homes is not None for source in part.homes.sources)
     return Windows(
         counts_SLE=np.concatenate([part.counts_SLE for part in parts]),
         tokens_S=np.concatenate([part.tokens_S for part in parts]),
@@ -202,6 +212,7 @@ def _joined(parts: list[Windows], traces: Sequence[Trace]) -> Windows:
         names_S=tuple(names),
         how="; ".join(f"{trace.path.name}: {part.how}" for part, trace in zip(parts, traces, strict=True)),
         sets=TokenSets(np.concatenate(sets_window), np.concatenate(sets_experts)) if complete else None,
+        homes=Homes(sources, tuple(range(first)), tuple(range(len(parts[0].layer_ids_L)))),
     )
 
 
@@ -222,13 +233,15 @@ def subset(windows: Windows, keep: Sequence[int]) -> Windows:
         tuple(windows.names_S[index] for index in keep),
         windows.how,
         sets,
+        windows.homes and windows.homes.of_windows(keep),
     )
 
 
 def of_steps(windows: Windows, step_tokens: int) -> Windows:
     """Neighbouring windows joined until each holds a step's tokens; as they stand where most hold half of them.
 
-    In shorter windows chance alone makes ranks unequal, which a step of that size would not see.
+    In shorter windows chance alone makes ranks unequal, which a step of that size would not see. No homes: such windows
+    are judged, never replayed, and tokens of several traces have no number in common.
     """
     count = max(1, int(windows.tokens_S.sum()) // step_tokens)
     if 2 * np.median(windows.tokens_S) >= step_tokens:
@@ -244,7 +257,8 @@ def of_steps(windows: Windows, step_tokens: int) -> Windows:
         sets = TokenSets(number_S[sets.window_N].astype(np.int32), sets.experts_NLK)
     choices_SL = np.add.reduceat(windows.choices_SL * windows.tokens_S[:, None], starts) / tokens_S[:, None]
     names = tuple(windows.names_S[start] for start in starts.tolist())
-    return replace(windows, counts_SLE=counts_SLE, tokens_S=tokens_S, choices_SL=choices_SL, names_S=names, sets=sets)
+    made = replace(windows, counts_SLE=counts_SLE, tokens_S=tokens_S, choices_SL=choices_SL, names_S=names)
+    return replace(made, sets=sets, homes=None)
 
 
 def of_layers(windows: Windows, rows: Sequence[int]) -> Windows:
@@ -257,4 +271,5 @@ def of_layers(windows: Windows, rows: Sequence[int]) -> Windows:
         choices_SL=windows.choices_SL[:, keep],
         layer_ids_L=windows.layer_ids_L[keep],
         sets=sets,
+        homes=windows.homes and windows.homes.of_layers(keep),
     )

@@ -28,6 +28,13 @@ def four_rank_plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def nearest_plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same where the nearest copy serves; not to be changed."""
+    solve = "{redundant_experts: 4, split: {ep: 4, tp: 1, pp: 1}}"
+    return small_plan(tmp_path_factory.mktemp("nearest"), topology=two_nodes(2), solve=solve, copies="nearest")
+
+
+@pytest.fixture(scope="session")
 def tiny_plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The plan of examples/tiny-moe; not to be changed."""
     return solved(example("tiny-moe", tmp_path_factory.mktemp("tiny")))

@@ -26,6 +26,7 @@ def small_plan(
     topology: str,
     solve: str,
     dedup: str = "expert",
+    copies: str = "even",
     layers: int = 2,
     experts: int = 8,
     tokens: int = 200,
@@ -41,7 +42,7 @@ def small_plan(
     (folder / "topology.yaml").write_text(f"schema: ep-plan/topology/1\n{topology}")
     (folder / "deployment.yaml").write_text(
         "schema: ep-plan/deployment/1\nmodel: config.json\ntopology: topology.yaml\ntraces: [trace.npz]\n"
-        f"communication: {{kernel: all-to-all, dedup: {dedup}}}\n"
+        f"communication: {{kernel: all-to-all, dedup: {dedup}, copies: {copies}}}\n"
         "workload: {phase: decode, tokens_per_gpu: 16, context_length: 64}\n"
         f"solve: {solve}\n"
     )

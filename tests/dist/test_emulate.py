@@ -112,8 +112,61 @@ def test_copies_that_enter_a_node_once(tmp_path: Path, fabric: str) -> None:
         assert counted["rail"] > 0
 
 
-def test_tampered_plans_fail_with_layer_and_experts(four_rank_plan: Path, tmp_path: Path) -> None:
-    data = json.loads(four_rank_plan.read_text())
+NEAREST: dict[str, dict[str, Any]] = {
+    "ep": {"topology": two_nodes(2), "solve": "{redundant_experts: 4, split: {ep: 4, tp: 1, pp: 1}}"},
+    "etp": {"topology": two_nodes(4), "solve": "{redundant_experts: 4, split: {ep: 4, tp: 2, pp: 1, etp: 2}}"},
+    "edp": {"topology": two_nodes(4), "solve": "{redundant_experts: 2, split: {ep: 4, tp: 1, pp: 1, edp: 2}}"},
+    "node": {
+        "topology": two_nodes(3),
+        "solve": "{redundant_experts: 4, split: {ep: 6, tp: 1, pp: 1}}",
+        "dedup": "node",
+    },
+    "pipeline": {
+        "topology": two_nodes(4),
+        "solve": "{redundant_experts: 4, split: {tp: 2, pp: 2, ep: 4}}",
+        "dedup": "gpu",
+        "layers": 3,
+    },
+}
+
+
+@pytest.mark.parametrize("name", NEAREST)
+def test_the_nearest_copy_serves_as_booked(tmp_path: Path, name: str) -> None:
+    plan = small_plan(tmp_path / "plan", **NEAREST[name], copies="nearest")
+    assert plan_of(plan).placement.copy_rule == "nearest"
+    result, document = emulated(plan, tmp_path)
+    assert document["counts"]["judged"] == "pass", result.out
+    booked = plan_of(plan).predicted.rank_tokens
+    assert document["counts"]["choices"] == sum(map(sum, booked))
+    assert document["outputs"]["judged"] == "pass"
+    assert all(level["counted"] == level["predicted"] for level in document["levels"])
+
+
+def test_tiny_moe_where_the_nearest_copy_serves(tmp_path: Path) -> None:
+    deployment = example("tiny-moe", tmp_path)
+    deployment.write_text(deployment.read_text() + "communication: {copies: nearest}\n")
+    plan = solved(deployment)
+    assert plan_of(plan).placement.redundant_experts == 8
+    result, document = emulated(plan, tmp_path)
+    assert_all_agree(plan, result, document)
+
+
+def test_copies_that_share_otherwise_than_booked(nearest_plan: Path, tmp_path: Path) -> None:
+    data = json.loads(nearest_plan.read_text())
+    data["placement"]["copy_rule"] = data["inputs"]["cost"]["copy_rule"] = "even"
+    for trace in data["inputs"]["traces"]:
+        trace["path"] = str(nearest_plan.parent / trace["path"])
+    (tmp_path / "plan.json").write_text(json.dumps(data))
+    result, document = emulated(tmp_path / "plan.json", tmp_path)
+    assert result.code == 6
+    assert document["counts"]["judged"] == "fail"
+    assert document["outputs"]["judged"] == "pass"
+
+
+@pytest.mark.parametrize("name", ["four_rank_plan", "nearest_plan"])
+def test_tampered_plans_fail_with_layer_and_experts(request: pytest.FixtureRequest, name: str, tmp_path: Path) -> None:
+    right: Path = request.getfixturevalue(name)
+    data = json.loads(right.read_text())
     slots, placed = data["placement"]["slots_per_rank"], data["placement"]["physical_to_logical"]
     booked = data["predicted"]["rank_tokens"]
     # layer 0: two experts of one copy each swapped; layer 1: one copy taken away
@@ -125,7 +178,7 @@ def test_tampered_plans_fail_with_layer_and_experts(four_rank_plan: Path, tmp_pa
     copied = next(expert for expert in placed[1] if placed[1].count(expert) > 1)
     placed[1][placed[1].index(copied)] = -1
     for trace in data["inputs"]["traces"]:
-        trace["path"] = str(four_rank_plan.parent / trace["path"])
+        trace["path"] = str(right.parent / trace["path"])
     (tmp_path / "plan.json").write_text(json.dumps(data))
     result, document = emulated(tmp_path / "plan.json", tmp_path)
     assert result.code == 6

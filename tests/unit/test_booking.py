@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.cost.booking import book, copy_number_P, rank_tokens, slot_tokens
+from planner.cost.booking import book
+from planner.cost.served import rank_tokens, slot_tokens
 from planner.cost.step import split_cost
 from planner.plan.placement import Placement
 from planner.plan.split import Split
@@ -37,10 +38,6 @@ def test_copies_share_choice_by_choice(seed: int) -> None:
     by_rank = [[sum(row[start : start + width]) for start in range(0, len(row), width)] for row in plain]
     assert rank_tokens(counts_SE, expert_P, width).tolist() == by_rank
     assert rank_tokens(counts_SE, expert_P, width).sum() == counts_SE.sum()
-
-
-def test_copies_are_numbered_in_order_of_rank() -> None:
-    assert copy_number_P(np.array([2, 0, -1, 2, 1, -1, 0, 2])).tolist() == [0, 0, 0, 1, 0, 0, 1, 2]
 
 
 def test_the_booked_step_adds_up() -> None:

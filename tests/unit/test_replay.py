@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from planner.cost.booking import rank_tokens, slot_tokens
-from planner.measure.replay import even_window, recorded_windows, serving_slots, slots_by_copy
+from planner.cost.served import rank_tokens, slot_tokens
+from planner.measure.replay import even_window, recorded_windows, serving_slots
 from planner.trace.native import read_trace
 from planner.trace.windows import cut
 from tests.building import random_placement, uneven_slots
@@ -87,7 +87,6 @@ def test_the_choices_of_an_expert_go_round_its_copies_in_order() -> None:
     expert_P = np.array([0, 1, 0, 2, 0, -1])  # expert 0 on ranks 0, 1, 2
     ids = np.array([[0, 1], [0, 2], [0, -1], [2, 0], [0, 1]])
     assert serving_slots(ids, expert_P, 3).tolist() == [[0, 1], [2, 3], [4, -1], [3, 0], [2, 1]]
-    assert slots_by_copy(expert_P, 3).tolist() == [[0, 2, 4], [1, -1, -1], [3, -1, -1]]
 
 
 def test_a_window_cycled_to_more_tokens_repeats_itself() -> None:
