@@ -122,7 +122,7 @@ def no_exchange(grid: Grid, dedup: Dedup) -> Exchange:
     return Exchange(
         dedup=dedup,
         num_ranks=grid.split.ep,
-        node_R=_node_R(grid),
+        node_R=grid.node_R,
         partitions=(),
         blocks=(),
         row_s_R=np.zeros(grid.split.ep),
@@ -151,7 +151,7 @@ def exchange_of(grid: Grid, dedup: Dedup, reach: Reach, copy_rule: CopyRule = "e
     return Exchange(
         dedup=dedup,
         num_ranks=grid.split.ep,
-        node_R=_node_R(grid),
+        node_R=grid.node_R,
         partitions=tuple(partitions.values()),
         blocks=tuple(blocks),
         sends=tuple(every) if by_pair else (),
@@ -235,11 +235,6 @@ def _latency_s(grid: Grid, ports: Ports) -> float:
         slow = [pair.latency_s for pair in ports.slow_pairs if inside >= set(pair.ends)]
         slowest = max([slowest, *slow])
     return slowest
-
-
-def _node_R(grid: Grid) -> Ints:
-    nodes: Ints = grid.every_group[0].unit_VR[grid.topology.file.node_level]
-    return nodes
 
 
 def _alike(grid: Grid, ports: Ports) -> bool:
