@@ -15,6 +15,7 @@ from planner.check import refuse_broken
 from planner.cost.instance import Instance
 from planner.inputs.model import Model
 from planner.inputs.topology import Topology
+from planner.inputs.workload import CopyRule
 from planner.plan.decision import placement_of, split_of
 from planner.plan.placement import Placement
 from planner.plan.plan import Plan
@@ -38,6 +39,8 @@ class Layout:
     redundant_experts: int
     kernel: str = ""
     """Communication kernel of dispatch and combine."""
+    copy_rule: CopyRule = "even"
+    """How copies of an expert share its tokens in the plan."""
     for_checkpoint: bool = False
     """Whether the placement is meant for a permuted checkpoint, where linear layout realises it."""
 
@@ -99,5 +102,6 @@ def layout_of(plan: Plan, file: Path) -> Layout:
         placement=placement_of(plan),
         redundant_experts=plan.placement.redundant_experts,
         kernel=inputs.cost.communication.kernel,
+        copy_rule=inputs.cost.copy_rule,
         for_checkpoint=plan.inputs.target == "checkpoint",
     )

@@ -111,10 +111,12 @@ def _notes(layout: Layout, name: str, kind: Format) -> list[str]:
     """What to know before the file is used."""
     notes = [kind.needs] if kind.needs else []
     if layout.redundant_experts and name == "sglang":
-        notes.append(
-            "SGLang serves a token by a copy on its own GPU, else on its own node, before it spreads evenly, as the "
-            "plan assumes; without an all-to-all backend use a version with sgl-project/sglang#32962"
-        )
+        if layout.copy_rule == "even":
+            notes.append(
+                "with an all-to-all backend SGLang serves a token by a copy on its own GPU, else on its own node; the "
+                "plan takes copies to share evenly: communication: {copies: nearest} plans for that"
+            )
+        notes.append("without an all-to-all backend use a version with sgl-project/sglang#32962")
     if name == "tensorrt-llm":
         notes.append("some versions make the balancer for DeepseekV3, Mixtral, Llama4, Qwen2Moe and Qwen3Moe only")
     if layout.split.pp > 1 and name in ("sglang", "tensorrt-llm"):
