@@ -140,7 +140,9 @@ class SetVisits:
         """Probability that a token's other choices all miss a unit."""
         every = np.arange(len(self.experts_NK))
         self.weight_SEX = np.empty((self.num_windows, self.num_experts, self.num_units))
-        self.missed_NX = np.empty((len(every), self.num_units))
+        self.missed_XN = np.empty((self.num_units, len(every)))
+        self.missed_SX = np.empty((self.num_windows, self.num_units))
+        """Tokens that miss a unit."""
         for unit in range(self.num_units):
             self._refresh(every, unit)
             self.weight_SEX[:, :, unit] = self._by_expert(self.cell_NK, self.others_NKX[:, :, unit])
@@ -160,14 +162,12 @@ class SetVisits:
         after_NK = np.ones_like(missed_NK)
         after_NK[:, :-1] = np.cumprod(missed_NK[:, :0:-1], axis=1)[:, ::-1]
         self.others_NKX[tokens, :, unit] = before_NK * after_NK
-        self.missed_NX[tokens, unit] = before_NK[:, -1] * missed_NK[:, -1]
+        self.missed_XN[unit, tokens] = before_NK[:, -1] * missed_NK[:, -1]
+        self.missed_SX[:, unit] = np.bincount(self.window_N, self.missed_XN[unit], minlength=self.num_windows)
 
     def visits_SX(self) -> Floats:
         """Visits as a part of all tokens."""
-        missed_SX = [
-            np.bincount(self.window_N, weights=missed_N, minlength=self.num_windows) for missed_N in self.missed_NX.T
-        ]
-        return np.asarray(1.0 - np.stack(missed_SX, axis=1) / self.tokens_S[:, None])
+        return np.asarray(1.0 - self.missed_SX / self.tokens_S[:, None])
 
     def changes(self, swap: Swap) -> tuple[Floats, Floats]:
         """Change of visits [S, Q, P], as a part of all tokens, at the rank's unit and at the partner's."""
