@@ -55,6 +55,25 @@ class Held:
             bad_P |= node_R[self.rank_P] != node_R[rank]
         return np.asarray(bad_P[None, :] | self.member_ER[self.of_rank[rank]][:, self.rank_P])
 
+    def arcs(self) -> Bools:
+        """Whether the expert of one place may take another place [P, P], whose expert goes elsewhere."""
+        ok_PP = (self.rank_P[:, None] != self.rank_P) & ~self.member_ER[self.expert_P][:, self.rank_P]
+        if self.problem.group_E is not None:
+            node_P = self.problem.node_R[self.rank_P]
+            ok_PP &= node_P[:, None] == node_P
+        return np.asarray(ok_PP)
+
+    def rotate(self, places: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Let the expert of each place take the next one, the last one's the first; the experts, and the ranks."""
+        slots = [self.at(place) for place in places]
+        experts = [self.of_rank[rank][slot] for rank, slot in slots]
+        ranks = [rank for rank, _ in slots]
+        self.member_ER[experts, ranks] = False
+        for place, (rank, slot), expert in zip(places, slots, [experts[-1], *experts[:-1]], strict=True):
+            self.of_rank[rank][slot] = self.expert_P[place] = expert
+            self.member_ER[expert, rank] = True
+        return experts, ranks
+
     def at(self, place: int) -> tuple[int, int]:
         """Rank and slot of a place."""
         rank = int(self.rank_P[place])

@@ -8,11 +8,13 @@ between the two to tune: links and kernels say what each costs.
 As in `smooth.py` a smooth objective goes first, in which all ranks and ports pull: power means in
 place of the two maxima, of a low power (far-sighted), then a higher; at last the maxima themselves.
 
-Legend: S windows, R ranks, P slots (filled), Q slots of one rank, U ports, uplinks or pairs.
+Legend: S windows, E experts, R ranks, P slots (filled), Q slots of one rank, X ranks or domains visited, U ports,
+uplinks or pairs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -28,9 +30,13 @@ from planner.solve.weights import weight_table
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Loads = list[tuple[Ints, Floats]]
+Visits = list[tuple[Floats, NDArray[Any]]]
 
-POWERS: Final = (4, 8)
-_LIMIT: Final = 5e8
+FAR_SIGHTED: Final = 4
+SHARPER: Final = 8
+"""Powers of the means that stand for the maxima, one after the other."""
+LIMIT: Final = 5e8
 """Windows x swaps x units looked at in one layer, some seconds of work."""
 _IDLE: Final = 0.6
 """Ports that are less busy than this part of the busiest in every window are left out."""
@@ -51,7 +57,7 @@ class JointSearch:
         self.slow_R = problem.busy_R / problem.busy_R[problem.moe.class_R == 0].mean()
         base_C, slot_C = np.array([(k.base_s, k.per_expert_s) for k in problem.moe.kernels_C]).T
         self.base_R = base_C[problem.moe.class_R] + slot_C[problem.moe.class_R] * problem.slots_R
-        self._visits, self._table_XU = self._traffic()
+        self.visits, self._table_XU = self._traffic()
         self._busy = self._busy_units()
 
     def _traffic(self) -> tuple[list[SetVisits | ShareVisits], Floats]:
@@ -67,7 +73,7 @@ class JointSearch:
         while True:
             self._descend(power)
             busy_U = self._busy | self._busy_units()
-            if (busy_U == self._busy).all() or self.evaluations >= _LIMIT:
+            if (busy_U == self._busy).all() or self.evaluations >= LIMIT:
                 return
             self._busy = busy_U  # ports that were idle before the swaps
 
@@ -79,7 +85,7 @@ class JointSearch:
     def _descend(self, power: int | None) -> None:
         unit_SE = self.held.unit_weights(self.weight_kSE)
         now, rank, idle = self.seconds(power), 0, 0
-        while idle < len(self.slow_R) and self.evaluations < _LIMIT:
+        while idle < len(self.slow_R) and self.evaluations < LIMIT:
             found = self._best_swap(rank, unit_SE, power)
             if found is not None and found[0] < now * (1 - _TINY):
                 slot, (other, partner) = found[1], self.held.at(found[2])
@@ -93,18 +99,25 @@ class JointSearch:
 
     def _exchange(self, rank: int, slot: int, other: int, partner: int) -> None:
         """Let two experts change places; once more, and all is as it was."""
-        first, second = self.held.exchange(rank, slot, other, partner)
-        for visits in self._visits:
-            visits.swapped(first, second, rank, other)
+        experts = self.held.exchange(rank, slot, other, partner)
+        for visits in self.visits:
+            visits.moved(experts, (rank, other))
+
+    def turn(self, places: Sequence[int]) -> None:
+        """Let the expert of each place take the next one; turned in reverse, and all is as it was."""
+        experts, ranks = self.held.rotate(places)
+        for visits in self.visits:
+            visits.moved(experts, ranks)
 
     # --- seconds ----------------------------------------------------------------------------------
 
-    def _load(self, unit_SE: Floats, rank: int) -> Floats:
-        """Expert seconds of one rank [S]."""
-        return np.asarray(self.held.load(unit_SE, rank) * self.slow_R[rank] + self.base_R[rank])
+    def loads(self, unit_SE: Floats) -> Floats:
+        """Expert seconds of each rank [S, R]."""
+        load_SR = np.stack([self.held.load(unit_SE, rank) for rank in range(len(self.slow_R))], axis=1)
+        return np.asarray(load_SR * self.slow_R + self.base_R)
 
     def _visits_SX(self) -> Floats:
-        return np.concatenate([visits.visits_SX() for visits in self._visits], axis=1)
+        return np.concatenate([visits.visits_SX() for visits in self.visits], axis=1)
 
     def _units(self) -> Floats:
         """Seconds per byte on each busy unit [S, U]."""
@@ -113,8 +126,18 @@ class JointSearch:
     def seconds(self, power: int | None) -> float:
         """The objective: mean over windows, with power means in place of maxima (None: maxima)."""
         unit_SE = self.held.unit_weights(self.weight_kSE)
-        load_SR = np.stack([self._load(unit_SE, rank) for rank in range(len(self.slow_R))], axis=1)
-        return float(self._total(peak(load_SR, power), peak(self._units(), power)).mean())
+        return float(self._total(peak(self.loads(unit_SE), power), peak(self._units(), power)).mean())
+
+    def after(self, load_SR: Floats, loads: Loads, visits: Visits, power: int | None) -> Floats:
+        """The objective [Q, P] after each of so many changes.
+
+        Args:
+            load_SR: expert seconds before.
+            loads: expert seconds of the ranks that change: these ranks, and their seconds [S, Q, P] after.
+            visits: changes of visits [S, Q, P], and what a visit costs the busy units there.
+            power: as in `seconds`.
+        """
+        return np.asarray(self._total(_experts(load_SR, loads, power), self._per_byte(visits, power)).mean(axis=0))
 
     def _total(self, expert: Floats, per_byte: Floats) -> Floats:
         return self.held.problem.moe.times(expert, per_byte).total_S
@@ -126,29 +149,37 @@ class JointSearch:
         bad_QP = held.forbidden(rank)
         if bad_QP.all():
             return None
-        load_SR = np.stack([self._load(unit_SE, r) for r in range(len(self.slow_R))], axis=1)
-        total = self._total(self._experts(swap, load_SR, unit_SE, power), self._per_byte(swap, bad_QP, power))
-        seconds_QP = total.mean(axis=0)
+        load_SR = self.loads(unit_SE)
+        seconds_QP = self.after(load_SR, self._swapped(swap, load_SR, unit_SE), self._travels(swap, bad_QP), power)
+        self.evaluations += len(load_SR) * bad_QP.size * int(self._busy.sum())
         seconds_QP[bad_QP] = np.inf
         best = int(np.argmin(seconds_QP))
         slot, partner = divmod(best, len(held.expert_P))
         return float(seconds_QP.flat[best]), slot, partner
 
-    def _per_byte(self, swap: Swap, bad_QP: NDArray[np.bool_], power: int | None) -> Floats:
-        """Peak of the units' seconds per byte [S, Q, P] after each swap, in single precision."""
+    def tables(self) -> list[Floats]:
+        """What a visit costs the busy units [X, U], for each kind of unit visited."""
+        ends = np.cumsum([int(visits.unit_R.max()) + 1 for visits in self.visits])
+        return np.split(self._table_XU[:, self._busy].astype(np.float32), ends[:-1])
+
+    def _travels(self, swap: Swap, bad_QP: NDArray[np.bool_]) -> Visits:
+        """What each swap changes in the visits."""
+        changes: Visits = []
+        for visits, table_XU in zip(self.visits, self.tables(), strict=True):
+            at_here, at_there = visits.changes(swap)
+            here, there_P = visits.unit_R[swap.rank], visits.unit_R[swap.rank_P]
+            for change, table in ((at_here, table_XU[here][None]), (at_there, table_XU[there_P])):
+                change[:, bad_QP] = 0.0  # nothing is meant by what a rule forbids
+                changes.append((change, table))
+        return changes
+
+    def _per_byte(self, visits: Visits, power: int | None) -> Floats:
+        """Peak of the units' seconds per byte [S, Q, P] after each change, in single precision."""
         units_SU = self._units()
         scale = float(units_SU.max()) or 1.0  # one for all windows: in some nothing may travel yet
         before_SU = (units_SU / scale).astype(np.float32)
-        changes, first, table_XU = [], 0, self._table_XU[:, self._busy].astype(np.float32)
-        for visits in self._visits:
-            here, there_P = first + visits.unit_R[swap.rank], first + visits.unit_R[swap.rank_P]
-            first += int(visits.unit_R.max()) + 1
-            at_here, at_there = visits.changes(swap)
-            for change, table in ((at_here, table_XU[here][None]), (at_there, table_XU[there_P])):
-                change[:, bad_QP] = 0.0  # nothing is meant by what a rule forbids
-                changes.append(((change / scale).astype(np.float32), table))
-        self.evaluations += units_SU.size * bad_QP.size
-        peak = np.zeros((len(units_SU), *bad_QP.shape), dtype=np.float32)
+        changes = [((change / scale).astype(np.float32), table) for change, table in visits]
+        peak = np.zeros(visits[0][0].shape, dtype=np.float32)
         for unit in range(units_SU.shape[1]):  # one at a time: they stay in the cache
             after = np.broadcast_to(before_SU[:, unit, None, None], peak.shape)
             for scaled, table in changes:
@@ -160,22 +191,30 @@ class JointSearch:
                 peak += raised(after, power)
         return np.asarray(peak * scale if power is None else root(peak / units_SU.shape[1], power) * scale)
 
-    def _experts(self, swap: Swap, load_SR: Floats, unit_SE: Floats, power: int | None) -> Floats:
-        """Peak of the ranks' expert seconds [S, Q, P] after each swap."""
+    def _swapped(self, swap: Swap, load_SR: Floats, unit_SE: Floats) -> Loads:
+        """Expert seconds of both ranks after each swap."""
         rank, rank_P = swap.rank, swap.rank_P
         delta = unit_SE[:, None, swap.expert_P] - unit_SE[:, swap.mine_Q][:, :, None]
         mine = load_SR[:, rank][:, None, None] + delta * self.slow_R[rank]
         theirs = load_SR[:, rank_P][:, None, :] - delta * self.slow_R[rank_P]
-        if power is None:
-            rest_SP = fullest_without(load_SR, rank, rank_P)
-            return np.asarray(np.maximum(np.maximum(mine, theirs), rest_SP[:, None, :]))
-        scale_S = load_SR.mean(axis=1)
-        raised_SR = raised(load_SR / scale_S[:, None], power)
-        rest_SP = raised_SR.sum(axis=1)[:, None] - raised_SR[:, rank][:, None] - raised_SR[:, rank_P]
-        scale = scale_S[:, None, None]
-        changed = raised(mine / scale, power) + raised(theirs / scale, power)
-        mean = (np.maximum(rest_SP, 0.0)[:, None, :] + changed) / load_SR.shape[1]
-        return np.asarray(root(mean, power) * scale)
+        return [(np.full_like(rank_P, rank)[None], mine), (rank_P[None], theirs)]
+
+
+def _experts(load_SR: Floats, loads: Loads, power: int | None) -> Floats:
+    """Peak of the ranks' expert seconds [S, Q, P] after each change."""
+    if power is None:
+        peak = fullest_without(load_SR, *(ranks for ranks, _ in loads))
+        for _, after in loads:
+            peak = np.maximum(peak, after)
+        return peak
+    scale = load_SR.mean(axis=1)[:, None, None]
+    raised_SR = raised(load_SR / scale[:, :, 0], power)
+    rest, changed = raised_SR.sum(axis=1)[:, None, None], np.zeros(())
+    for ranks, after in loads:
+        rest = rest - raised_SR[:, ranks]
+        changed = changed + raised(after / scale, power)
+    mean = (np.maximum(rest, 0.0) + changed) / load_SR.shape[1]
+    return np.asarray(root(mean, power) * scale)
 
 
 def root(values: NDArray[Any], power: int) -> NDArray[Any]:

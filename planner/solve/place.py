@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from planner.plan.placement import from_ranks, linear, ordered
 from planner.solve.bounds import layer_bound
+from planner.solve.cycles import improve, relieve
 from planner.solve.groups import assign_groups
 from planner.solve.held import Held
-from planner.solve.joint import POWERS, JointSearch, is_joint
+from planner.solve.joint import FAR_SIGHTED, SHARPER, JointSearch, is_joint
 from planner.solve.nearest import NearestSearch
 from planner.solve.problem import CLOSED, LayerProblem
 from planner.solve.sharp import SharpSearch
@@ -119,15 +120,18 @@ def _searched(problem: LayerProblem, known_P: Ints, known: float) -> tuple[Ints,
     search.improve()
     smooth_P = held.placement()
     polish = SharpSearch(held, weights)
-    polish.improve()
+    if problem.num_windows < _MANY_WINDOWS:
+        relieve(polish)
+    else:  # the smooth one is mostly kept
+        polish.improve()
     best_P, best = _kept(problem, (known_P, known), smooth_P, held.placement())
     evaluations = float((search.evaluations + polish.evaluations) * problem.num_windows)
     if is_joint(problem):
         joint = JointSearch(Held.of(problem, best_P))
-        for power in POWERS:
-            joint.improve(power)
+        joint.improve(FAR_SIGHTED)
+        improve(joint, SHARPER)
         smooth_P = joint.held.placement()
-        joint.improve(None)
+        improve(joint, None)
         best_P, best = _kept(problem, (best_P, best), smooth_P, joint.held.placement())
         evaluations += joint.evaluations
     return best_P, best, evaluations / _EVALUATIONS_PER_EFFORT

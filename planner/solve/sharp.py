@@ -35,16 +35,16 @@ class SharpSearch:
         self.slow_R = held.problem.slow_R
         self.evaluations = 0
         self.unit_SE = held.unit_weights(weight_kSE)  # swaps leave the number of copies as it is
-        self.load_SR = np.stack([self._load(rank) for rank in range(self.problem.num_ranks)], axis=1)
+        self.load_SR = np.stack([self.load(rank) for rank in range(self.problem.num_ranks)], axis=1)
 
-    def _load(self, rank: int) -> Floats:
+    def load(self, rank: int) -> Floats:
         """Load of one rank [S]: its copies' weights, times how slow it is."""
         return np.asarray(self.held.load(self.unit_SE, rank) * self.slow_R[rank])
 
     def improve(self) -> None:
         """Swaps until none lowers the sum of the fullest ranks."""
         while True:
-            for rank in _by_excess(self.load_SR):
+            for rank in by_excess(self.load_SR):
                 if self._swap(rank):
                     break
             else:
@@ -53,7 +53,7 @@ class SharpSearch:
     def _swap(self, rank: int) -> bool:
         expert_P, rank_P = self.held.expert_P, self.held.rank_P
         mine = np.asarray(self.held.of_rank[rank])
-        rest_SP = fullest_without(self.load_SR, rank, rank_P)
+        rest_SP = fullest_without(self.load_SR, np.full_like(rank_P, rank), rank_P)
         unit, load, rest = (array.astype(np.float32) for array in (self.unit_SE, self.load_SR, rest_SP))
         delta_SQP = unit[:, None, expert_P] - unit[:, mine][:, :, None]
         slow_R = self.slow_R.astype(np.float32)
@@ -76,11 +76,11 @@ class SharpSearch:
             return False
         self.held.exchange(rank, slot, other, at)
         for changed in (rank, other):
-            self.load_SR[:, changed] = self._load(changed)
+            self.load_SR[:, changed] = self.load(changed)
         return True
 
 
-def _by_excess(load_SR: Floats) -> list[int]:
+def by_excess(load_SR: Floats) -> list[int]:
     """Ranks that are fullest in some window, those that stand out most first."""
     top = np.argsort(-load_SR, axis=1, kind="stable")[:, :2]
     value = np.take_along_axis(load_SR, top, axis=1)
@@ -90,13 +90,15 @@ def _by_excess(load_SR: Floats) -> list[int]:
     return [int(rank) for rank in order if excess_R[rank] > 0]
 
 
-def fullest_without(load_SR: Floats, rank: int, rank_P: Ints) -> Floats:
-    """Fullest rank [S, P] when `rank` and the partner's rank are left out."""
-    count = min(3, load_SR.shape[1])
+def fullest_without(load_SR: Floats, *ranks: Ints) -> Floats:
+    """Fullest rank [S, ...] when some ranks are left out, each given by an array; broadcast together."""
+    ranks = np.broadcast_arrays(*ranks)
+    count = min(len(ranks) + 1, load_SR.shape[1])
     top = np.argsort(-load_SR, axis=1, kind="stable")[:, :count]
     value = np.take_along_axis(load_SR, top, axis=1)
-    rest_SP = np.zeros((len(load_SR), len(rank_P)))
+    axes = (slice(None), *(None,) * ranks[0].ndim)
+    rest = np.zeros((len(load_SR), *ranks[0].shape))
     for place in reversed(range(count)):
-        free = (top[:, place] != rank)[:, None] & (top[:, place][:, None] != rank_P)
-        rest_SP = np.where(free, value[:, place][:, None], rest_SP)
-    return rest_SP
+        free = np.logical_and.reduce([top[:, place][axes] != rank for rank in ranks])
+        rest = np.where(free, value[:, place][axes], rest)
+    return rest

@@ -15,6 +15,7 @@ Legend: S windows, N sampled tokens, K choices, E experts, R ranks, X units, P s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -57,9 +58,9 @@ class _Shares:
         number_EX = np.einsum("er,rx->ex", held.member_ER.astype(float), in_unit_RX)
         return _Shares(unit_R, held.copies_E, number_EX / held.copies_E[:, None])
 
-    def swapped(self, held: Held, first: int, second: int, units: tuple[int, int]) -> None:
-        """Count the copies of two experts on two units anew."""
-        for expert in (first, second):
+    def moved(self, held: Held, experts: Sequence[int], units: Sequence[int]) -> None:
+        """Count the copies of some experts on some units anew."""
+        for expert in experts:
             for unit in units:
                 number = int(held.member_ER[expert, self.unit_R == unit].sum())
                 self.part_EX[expert, unit] = number / self.copies_E[expert]
@@ -95,24 +96,30 @@ class ShareVisits:
         """Change of visits [S, Q, P] at the rank's unit, and at the partner's; see `SetVisits`."""
         here, there_P = int(self.unit_R[swap.rank]), self.unit_R[swap.rank_P]
         leave_Q, come_P = 1.0 / self.held.copies_E[swap.mine_Q], 1.0 / self.held.copies_E[swap.expert_P]
-        mine_Q1, here_Q, here_P = swap.mine_Q[:, None], np.full_like(swap.mine_Q, here), np.full_like(there_P, here)
-        left_SQ = self._missed(swap.mine_Q, here_Q, -leave_Q) / self._missed(swap.mine_Q, here_Q, 0.0)
-        came_SP = self._missed(swap.expert_P, here_P, come_P) / self._missed(swap.expert_P, here_P, 0.0)
+        mine_Q1 = swap.mine_Q[:, None]
         gone_SP = self._missed(swap.expert_P, there_P, -come_P) / self._missed(swap.expert_P, there_P, 0.0)
         there_QP = np.broadcast_to(there_P, (len(swap.mine_Q), len(there_P)))
         mine_QP = np.broadcast_to(mine_Q1, there_QP.shape)
         new_SQP = self._missed(mine_QP, there_QP, leave_Q[:, None]) / self._missed(mine_QP, there_QP, 0.0)
-        apart_P = there_P != here
-        first = self.missed_SX[:, here][:, None, None] * (1.0 - left_SQ[:, :, None] * came_SP[:, None, :])
         second = self.missed_SX[:, there_P][:, None, :] * (1.0 - gone_SP[:, None, :] * new_SQP)
-        return first * apart_P, second * apart_P
+        return self.here(swap), second * (there_P != here)
 
-    def swapped(self, first: int, second: int, rank: int, other: int) -> None:
-        """Two experts have changed places."""
-        units = int(self.unit_R[rank]), int(self.unit_R[other])
-        if units[0] != units[1]:
-            self.shares.swapped(self.held, first, second, units)
-            self._refresh(list(units))
+    def here(self, swap: Swap) -> Floats:
+        """Change of visits [S, Q, P] at the rank's unit; see `SetVisits`."""
+        here, there_P = int(self.unit_R[swap.rank]), self.unit_R[swap.rank_P]
+        leave_Q, come_P = 1.0 / self.held.copies_E[swap.mine_Q], 1.0 / self.held.copies_E[swap.expert_P]
+        here_Q, here_P = np.full_like(swap.mine_Q, here), np.full_like(there_P, here)
+        left_SQ = self._missed(swap.mine_Q, here_Q, -leave_Q) / self._missed(swap.mine_Q, here_Q, 0.0)
+        came_SP = self._missed(swap.expert_P, here_P, come_P) / self._missed(swap.expert_P, here_P, 0.0)
+        first = self.missed_SX[:, here][:, None, None] * (1.0 - left_SQ[:, :, None] * came_SP[:, None, :])
+        return np.asarray(first * (there_P != here))
+
+    def moved(self, experts: Sequence[int], ranks: Sequence[int]) -> None:
+        """Experts have changed places among ranks."""
+        units = sorted({int(self.unit_R[rank]) for rank in ranks})
+        if len(units) > 1:
+            self.shares.moved(self.held, experts, units)
+            self._refresh(units)
 
 
 class SetVisits:
@@ -140,7 +147,9 @@ class SetVisits:
         """Probability that a token's other choices all miss a unit."""
         every = np.arange(len(self.experts_NK))
         self.weight_SEX = np.empty((self.num_windows, self.num_experts, self.num_units))
-        self.missed_NX = np.empty((len(every), self.num_units))
+        self.missed_XN = np.empty((self.num_units, len(every)))
+        self.missed_SX = np.empty((self.num_windows, self.num_units))
+        """Tokens that miss a unit."""
         for unit in range(self.num_units):
             self._refresh(every, unit)
             self.weight_SEX[:, :, unit] = self._by_expert(self.cell_NK, self.others_NKX[:, :, unit])
@@ -160,54 +169,66 @@ class SetVisits:
         after_NK = np.ones_like(missed_NK)
         after_NK[:, :-1] = np.cumprod(missed_NK[:, :0:-1], axis=1)[:, ::-1]
         self.others_NKX[tokens, :, unit] = before_NK * after_NK
-        self.missed_NX[tokens, unit] = before_NK[:, -1] * missed_NK[:, -1]
+        self.missed_XN[unit, tokens] = before_NK[:, -1] * missed_NK[:, -1]
+        self.missed_SX[:, unit] = np.bincount(self.window_N, self.missed_XN[unit], minlength=self.num_windows)
 
     def visits_SX(self) -> Floats:
         """Visits as a part of all tokens."""
-        missed_SX = [
-            np.bincount(self.window_N, weights=missed_N, minlength=self.num_windows) for missed_N in self.missed_NX.T
-        ]
-        return np.asarray(1.0 - np.stack(missed_SX, axis=1) / self.tokens_S[:, None])
+        return np.asarray(1.0 - self.missed_SX / self.tokens_S[:, None])
 
     def changes(self, swap: Swap) -> tuple[Floats, Floats]:
         """Change of visits [S, Q, P], as a part of all tokens, at the rank's unit and at the partner's."""
         here, there_P = int(self.unit_R[swap.rank]), self.unit_R[swap.rank_P]
         leave_Q1, come_P = 1.0 / self.held.copies_E[swap.mine_Q][:, None], 1.0 / self.held.copies_E[swap.expert_P]
         weight, part, mine, theirs = self.weight_SEX, self.shares.part_EX, swap.mine_Q, swap.expert_P
-        both_here, both_there = self._together(swap)
         # Of tokens that chose both, w[a, b] leaves out both: one is divided out, unless it misses for sure.
-        free_P, free_QP = _free(part[theirs, here]), _free(part[mine][:, there_P])
-        first = weight[:, theirs, here][:, None, :] * come_P - weight[:, mine, here][:, :, None] * leave_Q1
-        first += both_here * (leave_Q1 * come_P / free_P)
+        free_QP = _free(part[mine][:, there_P])
         second = weight[:, mine][:, :, there_P] * leave_Q1 - weight[:, theirs, there_P][:, None, :] * come_P
-        second += both_there * (leave_Q1 * come_P / free_QP)
+        second += self._both_there(swap) * (leave_Q1 * come_P / free_QP)
         share_SP = (there_P != here) / self.tokens_S[:, None]
-        return first * share_SP[:, None, :], second * share_SP[:, None, :]
+        return self.here(swap), second * share_SP[:, None, :]
 
-    def _together(self, swap: Swap) -> tuple[Floats, Floats]:
-        """Sums [S, Q, P] over tokens that chose both experts: here without `mine`, there without the other."""
+    def here(self, swap: Swap) -> Floats:
+        """Change of visits [S, Q, P], as a part of all tokens, at the rank's unit alone."""
         here, there_P = int(self.unit_R[swap.rank]), self.unit_R[swap.rank_P]
-        used_X = np.unique(there_P)
-        shape = (self.num_windows, len(swap.mine_Q), len(swap.expert_P))
-        both_here, both_there = np.empty(shape), np.empty(shape)
+        leave_Q1, come_P = 1.0 / self.held.copies_E[swap.mine_Q][:, None], 1.0 / self.held.copies_E[swap.expert_P]
+        weight, mine, theirs = self.weight_SEX, swap.mine_Q, swap.expert_P
+        first = weight[:, theirs, here][:, None, :] * come_P - weight[:, mine, here][:, :, None] * leave_Q1
+        first += self._both_here(swap) * (leave_Q1 * come_P / _free(self.shares.part_EX[theirs, here]))
+        share_SP = (there_P != here) / self.tokens_S[:, None]
+        return np.asarray(first * share_SP[:, None, :])
+
+    def _both_here(self, swap: Swap) -> Floats:
+        """Sums [S, Q, P] over tokens that chose both experts, at the rank's unit without `mine`."""
+        here = int(self.unit_R[swap.rank])
+        both = np.empty((self.num_windows, len(swap.mine_Q), len(swap.expert_P)))
         for slot, expert in enumerate(swap.mine_Q.tolist()):
             token_M, choice_M = np.divmod(self.choices_of[expert], self.experts_NK.shape[1])
             cells_MK = self.cell_NK[token_M]
             alone_MK = np.broadcast_to(self.others_NKX[token_M, choice_M, here][:, None], cells_MK.shape)
-            both_here[:, slot] = self._by_expert(cells_MK, alone_MK)[:, swap.expert_P]
-            others_MKX = self.others_NKX[token_M]
+            both[:, slot] = self._by_expert(cells_MK, alone_MK)[:, swap.expert_P]
+        return both
+
+    def _both_there(self, swap: Swap) -> Floats:
+        """The same at the partner's unit, without the other expert."""
+        there_P = self.unit_R[swap.rank_P]
+        used_X = np.unique(there_P)
+        both = np.empty((self.num_windows, len(swap.mine_Q), len(swap.expert_P)))
+        for slot, expert in enumerate(swap.mine_Q.tolist()):
+            token_M = self.choices_of[expert] // self.experts_NK.shape[1]
+            cells_MK, others_MKX = self.cell_NK[token_M], self.others_NKX[token_M]
             for unit in used_X.tolist():
                 at_P = there_P == unit
-                both_there[:, slot, at_P] = self._by_expert(cells_MK, others_MKX[:, :, unit])[:, swap.expert_P[at_P]]
-        return both_here, both_there
+                both[:, slot, at_P] = self._by_expert(cells_MK, others_MKX[:, :, unit])[:, swap.expert_P[at_P]]
+        return both
 
-    def swapped(self, first: int, second: int, rank: int, other: int) -> None:
-        """Two experts have changed places."""
-        units = int(self.unit_R[rank]), int(self.unit_R[other])
-        if units[0] == units[1]:
+    def moved(self, experts: Sequence[int], ranks: Sequence[int]) -> None:
+        """Experts have changed places among ranks."""
+        units = sorted({int(self.unit_R[rank]) for rank in ranks})
+        if len(units) == 1:
             return
-        self.shares.swapped(self.held, first, second, units)
-        chosen = np.concatenate([self.choices_of[first], self.choices_of[second]])
+        self.shares.moved(self.held, experts, units)
+        chosen = np.concatenate([self.choices_of[expert] for expert in experts])
         tokens = np.unique(chosen // self.experts_NK.shape[1])
         cells = self.cell_NK[tokens]
         for unit in units:

@@ -88,5 +88,5 @@ def test_every_swap_is_foretold_and_then_done(slots: int, units: str, recorded: 
         other = int(swap.rank_P[partner])
         at = now.of_rank[other].index(int(swap.expert_P[partner]))
         one, two = now.exchange(rank, int(slot), other, at)
-        model.swapped(one, two, rank, other)
+        model.moved((one, two), (rank, other))
         np.testing.assert_allclose(model.visits_SX(), visits_anew(of, now, unit_R), atol=1e-12)
