@@ -80,6 +80,9 @@ def deployment_of(inputs: PlanInputs, path: Path, traces: Sequence[Path] = ()) -
     memory_share = None if left_out.engine_memory.share.value == share else share
     communication = _communication(inputs.cost.communication, left_out.communication)
     made = assembled(path, _file(inputs, precision, communication, memory_share), found)
+    if made.copy_rule != inputs.cost.copy_rule:  # whose default is the engine's, or the kernel's
+        communication = communication.model_copy(update={"copies": inputs.cost.copy_rule})
+        made = assembled(path, _file(inputs, precision, communication, memory_share), found)
     if constants_of(made) != inputs.cost or made.engine.rules != inputs.rules:
         message = "made with other constants than this version of ep-plan has"
         raise InputError(Problem(message, Place(str(path)), "solve its deployment again, or give that"))

@@ -71,13 +71,14 @@ def _plan_rows(plan: Plan) -> Iterator[str]:
     if plan.inputs.workload.draft_tokens and predicted.time_per_output_token_s is not None:
         yield f"{format_seconds(predicted.time_per_output_token_s)} per output token, drafts accepted"
     copies = f" + {placement.redundant_experts} copies" if placement.redundant_experts else ""
+    serving = " (the nearest serves)" if copies and placement.copy_rule == "nearest" else ""
     slots = slots_of(plan)
     if all((slots_R == slots_R[0]).all() for slots_R in slots):
         held = f"{placement.slots_per_rank} slot{'s' if placement.slots_per_rank > 1 else ''}"
         on = f"on {'each of ' if plan.split.ep > 1 else ''}{plan.split.ep} EP rank{'s' if plan.split.ep > 1 else ''}"
     else:
         held, on = f"{_slot_text(slots)} slots", f"on {plan.split.ep} EP ranks"
-    yield f"{plan.inputs.model.moe.num_experts} experts{copies} per layer, {held} {on}"
+    yield f"{plan.inputs.model.moe.num_experts} experts{copies} per layer{serving}, {held} {on}"
     if plan.inputs.machine.is_mixed:
         yield from _stage_rows(plan)
 
