@@ -23,14 +23,14 @@ Bools = NDArray[np.bool_]
 def crossing_volume_S(problem: LayerProblem) -> Floats:
     """Seconds per byte on the slowest unit, whatever the placement, in each window."""
     exchange, worst_S = problem.moe.exchange, np.zeros(problem.num_windows)
-    rows_SE = _rows_SE(problem)
     for block in exchange.pair_blocks:
         if not isinstance(block, PairBlock):
             continue  # a slow pair may join ranks between which nothing need travel
         total_S = np.zeros(problem.num_windows)
         for one in block.passing:
-            if _by_rank(exchange.sends[one.sends], one.passes_RR):
-                total_S += _least_S(problem, rows_SE, one.passes_RR)
+            sends = exchange.sends[one.sends]
+            if _by_rank(sends, one.passes_RR):
+                total_S += _least_S(problem, _rows_SE(problem, sends), one.passes_RR)
         # The busiest unit has at least the mean, weighted by what the units carry in a second.
         worst_S = np.maximum(worst_S, total_S / (1.0 / block.seconds_U).sum() / problem.moe.etp)
     return np.asarray(worst_S)
@@ -46,27 +46,36 @@ def _by_rank(sends: Sends, passes_RR: Bools) -> bool:
     return bool((passes_RR == passes_RR[first[sends.domain_R]]).all())
 
 
-def _rows_SE(problem: LayerProblem) -> Floats:
+def _rows_SE(problem: LayerProblem, sends: Sends) -> Floats:
     """Copies of tokens for each expert that travel for sure, if those of any of its homes do.
 
-    Without de-duplication all rows. Else a token that needs some other rank (or domain) sends at least one copy,
-    and a part 1/K of that is booked for each of its experts; if these are chosen independently with K choices on
-    the mean, some other is needed with probability 1 - exp(-x) >= x (1 - exp(-K)) / K.
+    Without de-duplication all rows. Else a copy serves all experts that a token needs on one rank (or domain), of
+    which there are at most as many as its slots and as the token chose: that part of a copy is booked for each. If
+    experts are chosen independently, with m of a token's choices on a rank on the mean, it is visited with probability
+    1 - exp(-m) or more, and that is at least m (1 - exp(-M)) / M for the M of the experts that are chosen most.
     """
     load, moe = problem.load, problem.moe
     if moe.exchange.ranks_share_volume:
         return problem.rows_SE
+    slots = _most_slots(problem, sends)
     if load.sets is None:
-        choices_S1 = np.minimum(load.share_SE * load.choices_S[:, None], 1.0).sum(axis=1, keepdims=True)
-        part_S1 = -np.expm1(-choices_S1) / np.maximum(choices_S1, 1e-300)
-        return np.asarray(np.minimum(load.share_SE * load.choices_S[:, None], 1.0) * part_S1 * moe.tokens)
+        chosen_SE = np.minimum(load.share_SE * load.choices_S[:, None], 1.0)
+        most_S1 = -np.sort(-chosen_SE, axis=1)[:, :slots].sum(axis=1, keepdims=True)
+        return np.asarray(chosen_SE * (-np.expm1(-most_S1) / most_S1) * moe.tokens)
     experts_NK = load.sets.experts_NLK[:, 0]
     chosen_SE = np.zeros(load.share_SE.shape)
     some_NK = experts_NK >= 0
     window_NK = np.broadcast_to(load.sets.window_N[:, None], experts_NK.shape)
     np.add.at(chosen_SE, (window_NK[some_NK], experts_NK[some_NK]), 1.0)
     tokens_S = np.maximum(np.bincount(load.sets.window_N, minlength=problem.num_windows), 1)
-    return np.asarray(chosen_SE / tokens_S[:, None] / experts_NK.shape[1] * moe.tokens)
+    return np.asarray(chosen_SE / tokens_S[:, None] / min(experts_NK.shape[1], slots) * moe.tokens)
+
+
+def _most_slots(problem: LayerProblem, sends: Sends) -> int:
+    """Slots of the largest rank, or of the largest domain where tokens travel once to a domain."""
+    if sends.domain_RR is None:
+        return int(problem.slots_R.max())
+    return int(np.bincount(sends.domain_R, weights=problem.slots_R).max())
 
 
 def _least_S(problem: LayerProblem, rows_SE: Floats, passes_RR: Bools) -> Floats:
