@@ -260,8 +260,8 @@ class Master:
                     before = work.results.get(key)
                     work.results[key] = result if before is None else result.merged(before)
                 self.watch.advance()
-        finally:  # exact: the order in which workers finish does not show
-            self.effort = effort + math.fsum(result.effort for result in found.values())
+        finally:  # exact: neither the order in which workers finish nor the steps of the history show
+            self.effort = math.fsum([effort, *(result.effort for result in found.values())])
         # Of another candidate nothing is known before all is placed; programs also raise its bound.
         if exact_effort > 0 or self._first_effort is None:
             self._note_batch(work, known, [(unique[index], found[index]) for index in range(len(jobs))], effort)
