@@ -30,7 +30,7 @@ from planner.cost.instance import Instance, LayerLoad, some_windows
 from planner.cost.roofline import Kernel, kernel, slowest_kernel
 from planner.cost.sharing import Sharing
 from planner.cost.term import NOTHING, Term
-from planner.cost.traffic import Exchange, exchange_of, no_exchange, visits
+from planner.cost.traffic import Exchange, exchange_of, no_exchange, unit_of_rank, visits, visits_by_home
 from planner.inputs.kernels import OneWay
 from planner.inputs.parameters import expert_parameters
 from planner.inputs.precision import ACTIVATION_BITS, WEIGHTS
@@ -197,15 +197,22 @@ class MoeCost:
             rows_SP = rows_of(load, at_home)[:, expert_P]  # an empty slot's part is 0
             rows_SRQ, part_RQH = rows_SP.reshape(len(rows_SP), ranks, -1), part_PR.reshape(ranks, -1, ranks)
             return {RANKS: np.einsum("srq,rqh->srh", rows_SRQ, part_RQH)}
-        kinds_PK, kind_H = np.unique(part_PR, axis=1, return_inverse=True)  # many homes see the same copies
         filled = np.flatnonzero(expert_P >= 0)
-        held, rank = expert_P[filled], filled // (len(expert_P) // ranks)
+        held, rank, part_PH = expert_P[filled], filled // (len(expert_P) // ranks), part_PR[filled]
+        if load.sets is None:
+            numbers = (RANKS, *range(len(self.exchange.partitions)))
+            return {key: self._visited_by_home(load, held, rank, part_PH, key) * at_home for key in numbers}
+        kinds_PK, kind_H = np.unique(part_PH, axis=1, return_inverse=True)  # many homes see the same copies
         found = []
-        for part_P in kinds_PK[filled].T:
+        for part_P in kinds_PK.T:
             part_ER = np.zeros((load.share_SE.shape[1], ranks))
             np.add.at(part_ER, (held, rank), part_P)
             found.append(self._visited(load, part_ER, at_home))
         return {key: np.stack([one[key] for one in found], axis=2)[:, :, kind_H] for key in found[0]}
+
+    def _visited_by_home(self, load: LayerLoad, expert_P: Ints, rank_P: Ints, part_PH: Floats, key: int) -> Floats:
+        unit_R = unit_of_rank(self.exchange, key)
+        return visits_by_home(load, expert_P, unit_R[rank_P], int(unit_R.max()) + 1, part_PH)
 
     def part_on_ranks(self, load: LayerLoad, expert_P: Ints) -> Floats:
         """Share of each expert's copies on each rank [E, R]."""

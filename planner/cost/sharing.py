@@ -7,7 +7,7 @@ dispatch, python/sglang/srt/eplb/expert_location_dispatch.py at 0.5.23, does the
 Tokens start evenly spread over the ranks (homes are uniform). On one node both rules load ranks alike: what a copy
 gains at home it loses elsewhere. Over several nodes a copy that is alone on its node serves more than one of two.
 
-Legend: E experts, R EP ranks, N nodes, P slots.
+Legend: E experts, B some experts, R EP ranks, H home ranks, N nodes, P slots.
 """
 
 from __future__ import annotations
@@ -73,6 +73,19 @@ class Sharing:
         part_PR = np.zeros((len(expert_P), len(self.node_R)))
         part_PR[near.slot_P] = own + inside + anywhere
         return part_PR
+
+    def part_BRH(self, member_BR: Bools) -> Floats:
+        """Part of the tokens of each home that each rank serves [B, R, H], of experts that these ranks hold once."""
+        node_R = self.node_R
+        node_RN = (node_R[:, None] == np.arange(node_R.max() + 1)).astype(float)
+        count_BN = np.einsum("br,rn->bn", member_BR.astype(float), node_RN)
+        count_BH, count_B = count_BN[:, node_R], count_BN.sum(axis=1)
+        # A home sends its tokens to itself, to its node, or to all; of those, evenly to the ranks that hold the expert.
+        pool_BH = np.where(member_BR, 1.0, np.where(count_BH > 0, count_BH, count_B[:, None]))
+        same_node = node_R[:, None] == node_R
+        itself = np.eye(len(node_R), dtype=bool)
+        reach = np.where(member_BR[:, None, :], itself, (count_BH > 0)[:, None, :] <= same_node)
+        return np.asarray((member_BR[:, :, None] & reach) / pool_BH[:, None, :])
 
 
 @dataclass(frozen=True)

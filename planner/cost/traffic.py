@@ -268,3 +268,26 @@ def visits(load: LayerLoad, part_ER: Floats) -> Floats:
     tokens_S = np.diff(np.append(starts, len(window_N)))
     sums = np.add.reduceat(1.0 - missed_NR, starts, axis=0)
     return np.asarray(sums / tokens_S[:, None])
+
+
+def visits_by_home(load: LayerLoad, expert_P: Ints, unit_P: Ints, units: int, part_PH: Floats) -> Floats:
+    """Tokens of each home, as a part of these, that visit each unit in each window [S, X, H], without recorded sets.
+
+    Args:
+        load: routing of the layer.
+        expert_P: expert in each filled slot.
+        unit_P: rank or domain of each slot.
+        units: their number.
+        part_PH: part of the expert's tokens from each home that the slot serves.
+    """
+    key_J, entry_P = np.unique(unit_P * load.share_SE.shape[1] + expert_P, return_inverse=True)
+    part_JH = np.zeros((len(key_J), part_PH.shape[1]))
+    np.add.at(part_JH, entry_P, part_PH)
+    unit_J, expert_J = np.divmod(key_J, load.share_SE.shape[1])
+    chosen_SJ = np.minimum(load.share_SE * load.choices_S[:, None], 1.0)[:, expert_J]
+    with np.errstate(divide="ignore"):  # a token that needs the unit for sure
+        missed_SJH = np.log1p(-np.minimum(chosen_SJ[:, :, None] * part_JH, 1.0))
+    present_X, first_X = np.unique(unit_J, return_index=True)
+    visits_SXH = np.zeros((len(chosen_SJ), units, part_PH.shape[1]))
+    visits_SXH[:, present_X] = -np.expm1(np.add.reduceat(missed_SJH, first_X, axis=1))
+    return visits_SXH

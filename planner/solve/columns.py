@@ -163,15 +163,15 @@ class SetColumns:
                 self.model.add_implication(variable, home[int(p.node_R[one[0]])])
 
     def _costs(self) -> tuple[Floats, Floats, Floats]:
-        """An expert alone on a machine of one slot on each rank has all that is asked here."""
         p, moe = self.problem, self.problem.moe
-        slots = [np.where(np.isin(np.arange(p.num_ranks), one), 0, -1) for one in self.sets]
-        part_RJ = np.stack([moe.sharing.part_P(slot_P) for slot_P in slots], axis=1)
+        member_JR = np.array([[rank in one for rank in range(p.num_ranks)] for one in self.sets])
+        part_JRH = moe.sharing.part_BRH(member_JR)
+        part_RJ = part_JRH.mean(axis=2).T
         rows_SREJ = p.rows_SE[:, None, :, None] * part_RJ[None, :, None, :]
         share_SREJ = p.load.share_SE[:, None, :, None] * part_RJ[None, :, None, :]
         shape = (p.num_windows, p.num_ranks, -1)
         touched_SREJ = touched_of_shares(p.load, moe.tokens, share_SREJ)
-        units_UJ = self._units(slots)
+        units_UJ = self._units(part_JRH)
         units_SUEJ = p.rows_SE[:, None, :, None] * units_UJ[None, :, None, :]
         return (
             rows_SREJ.reshape(shape),
@@ -179,17 +179,17 @@ class SetColumns:
             units_SUEJ.reshape(p.num_windows, -1, len(self.variables)),
         )
 
-    def _units(self, slots: list[Ints]) -> Floats:
+    def _units(self, part_JRH: Floats) -> Floats:
         """Seconds per byte on each unit that one row of an expert on each set of ranks costs [U, sets]."""
-        moe = self.problem.moe
+        moe, sets = self.problem.moe, len(part_JRH)
         if not (moe.has_exchange and moe.exchange.ranks_share_volume):
-            return np.zeros((0, len(slots)))
-        arriving = np.stack([moe.sharing.part_PR(slot_P) for slot_P in slots]) / (moe.num_ranks * moe.etp)
+            return np.zeros((0, sets))
+        arriving = part_JRH / (moe.num_ranks * moe.etp)
         copies_SRR = [sends.between({RANKS: arriving}) for sends in moe.exchange.sends]
         found = []
         for block in moe.exchange.pair_blocks:
             if isinstance(block, SlowPairs):  # each pair by itself: the slowest of several is not linear
-                found.append((copies_SRR[block.sends] * block.seconds_RR).reshape(len(slots), -1))
+                found.append((copies_SRR[block.sends] * block.seconds_RR).reshape(sets, -1))
             else:
                 found.append(block.seconds_SU(copies_SRR, light=False))
         units_UJ = np.unique(np.concatenate(found, axis=1).T, axis=0)

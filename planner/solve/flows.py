@@ -30,6 +30,7 @@ _IDLE: Final = 0.7
 """Ranks and units that are less busy than this part of the busiest in every window are left out."""
 _KNOWN: Final = 1 << 15
 """Sets of ranks that are remembered."""
+_LARGE: Final = 1 << 26
 _AT_ONCE: Final = 1 << 23
 """Numbers worked on at once: 32 MiB in single precision."""
 
@@ -122,31 +123,18 @@ class Flows:
         """
         names = [bits.tobytes() for bits in np.packbits(member_BR, axis=1)]
         new = [index for name, index in {name: i for i, name in enumerate(names)}.items() if name not in self._known]
-        if len(self._known) + len(new) > _KNOWN:
+        if self._known and len(self._known) + len(new) > _KNOWN:
             self._known.clear()
             return self._of_sets(member_BR)
         at_once = max(1, _AT_ONCE // self.problem.num_ranks**2)
         for first in range(0, len(new), at_once):
             some = new[first : first + at_once]
-            part_BRH = self._parts(member_BR[some])
+            part_BRH = self.problem.moe.sharing.part_BRH(member_BR[some])
             self.evaluations += part_BRH.size
             rows = zip(some, part_BRH.mean(axis=2), self._units(part_BRH), strict=True)
             self._known.update({names[index]: (part_R, unit_X) for index, part_R, unit_X in rows})
         found = [self._known[name] for name in names]
         return np.stack([part_R for part_R, _ in found]), np.stack([unit_X for _, unit_X in found])
-
-    def _parts(self, member_BR: Bools) -> Floats:
-        """Part of the tokens of each home that each rank serves [B, R, H]; see `sharing.py`."""
-        node_R = self.problem.moe.sharing.node_R
-        node_RN = (node_R[:, None] == np.arange(node_R.max() + 1)).astype(float)
-        count_BN = np.einsum("br,rn->bn", member_BR.astype(float), node_RN)
-        count_BH, count_B = count_BN[:, node_R], count_BN.sum(axis=1)
-        # A home sends its tokens to itself, to its node, or to all; of those, evenly to the ranks that hold the expert.
-        pool_BH = np.where(member_BR, 1.0, np.where(count_BH > 0, count_BH, count_B[:, None]))
-        same_node = node_R[:, None] == node_R
-        itself = np.eye(len(node_R), dtype=bool)
-        reach = np.where(member_BR[:, None, :], itself, (count_BH > 0)[:, None, :] <= same_node)
-        return np.asarray((member_BR[:, :, None] & reach) / pool_BH[:, None, :])
 
     def _units(self, part_BRH: Floats) -> Floats:
         """Seconds per byte that a row of an expert costs: gathering it on each rank, and each unit [B, X]."""
@@ -158,6 +146,12 @@ class Flows:
         if moe.gather_s_per_row_byte:
             found.insert(0, part_BRH.mean(axis=2) * moe.gather_s_per_row_byte)
         return np.concatenate(found, axis=1)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the tables of a rank's swaps would take hundreds of megabytes."""
+        slots = len(self.held.expert_P) + int(self.problem.slots_R.max()) * self.problem.num_ranks
+        return bool(self.now_SX.size * slots > _LARGE)
 
     # --- steps ------------------------------------------------------------------------------------
 

@@ -35,6 +35,8 @@ _WORK: Final = 1e8
 """Numbers worked on to price placements: about a second."""
 _TOKENS: Final = 1024
 """Of recorded sets, by which placements are compared before all tokens decide."""
+_LOGARITHM: Final = 4
+"""Numbers that are worked on while one logarithm is taken."""
 _TINY: Final = 1e-9
 _Step = tuple[int, int, int, int | None]
 """Rank and slot; for a swap the place of the other expert, for a replacement the expert that comes."""
@@ -70,7 +72,11 @@ class NearestSearch:
 
     def _descend(self, power: int | None) -> None:
         """Steps until none lowers the mean time, with power means in place of maxima (None: maxima)."""
+        if self.problem.num_experts * self.problem.num_ranks**2 > _WORK:
+            return  # adding up what all experts give to do would take all of it
         flows = Flows(Held.of(self.problem, self.best_P))
+        if flows.is_large:
+            return
         now, idle = flows.seconds(power), 0
         order = np.argsort(-flows.busy_R(), kind="stable").tolist()
         while idle < len(order) and self.evaluations + flows.evaluations < _WORK:
@@ -214,8 +220,9 @@ def _numbers(problem: LayerProblem) -> float:
     ranks, load = problem.num_ranks, problem.load
     if not problem.moe.has_exchange or problem.moe.exchange.ranks_share_volume:
         return float(problem.num_windows * problem.num_slots * ranks)
-    choices = problem.num_windows * problem.num_experts if load.sets is None else load.sets.experts_NLK.size
-    return float(choices * ranks * ranks)
+    if load.sets is None:
+        return float(_LOGARITHM * problem.num_windows * problem.num_slots * ranks)
+    return float(load.sets.experts_NLK.size * ranks * ranks)
 
 
 def _apart(shared_RR: Floats, node_R: Ints, slots_R: Ints) -> Ints:

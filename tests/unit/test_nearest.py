@@ -52,6 +52,18 @@ def test_parts_are_those_counted_home_by_home() -> None:
         np.testing.assert_allclose(sharing.part_P(expert_P), expected.mean(axis=1), atol=1e-12)
 
 
+def test_parts_of_sets_of_ranks_are_those_of_slots() -> None:
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        node_R = np.sort(rng.integers(0, 3, int(rng.integers(1, 7))))
+        node_R = np.unique(node_R, return_inverse=True)[1]
+        member_R = rng.random(len(node_R)) < 0.5
+        member_R[rng.integers(len(node_R))] = True
+        sharing = Sharing("nearest", node_R)
+        found = sharing.part_BRH(member_R[None])[0]
+        np.testing.assert_allclose(found, sharing.part_PR(np.where(member_R, 0, -1)), atol=1e-12)
+
+
 def test_a_copy_alone_on_its_node_serves_more() -> None:
     """Copies of expert 0 on ranks 0, 1 and 2 of two nodes of two: node 1 has one copy for half of the homes."""
     expert_P = from_ranks([[0], [0], [0], [1]], 1)
