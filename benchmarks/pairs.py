@@ -48,8 +48,8 @@ from planner.plan.split import Split
 from planner.rules.ruled import all_ruled
 from planner.solve.watch import NoWatch
 
-_BATCHES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-"""Sequences per GPU that are tried."""
+_BATCHES: Final = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+"""Sequences per GPU that are tried; users are served fastest where there are fewer of them than GPUs."""
 _ACCEPTED: Final = 0.8
 _TIE: Final = 0.01
 """Predictions nearer than this tell nothing apart."""
@@ -73,7 +73,9 @@ def _best_of_batches(topology: str, given: tuple[tuple[str, Any], ...]) -> tuple
     weights, drafts = (dict(given).get(name, usual) for name, usual in (("weights", "fp8_block"), ("drafts", 0)))
     found = []
     for batch in _BATCHES:
-        instance, space = prepared(_decode(topology, batch, weights, drafts))
+        whole, space = prepared(_decode(topology, max(1, int(batch)), weights, drafts))
+        fewer = whole.workload.model_copy(update={"tokens_per_gpu": batch * (1 + drafts)})  # a file has whole numbers
+        instance = replace(whole, workload=fewer)
         for one in all_ruled(instance, replace(space, pins={"pp": 1, "edp": 1})):
             if one.is_feasible:
                 step_s = predict(one.cost, cuts_of(one.cost), balanced(one.cost)).step_s
