@@ -33,6 +33,10 @@ Bools = NDArray[np.bool_]
 _POWER: Final = 8
 _WORK: Final = 1e8
 """Numbers worked on to price placements: about a second."""
+_STEPS: Final = 4e8
+"""The same for single steps, some seconds at most."""
+_PATIENCE: Final = 6e7
+"""Of these, those without any gain after which they end."""
 _TOKENS: Final = 1024
 """Of recorded sets, by which placements are compared before all tokens decide."""
 _LOGARITHM: Final = 4
@@ -144,8 +148,9 @@ class NearestSearch:
     def _step(self) -> bool:
         """Take the first swap or replacement found that helps."""
         held = Held.of(self.problem, self.best_P)
+        until = min(_STEPS, self.evaluations + _PATIENCE)
         for rank, slot, partner, expert in self._steps(held):
-            if self.evaluations >= _WORK:
+            if self.evaluations >= until:
                 return False
             if expert is None:
                 other, at = held.at(partner)
