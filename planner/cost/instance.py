@@ -36,6 +36,11 @@ class LayerLoad:
     sets: TokenSets | None
     """Sampled tokens with the experts [N, 1, K] they chose together, if the trace has tokens."""
 
+    @property
+    def chosen_SE(self) -> Floats:
+        """Probability that a token of a window chose each expert."""
+        return np.asarray(np.minimum(self.share_SE * self.choices_S[:, None], 1.0))
+
 
 def some_windows(load: LayerLoad, some: slice) -> LayerLoad:
     """Consecutive windows of a layer's load."""

@@ -7,7 +7,7 @@ dispatch, python/sglang/srt/eplb/expert_location_dispatch.py at 0.5.23, does the
 Tokens start evenly spread over the ranks (homes are uniform). On one node both rules load ranks alike: what a copy
 gains at home it loses elsewhere. Over several nodes a copy that is alone on its node serves more than one of two.
 
-Legend: E experts, B some experts, R EP ranks, H home ranks, N nodes, P slots.
+Legend: E experts, B sets of ranks, R EP ranks, H home ranks, N nodes, P slots, J filled slots.
 """
 
 from __future__ import annotations
@@ -45,68 +45,38 @@ class Sharing:
 
     def part_P(self, expert_P: Ints) -> Floats:
         """Part of its expert's tokens that each slot serves; 0 for empty slots."""
-        near = _Near.of(self.node_R, expert_P)
-        ranks = len(self.node_R)
-        size_N = np.bincount(self.node_R)
-        lacking_EN = size_N - near.on_ranks_EN  # ranks of a node that have no copy themselves
-        has_node_EN = near.count_EN > 0
-        homeless_E = np.where(has_node_EN, 0, size_N).sum(axis=1)
-        expert, node = near.expert_P, self.node_R[near.rank_P]
-        homes_P = 1.0 / near.count_ER[expert, near.rank_P]
-        homes_P += lacking_EN[expert, node] / near.count_EN[expert, node]
-        homes_P += homeless_E[expert] / near.count_EN.sum(axis=1)[expert]
-        part_P = np.zeros(len(expert_P))
-        part_P[near.slot_P] = homes_P / ranks
-        return part_P
+        return np.asarray(self.part_PR(expert_P).mean(axis=1))
 
     def part_PR(self, expert_P: Ints) -> Floats:
         """Part of its expert's tokens from each home rank that each slot serves [P, R]; 0 for empty slots."""
-        near = _Near.of(self.node_R, expert_P)
-        expert, node = near.expert_P, self.node_R[near.rank_P]
-        same_rank = near.rank_P[:, None] == np.arange(len(self.node_R))
-        same_node = node[:, None] == self.node_R
-        home_has = near.count_ER[expert] > 0
-        node_has = (near.count_EN > 0)[expert][:, self.node_R]
-        own = same_rank / near.count_ER[expert, near.rank_P][:, None]
-        inside = (same_node & ~home_has) / near.count_EN[expert, node][:, None]
-        anywhere = ~node_has / near.count_EN.sum(axis=1)[expert][:, None]
+        slot_J = np.flatnonzero(expert_P >= 0)
+        expert_J, rank_J = expert_P[slot_J], slot_J // (len(expert_P) // len(self.node_R))
+        count_ER = np.zeros((int(expert_P.max()) + 1, len(self.node_R)), dtype=np.int64)
+        np.add.at(count_ER, (expert_J, rank_J), 1)
         part_PR = np.zeros((len(expert_P), len(self.node_R)))
-        part_PR[near.slot_P] = own + inside + anywhere
+        part_PR[slot_J] = self._parts(count_ER, expert_J, rank_J)
         return part_PR
 
     def part_BRH(self, member_BR: Bools) -> Floats:
         """Part of the tokens of each home that each rank serves [B, R, H], of experts that these ranks hold once."""
+        set_J, rank_J = np.nonzero(member_BR)
+        part_BRH = np.zeros((*member_BR.shape, len(self.node_R)))
+        part_BRH[set_J, rank_J] = self._parts(member_BR.astype(np.int64), set_J, rank_J)
+        return part_BRH
+
+    def _parts(self, count_ER: Ints, expert_J: Ints, rank_J: Ints) -> Floats:
+        """Part of an expert's tokens from each home that one of its copies serves [J, H].
+
+        Args:
+            count_ER: copies of each expert on each rank.
+            expert_J: whose copy it is.
+            rank_J: and where.
+        """
         node_R = self.node_R
-        node_RN = (node_R[:, None] == np.arange(node_R.max() + 1)).astype(float)
-        count_BN = np.einsum("br,rn->bn", member_BR.astype(float), node_RN)
-        count_BH, count_B = count_BN[:, node_R], count_BN.sum(axis=1)
-        # A home sends its tokens to itself, to its node, or to all; of those, evenly to the ranks that hold the expert.
-        pool_BH = np.where(member_BR, 1.0, np.where(count_BH > 0, count_BH, count_B[:, None]))
-        same_node = node_R[:, None] == node_R
-        itself = np.eye(len(node_R), dtype=bool)
-        reach = np.where(member_BR[:, None, :], itself, (count_BH > 0)[:, None, :] <= same_node)
-        return np.asarray((member_BR[:, :, None] & reach) / pool_BH[:, None, :])
-
-
-@dataclass(frozen=True)
-class _Near:
-    """Filled slots, and how many copies of each expert ranks and nodes hold."""
-
-    slot_P: Ints
-    expert_P: Ints
-    rank_P: Ints
-    count_ER: Ints
-    count_EN: Ints
-    on_ranks_EN: Ints
-    """Ranks of a node that hold the expert."""
-
-    @staticmethod
-    def of(node_R: Ints, expert_P: Ints) -> _Near:
-        slot_P = np.flatnonzero(expert_P >= 0)
-        expert, rank = expert_P[slot_P], slot_P // (len(expert_P) // len(node_R))
-        experts = int(expert.max()) + 1
-        count_ER = np.zeros((experts, len(node_R)), dtype=np.int64)
-        np.add.at(count_ER, (expert, rank), 1)
-        in_node_RN = (node_R[:, None] == np.arange(node_R.max() + 1)).astype(np.int64)
-        on_ranks_EN = (count_ER > 0).astype(np.int64) @ in_node_RN
-        return _Near(slot_P, expert, rank, count_ER, count_ER @ in_node_RN, on_ranks_EN)
+        count_EN = count_ER @ (node_R[:, None] == np.arange(node_R.max() + 1)).astype(np.int64)
+        home_has, node_has = count_ER[expert_J] > 0, (count_EN > 0)[expert_J][:, node_R]
+        same_rank, same_node = rank_J[:, None] == np.arange(len(node_R)), node_R[rank_J][:, None] == node_R
+        own = same_rank / count_ER[expert_J, rank_J][:, None]
+        inside = (same_node & ~home_has) / count_EN[expert_J, node_R[rank_J]][:, None]
+        anywhere = ~node_has / count_EN.sum(axis=1)[expert_J][:, None]
+        return np.asarray(own + inside + anywhere)

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from planner.cost.blocks import RANKS, Block, PairBlock, SlowPairs
 from planner.cost.grid import Grid
 from planner.cost.instance import LayerLoad
-from planner.cost.ports import Ports
+from planner.cost.ports import Bottleneck, Ports
 from planner.cost.sends import Sends, at_shared, shared_pair_blocks
 from planner.inputs.kernels import Reach
 from planner.inputs.workload import CopyRule, Dedup
@@ -139,15 +139,14 @@ def exchange_of(grid: Grid, dedup: Dedup, reach: Reach, copy_rule: CopyRule = "e
     blocks: list[Block] = []
     shared = [neck for neck in ports.bottlenecks if not neck.is_own]
     groups = grid.every_group if shared else grid.ep_groups
-    sends = {id(group): Sends.of(group, dedup, grid, partitions) for group in groups}
-    for group in grid.ep_groups:
-        for neck in ports.bottlenecks:
-            if neck.is_own and neck.level in group.levels_used:
-                blocks += sends[id(group)].at_own_ports(ports, neck)
-        blocks += sends[id(group)].at_slow_pairs(ports)
+    every = [Sends.of(group, dedup, grid, partitions) for group in groups]
+    for number, own in _own_ports(every, grid, ports):
+        for neck in own:
+            blocks += every[number].at_own_ports(ports, neck)
+        blocks += every[number].at_slow_pairs(ports)
     for neck in shared:
-        blocks += at_shared([sends[id(group)] for group in grid.every_group], ports, neck)
-    every, by_pair = [sends[id(group)] for group in groups], copy_rule == "nearest"
+        blocks += at_shared(every, ports, neck)
+    by_pair = copy_rule == "nearest"
     return Exchange(
         dedup=dedup,
         num_ranks=grid.split.ep,
@@ -163,15 +162,20 @@ def exchange_of(grid: Grid, dedup: Dedup, reach: Reach, copy_rule: CopyRule = "e
     )
 
 
-def _pair_blocks(every: Sequence[Sends], grid: Grid, ports: Ports) -> Iterator[PairBlock | SlowPairs]:
-    """The same ports, uplinks and pairs as `exchange_of` finds, in its order."""
+def _own_ports(every: Sequence[Sends], grid: Grid, ports: Ports) -> Iterator[tuple[int, list[Bottleneck]]]:
+    """Numbers of the groups that differ, each with the levels that it uses by ports of its own."""
     different = {id(group) for group in grid.ep_groups}
     for number, sends in enumerate(every):
         if id(sends.group) in different:
-            for neck in ports.bottlenecks:
-                if neck.is_own and neck.level in sends.group.levels_used:
-                    yield from sends.own_pair_blocks(number, ports, neck)
-            yield from sends.slow_pair_block(number, ports)
+            yield number, [n for n in ports.bottlenecks if n.is_own and n.level in sends.group.levels_used]
+
+
+def _pair_blocks(every: Sequence[Sends], grid: Grid, ports: Ports) -> Iterator[PairBlock | SlowPairs]:
+    """The same ports, uplinks and pairs as `exchange_of` finds, in its order."""
+    for number, own in _own_ports(every, grid, ports):
+        for neck in own:
+            yield from every[number].own_pair_blocks(number, ports, neck)
+        yield from every[number].slow_pair_block(number, ports)
     for neck in ports.bottlenecks:
         if not neck.is_own:
             yield from shared_pair_blocks(every, ports, neck)
@@ -185,18 +189,18 @@ def copies_between(grid: Grid, dedup: Dedup, volumes: Mapping[int, Floats]) -> F
         dedup: how copies of a token are de-duplicated.
         volumes: as `Exchange.unit_seconds_SU` takes them; the partitions numbered as in `Exchange.partitions`.
     """
-    mean_X: dict[int, Floats] = {key: volume_SX.mean(axis=0) for key, volume_SX in volumes.items()}
+    mean_X = {key: volume_SX.mean(axis=0) for key, volume_SX in volumes.items()}
     copies_GG = np.zeros((len(grid.gpus), len(grid.gpus)))
     partitions: dict[bytes, Ints] = {}
     for group in grid.every_group:
         sends = Sends.of(group, dedup, grid, partitions)
         if volumes[RANKS].ndim == _BY_HOME:
-            copies_GG[np.ix_(group.index_R, group.index_R)] += sends.between(volumes).mean(axis=0)
-            continue
-        copies_RR = sends.rank_RR * mean_X[RANKS][:, None]
-        if sends.domain_RR is not None:
-            copies_RR = copies_RR + sends.domain_RR * mean_X[sends.partition][sends.domain_R][:, None]
-        np.fill_diagonal(copies_RR, 0.0)
+            copies_RR = sends.between({key: mean[None] for key, mean in mean_X.items()})[0]
+        else:
+            copies_RR = sends.rank_RR * mean_X[RANKS][:, None]
+            if sends.domain_RR is not None:
+                copies_RR = copies_RR + sends.domain_RR * mean_X[sends.partition][sends.domain_R][:, None]
+            np.fill_diagonal(copies_RR, 0.0)
         copies_GG[np.ix_(group.index_R, group.index_R)] += copies_RR
     return copies_GG
 
@@ -256,7 +260,7 @@ def visits(load: LayerLoad, part_ER: Floats) -> Floats:
     recorded sets each expert is taken to be chosen independently, with its share of the window.
     """
     if load.sets is None:
-        chosen_SE = np.minimum(load.share_SE * load.choices_S[:, None], 1.0)
+        chosen_SE = load.chosen_SE
         missed = 1.0 - chosen_SE[:, :, None] * part_ER
         return np.asarray(1.0 - missed.prod(axis=1))
     window_N, experts_NK = load.sets.window_N, load.sets.experts_NLK[:, 0]
@@ -284,7 +288,7 @@ def visits_by_home(load: LayerLoad, expert_P: Ints, unit_P: Ints, units: int, pa
     part_JH = np.zeros((len(key_J), part_PH.shape[1]))
     np.add.at(part_JH, entry_P, part_PH)
     unit_J, expert_J = np.divmod(key_J, load.share_SE.shape[1])
-    chosen_SJ = np.minimum(load.share_SE * load.choices_S[:, None], 1.0)[:, expert_J]
+    chosen_SJ = load.chosen_SE[:, expert_J]
     with np.errstate(divide="ignore"):  # a token that needs the unit for sure
         missed_SJH = np.log1p(-np.minimum(chosen_SJ[:, :, None] * part_JH, 1.0))
     present_X, first_X = np.unique(unit_J, return_index=True)

@@ -203,7 +203,7 @@ def _visits(problem: LayerProblem, units: int) -> tuple[Floats, Floats]:
     if load.sets is not None:
         total_S = _recorded_tokens(problem)
         return total_S * tokens, total_S * tokens / units
-    chosen_SE = np.minimum(load.share_SE * load.choices_S[:, None], 1.0)
+    chosen_SE = load.chosen_SE
     apart = min(units, problem.most_copies)
     with np.errstate(divide="ignore"):
         sum_S = -(apart * np.log1p(-chosen_SE / apart)).sum(axis=1)

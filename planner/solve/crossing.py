@@ -23,6 +23,7 @@ Bools = NDArray[np.bool_]
 def crossing_volume_S(problem: LayerProblem) -> Floats:
     """Seconds per byte on the slowest unit, whatever the placement, in each window."""
     exchange, worst_S = problem.moe.exchange, np.zeros(problem.num_windows)
+    falling_of: dict[int, Floats] = {}
     for block in exchange.pair_blocks:
         if not isinstance(block, PairBlock):
             continue  # a slow pair may join ranks between which nothing need travel
@@ -30,7 +31,10 @@ def crossing_volume_S(problem: LayerProblem) -> Floats:
         for one in block.passing:
             sends = exchange.sends[one.sends]
             if _by_rank(sends, one.passes_RR):
-                total_S += _least_S(problem, _rows_SE(problem, sends), one.passes_RR)
+                slots = _most_slots(problem, sends)
+                if slots not in falling_of:
+                    falling_of[slots] = -np.sort(-_rows_SE(problem, slots), axis=1)
+                total_S += _least_S(problem, falling_of[slots], one.passes_RR)
         # The busiest unit has at least the mean, weighted by what the units carry in a second.
         worst_S = np.maximum(worst_S, total_S / (1.0 / block.seconds_U).sum() / problem.moe.etp)
     return np.asarray(worst_S)
@@ -46,7 +50,7 @@ def _by_rank(sends: Sends, passes_RR: Bools) -> bool:
     return bool((passes_RR == passes_RR[first[sends.domain_R]]).all())
 
 
-def _rows_SE(problem: LayerProblem, sends: Sends) -> Floats:
+def _rows_SE(problem: LayerProblem, slots: int) -> Floats:
     """Copies of tokens for each expert that travel for sure, if those of any of its homes do.
 
     Without de-duplication all rows. Else a copy serves all experts that a token needs on one rank (or domain), of
@@ -57,9 +61,8 @@ def _rows_SE(problem: LayerProblem, sends: Sends) -> Floats:
     load, moe = problem.load, problem.moe
     if moe.exchange.ranks_share_volume:
         return problem.rows_SE
-    slots = _most_slots(problem, sends)
     if load.sets is None:
-        chosen_SE = np.minimum(load.share_SE * load.choices_S[:, None], 1.0)
+        chosen_SE = load.chosen_SE
         most_S1 = -np.sort(-chosen_SE, axis=1)[:, :slots].sum(axis=1, keepdims=True)
         return np.asarray(chosen_SE * (-np.expm1(-most_S1) / most_S1) * moe.tokens)
     experts_NK = load.sets.experts_NLK[:, 0]
@@ -78,20 +81,24 @@ def _most_slots(problem: LayerProblem, sends: Sends) -> int:
     return int(np.bincount(sends.domain_R, weights=problem.slots_R).max())
 
 
-def _least_S(problem: LayerProblem, rows_SE: Floats, passes_RR: Bools) -> Floats:
+def _least_S(problem: LayerProblem, falling_SE: Floats, passes_RR: Bools) -> Floats:
     """Copies of all experts that pass a level at least, in one group.
 
     One copy spares the homes that it can serve without; each further one at most as many.
+
+    Args:
+        problem: the layer.
+        falling_SE: what all homes of each expert together send, the most first.
+        passes_RR: messages that pass the level.
     """
     ranks = problem.num_ranks
     spared = int((~passes_RR).sum(axis=1).max())
     if spared >= ranks:
-        return np.zeros(len(rows_SE))
-    falling_SE = -np.sort(-rows_SE, axis=1) / ranks
+        return np.zeros(len(falling_SE))
     left = ranks - spared
     most = min(problem.most_copies - 1, -(-left // spared))
     experts, rest = divmod(problem.num_slots - problem.num_experts, max(most, 1))
     saved_S = falling_SE[:, :experts].sum(axis=1) * min(most * spared, left)
     if rest and experts < problem.num_experts:
         saved_S = saved_S + falling_SE[:, experts] * min(rest * spared, left)
-    return np.asarray(np.maximum(falling_SE.sum(axis=1) * left - saved_S, 0.0))
+    return np.asarray(np.maximum(falling_SE.sum(axis=1) * left - saved_S, 0.0) / ranks)

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.cost.blocks import RANKS, SlowPairs
+from planner.cost.blocks import RANKS
 from planner.cost.moe import touched_of_shares
 from planner.solve.held import Held
 from planner.solve.joint import peak
@@ -33,6 +33,10 @@ _KNOWN: Final = 1 << 15
 _LARGE: Final = 1 << 26
 _AT_ONCE: Final = 1 << 23
 """Numbers worked on at once: 32 MiB in single precision."""
+
+
+Step = tuple[int, int, int, int | None]
+"""Rank and slot; for a swap the place of the other expert, for a replacement the expert that comes."""
 
 
 class Flows:
@@ -77,25 +81,6 @@ class Flows:
         """The objective after a change of the placement."""
         self.refresh()
         return self.seconds(power)
-
-    def busy_R(self) -> Floats:
-        """Seconds of each rank's experts and of its own ports, mean over windows; ports that are shared left out."""
-        ranks = self.problem.num_ranks
-        busy_R = self.now_SX[:, :ranks].mean(axis=0)
-        units = np.split(self.now_SX[:, self._parts_end[1] :].mean(axis=0), self._ends())
-        own = [unit for unit in units if len(unit) == ranks]
-        return np.asarray(busy_R + (np.max(own, axis=0) * self._per_byte if own else 0.0))
-
-    @property
-    def _per_byte(self) -> float:
-        return self.problem.moe.dispatch_bytes + self.problem.moe.combine_bytes
-
-    def _ends(self) -> list[int]:
-        sizes = [
-            self.problem.num_ranks if isinstance(block, SlowPairs) else len(block.seconds_U)
-            for block in self.problem.moe.exchange.pair_blocks
-        ]
-        return [int(end) for end in np.cumsum(sizes)[:-1]]
 
     # --- what experts add -------------------------------------------------------------------------
 
@@ -157,11 +142,11 @@ class Flows:
 
     def seconds(self, power: int | None) -> float:
         """The objective: mean over windows, with power means in place of maxima (None: maxima)."""
-        return float(self._total(self.now_SX, power).mean())
+        return float(self._total(self.now_SX, self._parts_end, power).mean())
 
-    def _total(self, value_SX: NDArray[Any], power: int | None) -> Floats:
-        """Seconds of a layer [S, ...] by what all, or only those that are `_kept`, have to do."""
-        moe, ends = self.problem.moe, self._parts_end if value_SX.shape[-1] == len(self._kept) else self._kept_end
+    def _total(self, value_SX: NDArray[Any], ends: tuple[int, int], power: int | None) -> Floats:
+        """Seconds of a layer [S, ...] by what is to be done, and where ranks and gathering end in it."""
+        moe = self.problem.moe
         expert = peak(value_SX[..., : ends[0]], power)
         if not moe.has_exchange:
             return np.asarray(moe.times(expert, np.zeros_like(expert)).total_S)
@@ -170,8 +155,12 @@ class Flows:
             per_byte = per_byte + value_SX[..., ends[0] : ends[1]].max(axis=-1)
         return np.asarray(moe.times(expert, per_byte).total_S)
 
-    def best_swap(self, rank: int, power: int | None) -> tuple[float, int, int] | None:
-        """The swap of a slot of this rank that gives the least time: its change, slot, place of the other."""
+    def best_step(self, rank: int, power: int | None) -> tuple[float, Step] | None:
+        """The step of this rank that gives the least time, and what it changes; None if there is none."""
+        steps = [one for one in (self._best_swap(rank, power), self._best_replacement(rank, power)) if one is not None]
+        return min(steps, key=lambda one: one[0], default=None)
+
+    def _best_swap(self, rank: int, power: int | None) -> tuple[float, Step] | None:
         held = self.held
         bad_QP = held.forbidden(rank)
         if bad_QP.all():
@@ -188,28 +177,24 @@ class Flows:
         come_SPX = self._change(held.expert_P, coming_PR)
         change_QP = np.full(bad_QP.shape, np.inf)
         now = self.now_SX[:, self._kept].astype(np.float32)
-        before = self._total(now, power).mean()
+        before = self._total(now, self._kept_end, power).mean()
         for slot in range(len(mine_Q)):
             places = np.flatnonzero(~bad_QP[slot])
             if not len(places):
                 continue
             for some in np.array_split(places, -(-len(places) * now.size // _AT_ONCE)):
                 after = now[:, None] + leave_SQRX[:, slot][:, held.rank_P[some]] + come_SPX[:, some]
-                change_QP[slot, some] = self._total(after, power).mean(axis=0) - before
+                change_QP[slot, some] = self._total(after, self._kept_end, power).mean(axis=0) - before
                 self.evaluations += after.size
         best = int(change_QP.argmin())
         slot, place = divmod(best, len(held.expert_P))
-        return float(change_QP.flat[best]), slot, place
+        return float(change_QP.flat[best]), (rank, slot, place, None)
 
-    def best_replacement(self, rank: int, power: int | None) -> tuple[float, int, int] | None:
-        """The copy of this rank that should give way to another expert: the change of the time, slot, expert."""
+    def _best_replacement(self, rank: int, power: int | None) -> tuple[float, Step] | None:
         held = self.held
         mine_Q = np.asarray(held.of_rank[rank])
         slot_C = np.flatnonzero(held.copies_E[mine_Q] > 1)
-        free_E = ~held.member_ER[:, rank]
-        if self.problem.group_E is not None:
-            free_E &= held.lives_with(rank)
-        coming = np.flatnonzero(free_E)
+        coming = np.flatnonzero(held.may_come(rank))
         if not len(slot_C) or not len(coming):
             return None
         going_CR, coming_ER = held.member_ER[mine_Q[slot_C]].copy(), held.member_ER[coming].copy()
@@ -217,11 +202,13 @@ class Flows:
         leave_SCX, come_SEX = self._change(mine_Q[slot_C], going_CR), self._change(coming, coming_ER)
         now = self.now_SX[:, self._kept].astype(np.float32)
         after = now[:, None, None] + leave_SCX[:, :, None] + come_SEX[:, None]
-        change_CE = self._total(after, power).mean(axis=0) - self._total(now, power).mean()
+        change_CE = (
+            self._total(after, self._kept_end, power).mean(axis=0) - self._total(now, self._kept_end, power).mean()
+        )
         self.evaluations += after.size
         best = int(change_CE.argmin())
         copy, expert = divmod(best, len(coming))
-        return float(change_CE.flat[best]), int(slot_C[copy]), int(coming[expert])
+        return float(change_CE.flat[best]), (rank, int(slot_C[copy]), 0, int(coming[expert]))
 
     def _change(self, expert_B: Ints, member_BR: Bools) -> NDArray[Any]:
         """What experts would add more than they do to those that are kept [S, B, X], in single precision."""

@@ -111,6 +111,11 @@ class Held:
         """What the copies of a rank weigh together [S]."""
         return np.asarray(unit_SE[:, self.of_rank[rank]].sum(axis=1))
 
+    def may_come(self, rank: int) -> Bools:
+        """Experts [E] of which a rank may get a copy."""
+        free_E = ~self.member_ER[:, rank]
+        return free_E if self.problem.group_E is None else free_E & self.lives_with(rank)
+
     def lives_with(self, rank: int) -> Bools:
         """Experts [E] that have a copy on the rank's node."""
         node_R = self.problem.node_R

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.blocks import PairBlock
-from planner.solve.flows import Flows
+from planner.solve.flows import Flows, Step
 from planner.solve.held import Held
 from planner.solve.problem import LayerProblem
 from planner.trace.windows import TokenSets
@@ -42,8 +42,6 @@ _TOKENS: Final = 1024
 _LOGARITHM: Final = 4
 """Numbers that are worked on while one logarithm is taken."""
 _TINY: Final = 1e-9
-_Step = tuple[int, int, int, int | None]
-"""Rank and slot; for a swap the place of the other expert, for a replacement the expert that comes."""
 
 
 class NearestSearch:
@@ -82,40 +80,17 @@ class NearestSearch:
         if flows.is_large:
             return
         now, idle = flows.seconds(power), 0
-        order = np.argsort(-flows.busy_R(), kind="stable").tolist()
+        order = self._slowest_first(flows.held)
         while idle < len(order) and self.evaluations + flows.evaluations < _WORK:
-            after = self._moved(flows, order[idle], power, now)
+            after = _moved(flows, order[idle], power, now)
             if after is None:
                 idle += 1
                 continue
-            now, idle = after, 0
-            order = np.argsort(-flows.busy_R(), kind="stable").tolist()
+            now, idle, order = after, 0, self._slowest_first(flows.held)
             if power is None:
                 self._take(flows.held.placement())
         self._take(flows.held.placement())
         self.evaluations += flows.evaluations
-
-    def _moved(self, flows: Flows, rank: int, power: int | None, now: float) -> float | None:
-        """Take the best step of a rank; the objective then, None if nothing helps."""
-        held, swap, coming = flows.held, flows.best_swap(rank, power), flows.best_replacement(rank, power)
-        if swap is not None and (coming is None or swap[0] <= coming[0]) and swap[0] < 0:
-            other, at = held.at(swap[2])
-            held.exchange(rank, swap[1], other, at)
-            after = flows.refreshed(power)
-            if after < now * (1 - _TINY):
-                return after
-            held.exchange(rank, swap[1], other, at)
-        elif coming is not None and coming[0] < 0:
-            gone = held.of_rank[rank][coming[1]]
-            held.replace(rank, coming[1], coming[2])
-            after = flows.refreshed(power)
-            if after < now * (1 - _TINY):
-                return after
-            held.replace(rank, coming[1], gone)
-        else:
-            return None
-        flows.refresh()
-        return None
 
     def _take(self, expert_P: Ints) -> bool:
         """Keep a placement if it is better, by some of the tokens and then by all."""
@@ -149,30 +124,22 @@ class NearestSearch:
         """Take the first swap or replacement found that helps."""
         held = Held.of(self.problem, self.best_P)
         until = min(_STEPS, self.evaluations + _PATIENCE)
-        for rank, slot, partner, expert in self._steps(held):
+        for step in self._steps(held):
             if self.evaluations >= until:
                 return False
-            if expert is None:
-                other, at = held.at(partner)
-                held.exchange(rank, slot, other, at)
-                if self._take(held.placement()):
-                    return True
-                held.exchange(rank, slot, other, at)
-            else:
-                gone = held.of_rank[rank][slot]
-                held.replace(rank, slot, expert)
-                if self._take(held.placement()):
-                    return True
-                held.replace(rank, slot, gone)
+            back = _make(held, step)
+            if self._take(held.placement()):
+                return True
+            _make(held, back)
         return False
 
-    def _steps(self, held: Held) -> list[_Step]:
+    def _steps(self, held: Held) -> list[Step]:
         """First those of the slowest rank, then those of copies; each mixed, so that all kinds get their turn."""
         p = self.problem
-        slowest = self._slowest()
+        slowest = self._slowest_first(held)[0]
         several_P = held.copies_E[held.expert_P] > 1
-        first: list[_Step] = []
-        later: list[_Step] = []
+        first: list[Step] = []
+        later: list[Step] = []
         for rank in range(p.num_ranks):
             several_Q = several_P[held.first_R[rank] :][: len(held.of_rank[rank])]
             swaps_QP = ~held.forbidden(rank) & (
@@ -180,18 +147,18 @@ class NearestSearch:
             )
             mine = first if rank == slowest else later
             mine += [(rank, slot, place, None) for slot, place in np.argwhere(swaps_QP).tolist()]
-            coming = np.flatnonzero(self._may_come(held, rank)).tolist()
+            coming = np.flatnonzero(held.may_come(rank)).tolist()
             mine += [(rank, slot, 0, expert) for slot in np.flatnonzero(several_Q).tolist() for expert in coming]
         order = np.random.default_rng(0)
         return [some[index] for some in (first, later) for index in order.permutation(len(some)).tolist()]
 
-    def _slowest(self) -> int:
-        """The rank whose experts and busiest port take longest together."""
-        p = self.rough
-        rows_SR, touched_SR, filled_R = p.moe.rank_load(p.load, self.best_P)
+    def _slowest_first(self, held: Held) -> list[int]:
+        """Ranks by how long their experts and their busiest port take together."""
+        p, expert_P = self.rough, held.placement()
+        rows_SR, touched_SR, filled_R = p.moe.rank_load(p.load, expert_P)
         busy_SR = p.moe.expert_s(rows_SR, touched_SR, filled_R.astype(float))
         if p.moe.has_exchange:
-            volumes = p.moe.copies(p.load, self.best_P, rows_SR)
+            volumes = p.moe.copies(p.load, expert_P, rows_SR)
             copies_SRR = [sends.between(volumes) for sends in p.moe.exchange.sends]
             sent_SR = np.zeros_like(busy_SR)
             for block in p.moe.exchange.pair_blocks:
@@ -199,12 +166,32 @@ class NearestSearch:
                 unit_R = block.passing[0].unit_R if isinstance(block, PairBlock) else np.arange(p.num_ranks)
                 sent_SR = np.maximum(sent_SR, seconds_SU[:, unit_R])
             busy_SR = busy_SR + sent_SR * ((p.moe.dispatch_bytes + p.moe.combine_bytes) / p.moe.etp)
-        return int(busy_SR.mean(axis=0).argmax())
+        return [int(rank) for rank in np.argsort(-busy_SR.mean(axis=0), kind="stable")]
 
-    def _may_come(self, held: Held, rank: int) -> Bools:
-        """Experts [E] of which a rank may get a copy."""
-        free_E = ~held.member_ER[:, rank]
-        return free_E if self.problem.group_E is None else free_E & held.lives_with(rank)
+
+def _moved(flows: Flows, rank: int, power: int | None, now: float) -> float | None:
+    """Take the best step of a rank; the objective then, None if nothing helps."""
+    found = flows.best_step(rank, power)
+    if found is None or found[0] >= 0:
+        return None
+    back = _make(flows.held, found[1])
+    after = flows.refreshed(power)
+    if after < now * (1 - _TINY):
+        return after
+    _make(flows.held, back)  # only single precision liked it
+    flows.refresh()
+    return None
+
+
+def _make(held: Held, step: Step) -> Step:
+    """Make a step; the one that takes it back."""
+    rank, slot, place, expert = step
+    if expert is None:
+        held.exchange(rank, slot, *held.at(place))
+        return step
+    gone = held.of_rank[rank][slot]
+    held.replace(rank, slot, expert)
+    return rank, slot, place, gone
 
 
 def _with_few_tokens(problem: LayerProblem) -> LayerProblem:

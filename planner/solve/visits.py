@@ -72,7 +72,7 @@ class ShareVisits:
     def __init__(self, load: LayerLoad, held: Held, unit_R: Ints) -> None:
         self.shares = _Shares.of(held, unit_R)
         self.held, self.unit_R = held, unit_R
-        self.chosen_SE = np.minimum(load.share_SE * load.choices_S[:, None], 1.0)
+        self.chosen_SE = load.chosen_SE
         self._refresh(slice(None))
 
     def _missed(self, experts: Ints, units: Ints, change: Floats | float) -> Floats:
