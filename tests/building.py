@@ -15,7 +15,7 @@ from planner.cost.step import split_cost
 from planner.inputs.constants import Constants
 from planner.inputs.deployment import load_kernel
 from planner.inputs.documents import validated
-from planner.inputs.efficiency import Efficiency, load_default_efficiency
+from planner.inputs.efficiency import Curve, Efficiency, load_default_efficiency
 from planner.inputs.engines import EngineMemory, EngineRules
 from planner.inputs.gpu import Gpu
 from planner.inputs.kernels import KernelLimits
@@ -145,11 +145,23 @@ def constants(
     reserve: str = "1 MiB",
     kernel: str = "all-to-all",
     copies: CopyRule = "even",
+    several: bool = False,
 ) -> Constants:
-    """The shipped constants with another overlap, reserve and kernel, the kernel without limits."""
+    """The shipped constants with another overlap, reserve and kernel, the kernel without limits.
+
+    Args:
+        several: whether a second compute kernel begins sooner and works more slowly than each shipped one.
+    """
     efficiency: Efficiency = load_default_efficiency().model_copy(
         update={"overlap": Sourced[Percentage](value=overlap)}  # type: ignore[arg-type]
     )
+    if several:
+        efficiency = efficiency.model_copy(
+            update={
+                work: {name: (*curves, _sooner(curves[0])) for name, curves in getattr(efficiency, work).items()}
+                for work in ("experts", "gemm", "attention_prefill", "attention_decode")
+            }
+        )
     plain = Precision(experts="bf16", dense="bf16", embedding="bf16", kv_cache="bf16", dispatch="bf16", combine="bf16")
     return Constants(
         precision=plain,
@@ -161,6 +173,13 @@ def constants(
         engine_memory=engine_memory(reserve),
         copy_rule=copies,
     )
+
+
+def _sooner(curve: Curve) -> Curve:
+    """A kernel that begins in a third of the time, and reaches half of the rates."""
+    r = curve.value
+    slower = {"base": r.base / 3, "compute": r.compute / 2, "memory": r.memory / 2, "exponent": 2.0}
+    return curve.model_copy(update={"value": r.model_copy(update=slower)})
 
 
 def counted(counts_SLE: NDArray[np.int64], layer_ids: list[int], top_k: int) -> Windows:

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.accuracy.fitting import Fit, carried_over_errors, fitted, held_out_errors, summary
+from benchmarks.accuracy.fastest import Fastest, fastest_of
+from benchmarks.accuracy.fitting import Fit, carried_over_errors, fitted, summary
+from benchmarks.accuracy.judged import Judged
 from benchmarks.accuracy.points import SHORTEST_PROMPT, Points
-from benchmarks.accuracy.targets import ANY, CARRIED, EXCELLENT, GOOD, Key
+from benchmarks.accuracy.targets import CARRIED, EXCELLENT, GOOD, Key
 from planner.inputs.efficiency import Errors, Work
 
 Floats = NDArray[np.float64]
-NEARLY: Final = 0.2
-"""A kernel that takes at most so much longer than the fastest may stand for a GPU."""
 FAMILY: Final = 3
 """GPUs on which a kernel must have been measured for its curve alone to stand for all others."""
 SOURCE: Final = "AIConfigurator 0.12 (Apache-2.0)"
@@ -28,41 +27,6 @@ WORKS: Final[dict[Work, str]] = {
     "attention_prefill": "attention, prefill",
     "attention_decode": "attention, decode",
 }
-
-
-@dataclass(frozen=True)
-class Judged:
-    """One measured kernel with its curve."""
-
-    points: Points
-    fit: Fit
-    held_out_N: Floats | None
-
-    @cached_property
-    def fit_errors(self) -> Errors:
-        """On what was fitted."""
-        return summary(self.fit.errors(self.points))
-
-    @cached_property
-    def held_out(self) -> Errors | None:
-        """On shapes left out."""
-        return None if self.held_out_N is None else summary(self.held_out_N)
-
-    @property
-    def key(self) -> Key:
-        """Kind of work, and format of weights or kind of attention."""
-        return self.points.work, self.points.name
-
-    @property
-    def judged(self) -> Errors:
-        """Held out, where there are shapes enough."""
-        return self.held_out or self.fit_errors
-
-    @property
-    def follows(self) -> bool:
-        """Whether the form suits it."""
-        owed = GOOD.get(self.key, ANY)
-        return self.judged.median <= owed.median and self.judged.p90 <= owed.p90
 
 
 @dataclass(frozen=True)
@@ -85,39 +49,23 @@ class ComputeFits:
     """Everything fitted."""
 
     kernels: tuple[Judged, ...]
-    references: dict[tuple[str, Work, str], Judged]
-    """By GPU, work and name: a fast kernel that follows the form."""
+    fastest: dict[tuple[str, Work, str], Fastest]
+    """By GPU, work and name: what the profile has."""
     transferred: dict[Key, Transferred]
 
 
 def fit_compute(points: Sequence[Points]) -> ComputeFits:
     """Fit every kernel, choose those that profiles describe, and fit what is transferred."""
-    kernels = tuple(Judged(one, fitted([one]), held_out_errors(one)) for one in points)
+    kernels = tuple(Judged.of(one) for one in points)
     by_gpu: dict[tuple[str, Work, str], list[Judged]] = defaultdict(list)
     for kernel in kernels:
         by_gpu[kernel.points.gpu.name, kernel.points.work, kernel.points.name].append(kernel)
-    references = {key: chosen for key, alike in by_gpu.items() if (chosen := _reference(alike)) is not None}
+    fastest = {key: chosen for key, alike in by_gpu.items() if (chosen := fastest_of(alike)) is not None}
     by_work: dict[Key, list[Judged]] = defaultdict(list)
-    for (_, work, name), chosen in references.items():
-        by_work[work, name].append(chosen)
+    for (_, work, name), chosen in fastest.items():
+        by_work[work, name].append(chosen.kernels[0])
     transferred = {key: _transferred([k for k in kernels if k.key == key], chosen) for key, chosen in by_work.items()}
-    return ComputeFits(kernels, references, transferred)
-
-
-def _reference(alike: Sequence[Judged]) -> Judged | None:
-    """Of one GPU's kernels that follow the form and are nearly the fastest of these: the one that is met best.
-
-    Speed is the geometric mean time of the curves over everything measured for such work on the GPU.
-    """
-
-    def log_time(kernel: Judged) -> float:
-        bare = Fit(kernel.fit.roofline, 0.0)
-        return float(np.mean(np.concatenate([np.log(bare.seconds(other.points)) for other in alike])))
-
-    following = [(log_time(kernel), kernel) for kernel in alike if kernel.follows]
-    fastest = min((seconds for seconds, _ in following), default=0.0)
-    near = [kernel for seconds, kernel in following if seconds <= fastest + np.log1p(NEARLY)]
-    return min(near, key=lambda kernel: kernel.judged.median + kernel.judged.p90, default=None)
+    return ComputeFits(kernels, fastest, transferred)
 
 
 def _transferred(kernels: Sequence[Judged], references: Sequence[Judged]) -> Transferred:
@@ -148,10 +96,20 @@ def text_of(errors: Errors | None) -> str:
 
 def reference_rows(fits: ComputeFits) -> Iterator[tuple[str, ...]]:
     """Curves in the profiles: work, format, GPU, kernel, measurements, errors fitted and held out, owed, excellent."""
-    for (gpu, work, name), one in sorted(fits.references.items(), key=_in_order):
+    for (gpu, work, name), chosen in sorted(fits.fastest.items(), key=_in_order):
         targets = text_of(GOOD.get((work, name))), text_of(EXCELLENT.get((work, name)))
-        errors = text_of(one.fit_errors), text_of(one.held_out)
-        yield WORKS[work], name, gpu, one.points.kernel, f"{len(one.points):,}", *errors, *targets
+        for one in chosen.kernels:
+            errors = text_of(one.fit_errors), text_of(one.held_out)
+            yield WORKS[work], name, gpu, one.points.kernel, f"{len(one.points):,}", *errors, *targets
+
+
+def fastest_rows(fits: ComputeFits) -> Iterator[tuple[str, ...]]:
+    """The least of a profile's curves: work, format, GPU, kernels, works, error, bias, owed."""
+    for (gpu, work, name), chosen in sorted(fits.fastest.items(), key=_in_order):
+        if chosen.errors is not None:
+            of = f"{chosen.compared} of {chosen.measured}"
+            errors = text_of(chosen.errors), f"{chosen.bias * 100:+.1f}"
+            yield WORKS[work], name, gpu, of, f"{chosen.works:,}", *errors, text_of(GOOD.get((work, name)))
 
 
 def carried_rows(fits: ComputeFits) -> Iterator[tuple[str, ...]]:
@@ -171,30 +129,29 @@ def short_prompt_rows(fits: ComputeFits, every: Sequence[Points]) -> Iterator[tu
     fitted to all prompts, owed.
     """
     known = {(one.gpu.name, one.work, one.name, one.kernel): one for one in every}
-    for (gpu, work, name), one in sorted(fits.references.items(), key=_in_order):
-        if work == "attention_prefill":
+    for (gpu, work, name), chosen in sorted(fits.fastest.items(), key=_in_order):
+        for one in chosen.kernels if work == "attention_prefill" else ():
             points = known[gpu, work, name, one.points.kernel]
             short = points.some(points.chain_N < SHORTEST_PROMPT)  # the chain is the prompt
-            if not len(short):
-                continue
-            every_prompt = Judged(points, one.fit, held_out_errors(points))
-            errors = text_of(summary(one.fit.errors(short))), text_of(every_prompt.held_out)
-            yield name, gpu, one.points.kernel, f"{len(short):,}", *errors, text_of(GOOD.get(one.key))
+            if len(short):
+                errors = text_of(summary(one.fit.errors(short))), text_of(Judged.of(points).held_out)
+                yield name, gpu, one.points.kernel, f"{len(short):,}", *errors, text_of(GOOD.get(one.key))
 
 
-def _in_order(item: tuple[tuple[str, Work, str], Judged]) -> tuple[int, str, str]:
+def _in_order(item: tuple[tuple[str, Work, str], Fastest]) -> tuple[int, str, str]:
     gpu, work, name = item[0]
     return list(WORKS).index(work), name, gpu
 
 
 def stray_rows(fits: ComputeFits) -> Iterator[tuple[str, ...]]:
-    """Kernels that the form does not suit, with their time over that of the profile's curve (geometric mean)."""
+    """Kernels that the form does not suit, with their time over the least of the profile's curves (geometric mean)."""
     for one in fits.kernels:
         if not one.follows:
-            points, reference = one.points, fits.references.get((one.points.gpu.name, *one.key))
+            points, chosen = one.points, fits.fastest.get((one.points.gpu.name, *one.key))
             against = "-"
-            if reference is not None:
-                bare = Fit(reference.fit.roofline, 0.0).seconds(points)
-                against = f"{float(np.exp(np.mean(np.log(points.seconds_N / bare)))):.2f}"
+            if chosen is not None:
+                least = np.min([Fit(kernel.fit.roofline, 0.0).seconds(points) for kernel in chosen.kernels], axis=0)
+                against = f"{float(np.exp(np.mean(np.log(one.bare_N / least)))):.2f}"
             errors = text_of(one.fit_errors), text_of(one.held_out)
-            yield WORKS[points.work], points.name, points.gpu.name, points.kernel, *errors, against
+            beyond = f"{points.beyond_light} of {points.beyond_light + len(points)}" if points.beyond_light else "-"
+            yield WORKS[points.work], points.name, points.gpu.name, points.kernel, *errors, against, beyond

@@ -136,8 +136,8 @@ def summary(errors_N: Floats) -> Errors:
     )
 
 
-def held_out_errors(points: Points) -> Floats | None:
-    """Errors on each model shape, the curve being fitted to all others; None if there is one shape only.
+def held_out_seconds(points: Points) -> Floats | None:
+    """Predictions for each model shape, the curve being fitted to all others; None if there is one shape only.
 
     Where there are many shapes, an eighth of them is left out at a time.
     """
@@ -147,7 +147,7 @@ def held_out_errors(points: Points) -> Floats | None:
     found = np.empty(len(points))
     for part in np.array_split(np.random.default_rng(0).permutation(shapes), min(8, len(shapes))):
         out_N = np.isin(points.shape_N, part)
-        found[out_N] = fitted([points.some(~out_N)]).errors(points.some(out_N))
+        found[out_N] = fitted([points.some(~out_N)]).seconds(points.some(out_N))
     return found
 
 

@@ -11,13 +11,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.accuracy import balance, communication, exchanges, left_out, published, rankings, skew, wide
+from benchmarks.accuracy import balance, communication, exchanges, left_out, published, rankings, skew
 from benchmarks.accuracy.compute import (
     FAMILY,
-    NEARLY,
     SOURCE,
     ComputeFits,
     carried_rows,
+    fastest_rows,
     fit_compute,
     reference_rows,
     short_prompt_rows,
@@ -74,7 +74,6 @@ def run(data: Path | None, console: Console, *, write_fits: bool = False) -> Non
     every = read_points(data / "silicon", shortest=1)
     sections = [
         *compute_sections(fits, every),
-        _wide_section(data),
         _communication_section(travel),
         _skew_section(),
         *_published_sections(data),
@@ -112,15 +111,24 @@ def compute_sections(fits: ComputeFits, every: Sequence[Points]) -> Sequence[Sec
     """
     headers = ("work", "format", "GPU", "kernel", "measured", "fitted", "held out", "owed", "excellent")
     words = (
-        'One curve of five or six numbers for each GPU, kind of work and number format (model.md, "Compute"), in '
-        f"`profiles/gpus/`. Of several kernels measured on a GPU that follow the form and take at most {NEARLY:.0%} "
-        "longer than the fastest of these, the profile has the one that is met best. *Owed* and *excellent* are "
-        "targets for held-out errors of so small a form. A dash: one shape only, or no target. Where a table has "
-        "several times for the same work of one kernel, the least counts. Held-out errors flatter, because more than "
-        "the numbers was chosen by them: the forms (8 tried for GEMM; 11 and 8 for prefill attention with grouped and "
-        "latent heads, 15 and 7 for decode; 5 for experts), the kernel of a profile among those nearly as fast, and "
-        "whether a kernel counts as following the form. So a kernel in this table meets what is owed by choice; those "
-        "that do not are listed below, faster ones among them."
+        'A curve of five or six numbers for each GPU, kind of work, number format and kernel (model.md, "Compute"), in '
+        "`profiles/gpus/`. *Owed* and *excellent* are targets for held-out errors of so small a form. A dash: one "
+        "shape only, or no target. Where a table has several times for the same work of one kernel, the least counts. "
+        "Held-out errors flatter, because more than the numbers was chosen by them: the forms (8 tried for GEMM; 11 "
+        "and 8 for prefill attention with grouped and latent heads, 15 and 7 for decode; 5 for experts), and the "
+        "kernels of a profile. Times below those of light were left out: of DeepSeek-V3's experts on one rank, whose "
+        "router touched fewer of them than the table says, and of decode attention where the GPU's cache holds it all "
+        "(A100) or arithmetic was narrower (GB200)."
+    )
+    least = (
+        "Engines run the fastest kernel, so predictions are the least of a profile's curves. Of the kernels measured "
+        "on a GPU the profile has as few as that takes: one is added at a time, while median and 90th percentile "
+        "together fall by a point. A kernel of which more than a twelfth of the measurements is faster than light is "
+        "not believed; one that was mostly measured on works of its own is taken if it follows the form. TensorRT-LLM "
+        "has no kernels but its own, so with it these alone count, and profiles have them. *Works*: those that two "
+        "kernels or more were measured on. *Held out*: the least of the curves, fitted to other shapes, "
+        "against the least time measured. *Bias*: median of the signed errors. Experts run one kernel on all ranks: "
+        "the fastest where ranks are balanced."
     )
     brief = (
         f"Prompts shorter than {SHORTEST_PROMPT} tokens took no part in the fits above: they were taken out after "
@@ -136,38 +144,30 @@ def compute_sections(fits: ComputeFits, every: Sequence[Points]) -> Sequence[Sec
         "taken, which flatters, too."
     )
     strays = (
-        "Kernels that miss what is owed on shapes held out (without a target: median 18 %, p90 40 %). No profile rests "
-        "on them; an engine that runs one of them is mispredicted by as much. They choose among implementations by "
-        "size (min-latency kernels), or are tuned for few shapes. *Time*: over that of the profile's curve on the same "
-        "work, geometric mean; below 1 the kernel is the faster one. A dash: no kernel of the GPU follows the form."
+        "Kernels that miss what is owed on shapes held out (without a target: median 18 %, p90 40 %). Profiles have "
+        "them only where they are the fastest by more than they are missed; an engine that runs one of the others is "
+        "mispredicted by as much. They choose among implementations by size, or are tuned for few shapes. *Time*: over "
+        "the least of the profile's curves on the same work, geometric mean; below 1 the kernel is the faster one. "
+        "*Beyond light*: measurements faster than light. A dash: no kernel of the GPU follows the form."
     )
-    short = ("work", "format", "GPU", "kernel", "fitted", "held out", "time")
+    short = ("work", "format", "GPU", "kernel", "fitted", "held out", "time", "beyond light")
+    several = ("work", "format", "GPU", "kernels", "works", "held out", "bias", "owed")
     picture = f"![predicted over measured time of these kernels]({_PICTURE})"
     briefly = ("format", "GPU", "kernel", "short prompts", "short", "held out, all", "owed")
     over = ("work", "format", "GPU left out", "kernel", "carried over", "owed")
     return (
         Section("Compute kernels", words, headers, tuple(reference_rows(fits))),
+        Section("The fastest kernels", least, several, tuple(fastest_rows(fits))),
         Section("Short prompts", brief, briefly, tuple(short_prompt_rows(fits, every))),
         Section("Compute kernels, carried over", carried, over, tuple(carried_rows(fits))),
         Section("Kernels that do not follow the form", strays, short, tuple(stray_rows(fits)), picture),
     )
 
 
-def _wide_section(data: Path) -> Section:
-    words = (
-        "SGLang's DeepGEMM for DeepSeek-V3 in fp8 blocks, 2 to 256 ranks, against the curves of the profiles, which "
-        f"other kernels gave; no fit has used these rows. Prefill from {wide.MANY_ROWS:,} rows of a rank on: below, "
-        "the time measured is that of launching from Python. *Time*: over that predicted, geometric mean. On Hopper "
-        "DeepGEMM is the faster kernel in large batches, so prefill with SGLang is priced too high there."
-    )
-    headers = ("GPU", "phase", "measured", "error", "time")
-    return Section("Experts of wide parallelism", words, headers, tuple(wide.rows(data / "silicon")))
-
-
 def _skew_section() -> Section:
     words = (
         "DeepSeek-V3 in fp8 blocks on 32 H200 ranks, 16,384 tokens: time of the most loaded rank from its rows "
-        "(AIConfigurator's wide-EP tables for TensorRT-LLM, which no fit has used)."
+        "(AIConfigurator's wide-EP tables for TensorRT-LLM, which no fit has used), by TensorRT-LLM's kernels."
     )
     headers = ("layout", "rows on that rank", "measured", "predicted", "error")
     return Section("Skew", words, headers, tuple(skew.rows()))
@@ -269,7 +269,7 @@ def _summary_section(found: _Judged) -> Section:
 def _step_sections(found: _Judged) -> tuple[Section, ...]:
     words = (
         "Steps of DeepSeek-V3 from published throughput, with balanced ranks: the sources served EPLB's layout on real "
-        "traffic, or simulated perfect balance. The share of traffic that hides behind other work (70 %) rests on "
+        "traffic, or simulated perfect balance. The share of traffic that hides behind other work (50 %) rests on "
         "these very cases, so they are no hold-out for it. *mtp*: one draft token, of which the source assumes 60 % "
         "right; it simulated the attention of drafts by slower kernels."
     )
@@ -304,8 +304,7 @@ def _load_sections(found: _Judged) -> tuple[Section, ...]:
     words = (
         "DeepSeek-V3's experts in fp8 blocks, 32 ranks. Loads were drawn from a power law, once, and not kept; the "
         "prediction is the mean over draws of the same law, which scatter by 10 to 25 %. The H100 rows are SGLang's "
-        "DeepGEMM, in large batches faster than the kernel of the profile, TensorRT-LLM's; what skew costs by itself "
-        "follows."
+        "DeepGEMM, whose curve was fitted to its times of uniform loads; what skew costs by itself follows."
     )
     headers = ("case", "tokens", "exponent", "layout", "measured", "predicted", "error")
     drawn = tuple(skew.drawn_row(*pair) for pair in found.drawn)

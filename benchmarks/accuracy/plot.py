@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.accuracy.compute import Judged
+from benchmarks.accuracy.judged import Judged
 
 _COLUMNS = 4
 

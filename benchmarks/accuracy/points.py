@@ -2,7 +2,8 @@
 
 The tables are extracts of AIConfigurator 0.12 (Apache-2.0), described in the README beside them; they stay where they
 are. FLOP, bytes and chains are counted as `planner.cost` counts them. Where a table has several times for the same work
-of one kernel, the least counts: an engine picks the faster implementation.
+of one kernel, the least counts: an engine picks the faster implementation. Times below those of light are left out:
+such a benchmark found its data in the cache, or its router touched fewer experts than the table says.
 
 Legend: N measurements.
 """
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from planner.cost.attention import FIRST_ENTRIES, split_chain, tiled_keys
 from planner.inputs.efficiency import Work
 from planner.inputs.gpu import Gpu, load_gpu
-from planner.inputs.precision import WEIGHTS, WeightName
+from planner.inputs.precision import WEIGHTS, WeightName, compute_format
 
 Floats = NDArray[np.float64]
 GPUS: Final = {"a100_sxm": "a100-sxm-80", "h100_sxm": "h100-sxm", "h200_sxm": "h200-sxm", "gb200": "gb200"}
@@ -36,11 +37,19 @@ _WEIGHTS: Final[dict[str, WeightName]] = {
     "w4a16_mxfp4": "mxfp4",
     "w4a8_mxfp4_mxfp8": "mxfp4",
 }
+_ENGINES: Final = {"trtllm": "tensorrt-llm"}
+"""Names of the tables and of the profiles, where they differ."""
 SHORTEST_PROMPT: Final = 64
 """Queries below which measurements of prefill attention are kept out of fits, and judged apart.
 
 A tile of queries is then less than half full, which the form leaves out (model.md, "Dense work").
 """
+WIDE: Final = "sglang deepgemm behind deepep"
+MANY_ROWS: Final = 32768
+"""Rows of a rank from which on the time of its prefill kernel is its own, and not that of launching from Python."""
+_WIDE_VERSION: Final = "0.5.10"
+_DOUBTFUL: Final = 1 / 12
+"""A kernel with a larger part of its measurements faster than light is not believed at all."""
 _LATENT, _ROPE, _NOPE, _VALUE = 512, 64, 128, 128
 """DeepSeek's latent attention: rank of the cache, and dims of a head."""
 
@@ -67,10 +76,23 @@ class Points:
     seconds_N: Floats
     shape_N: NDArray[np.int64]
     """Which model shape each row belongs to; hold-outs leave one out."""
+    beyond_light: int = 0
+    """Further measurements, faster than light and so left out."""
 
     def __len__(self) -> int:
         """N."""
         return len(self.seconds_N)
+
+    @property
+    def engine(self) -> str:
+        """Profile of the engine that it was measured in."""
+        backend = self.kernel.partition(" ")[0]
+        return _ENGINES.get(backend, backend)
+
+    @property
+    def believed(self) -> bool:
+        """Whether few enough were faster than light to trust the others."""
+        return self.beyond_light <= _DOUBTFUL * (self.beyond_light + len(self))
 
     def some(self, keep_N: NDArray[np.bool_]) -> Points:
         """Part of the measurements."""
@@ -103,6 +125,7 @@ def read_points(folder: Path, shortest: int = SHORTEST_PROMPT) -> list[Points]:
     """
     groups: Groups = defaultdict(dict)
     _read_experts(folder, groups)
+    _read_wide(folder, groups)
     for row in _rows(folder / "gemm_samples.csv"):
         weights = _WEIGHTS[row["dtype"]]
         _add(groups, (row["gpu"], "gemm", weights, weights, row["backend"]), _gemm(row, weights), row["latency_us"])
@@ -130,6 +153,23 @@ def _read_experts(folder: Path, groups: Groups) -> None:
                 _add(groups, (gpu, "experts", weights, weights, kernel), _experts(row, weights), row["us_balanced"])
 
 
+def _read_wide(folder: Path, groups: Groups) -> None:
+    """SGLang's grouped GEMM behind DeepEP, for DeepSeek-V3 alone: numbers of ranks are left out in place of shapes.
+
+    Decode is replayed from CUDA graphs; prefill is launched by Python, which hides the kernel below many rows.
+    """
+    for row in _rows(folder / "moe_wideep_eplb.csv"):
+        if (row["backend"], row["version"], row["distribution"]) != ("sglang", _WIDE_VERSION, "uniform"):
+            continue
+        if row["gpu"] not in GPUS:
+            continue
+        measured = _experts(row | {"moe_tp_size": "1"}, "fp8_block")
+        ranks = int(row["moe_ep_size"])
+        if row["phase"] == "generation" or int(row["num_tokens"]) * int(row["topk"]) >= MANY_ROWS * ranks:
+            own = measured._replace(extra=0.0, shape=(*measured.shape, ranks))
+            _add(groups, (row["gpu"], "experts", "fp8_block", "fp8_block", WIDE), own, row["latency_us"])
+
+
 def _add(groups: Groups, key: Key, row: Row, latency_us: str) -> None:
     groups[key][row] = min(float(latency_us), groups[key].get(row, np.inf))
 
@@ -140,11 +180,14 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
 
 
 def _points(key: Key, rows: dict[Row, float]) -> Points:
-    gpu, work, name, weights, kernel = key
+    gpu_name, work, name, weights, kernel = key
+    gpu, seconds_N = load_gpu(GPUS[gpu_name]), np.array(list(rows.values())) * 1e-6
     flop, num_bytes, moved, experts, chain, extra = np.array([row[:-1] for row in rows], dtype=float).T
     number = {shape: index for index, shape in enumerate(sorted({row.shape for row in rows}))}
-    return Points(
-        gpu=load_gpu(GPUS[gpu]),
+    rate = gpu.compute[compute_format(weights, frozenset(gpu.compute))[0]].value
+    slower_N = seconds_N >= np.maximum(flop / rate, num_bytes / gpu.hbm_bandwidth.value)
+    points = Points(
+        gpu=gpu,
         work=work,
         name=name,
         weights=weights,
@@ -155,9 +198,11 @@ def _points(key: Key, rows: dict[Row, float]) -> Points:
         experts_N=experts,
         chain_N=chain,
         extra_N=extra,
-        seconds_N=np.array(list(rows.values())) * 1e-6,
+        seconds_N=seconds_N,
         shape_N=np.array([number[row.shape] for row in rows]),
+        beyond_light=int((~slower_N).sum()),
     )
+    return points.some(slower_N)
 
 
 def _ints(row: dict[str, str], *names: str) -> list[int]:

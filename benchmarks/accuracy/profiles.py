@@ -36,10 +36,19 @@ def write_profiles(fits: ComputeFits) -> Iterator[Path]:
 
 def _gpu_blocks(fits: ComputeFits) -> Iterator[tuple[str, str]]:
     by_gpu: dict[str, dict[Work, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for (gpu, work, name), one in fits.references.items():
-        source = f"{SOURCE}, {one.points.kernel}, {len(one.points)} measurements"
-        line = _curve_text(one.fit, "fitted", source, fit=one.fit_errors, held_out=one.held_out)
-        by_gpu[gpu][work].append(f"    {name}: {line}")
+    for (gpu, work, name), chosen in fits.fastest.items():
+        curves = []
+        for number, one in enumerate(chosen.kernels):
+            source = f"{SOURCE}, {one.points.kernel}, {len(one.points)} measurements"
+            curves.append(
+                _curve_text(
+                    one.fit, "fitted", source, one.points.engine, fit=one.fit_errors, held_out=chosen.errors_of(number)
+                )
+            )
+        single = len(curves) == 1
+        by_gpu[gpu][work] += (
+            [f"    {name}: {curves[0]}"] if single else [f"    {name}:", *(f"      - {c}" for c in curves)]
+        )
     for gpu in sorted(by_gpu):
         lines = ["efficiency:"]
         for work in WORKS:
@@ -62,7 +71,7 @@ def _default_block(fits: ComputeFits) -> str:
     return "\n".join(lines)
 
 
-def _curve_text(curve: Fit, basis: str, source: str, **errors: Errors | None) -> str:
+def _curve_text(curve: Fit, basis: str, source: str, engine: str | None = None, **errors: Errors | None) -> str:
     r = curve.roofline
     values = [f"base: {r.base * 1e6:.3g} us"]
     if r.per_expert:
@@ -74,5 +83,6 @@ def _curve_text(curve: Fit, basis: str, source: str, **errors: Errors | None) ->
         values.append(f"serial: {r.serial * 1e9:.3g} ns")
     values.append(f"exponent: {r.exponent:g}")
     told = [f"{name}: {{median: {one.median:.1%}, p90: {one.p90:.1%}}}" for name, one in errors.items() if one]
-    parts = [f"value: {{{', '.join(values)}}}", f"basis: {basis}", *told, f'source: "{source}"']
+    of = [] if engine is None else [f"engine: {engine}"]
+    parts = [f"value: {{{', '.join(values)}}}", *of, f"basis: {basis}", *told, f'source: "{source}"']
     return f"{{{', '.join(parts)}}}"

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from benchmarks.accuracy.published import Outcome, Published
 from planner.baselines import eplb_layer
 from planner.cost.roofline import Kernel, kernel
+from planner.inputs.efficiency import curves_of
 from planner.inputs.gpu import load_gpu
 from planner.inputs.model import Model
 from planner.inputs.model_files import read_model
@@ -43,21 +44,27 @@ def _model() -> Model:
 
 
 @cache
-def _bound(gpu_name: str) -> Kernel:
+def _bounds(gpu_name: str, engine: str | None) -> tuple[Kernel, ...]:
     gpu = load_gpu(gpu_name)
     assert gpu.efficiency is not None
-    return kernel(gpu, gpu.efficiency.experts["fp8_block"], "fp8_block")
+    return tuple(
+        kernel(gpu, curve, "fp8_block") for curve in curves_of([gpu.efficiency], "experts", "fp8_block", engine)
+    )
 
 
-def expert_s(gpu_name: str, rows_N: Floats, slots: float, touched: float | None = None) -> Floats:
-    """Seconds of ranks with so many rows and slots, by the curve of the profile; by default all experts are touched."""
-    model, bound = _model(), _bound(gpu_name)
+def expert_s(gpu_name: str, engine: str | None, rows_N: Floats, slots: float, mean: float) -> Floats:
+    """Seconds of ranks with so many rows and slots, all experts touched; by the fastest kernel at `mean` rows."""
+    model = _model()
     hidden, width = model.hidden_size, model.moe.intermediate_size
     parameters = expert_parameters(model.moe, hidden)
-    num_bytes = (slots if touched is None else touched) * parameters * float(WEIGHTS["fp8_block"].bits) / 8
-    moved_N = rows_N * 2.0 * (2 * hidden + 3 * width)
-    seconds_N: Floats = bound.seconds(2.0 * parameters * rows_N, np.full_like(moved_N, num_bytes), moved_N, slots)
-    return seconds_N
+    num_bytes = slots * parameters * float(WEIGHTS["fp8_block"].bits) / 8
+
+    def seconds(bound: Kernel, rows: Floats) -> Floats:
+        moved = rows * 2.0 * (2 * hidden + 3 * width)
+        return np.asarray(bound.seconds(2.0 * parameters * rows, np.full_like(moved, num_bytes), moved, slots))
+
+    fastest = min(_bounds(gpu_name, engine), key=lambda bound: float(seconds(bound, np.array([mean]))[0]))
+    return seconds(fastest, rows_N)
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,9 @@ class SkewCase:
     @property
     def predicted_s(self) -> float:
         """From the rows."""
-        return float(expert_s("h200-sxm", np.array([self.rows]), EXPERTS // RANKS)[0])
+        return float(
+            expert_s("h200-sxm", TENSORRT_LLM, np.array([self.rows]), EXPERTS // RANKS, TOKENS * TOP_K / RANKS)[0]
+        )
 
     @property
     def error(self) -> float:
@@ -79,6 +88,8 @@ class SkewCase:
         return self.predicted_s / self.measured_s - 1
 
 
+TENSORRT_LLM: Final = "tensorrt-llm"
+TOKENS: Final = 16384
 CASES = (SkewCase("contiguous", 8771, 1.448e-3), SkewCase("balanced by EPLB, no copies", 4806, 0.775e-3))
 
 
@@ -113,6 +124,8 @@ class Drawn:
 
     case: str
     gpu: str
+    engine: str | None
+    """One that runs its own kernels alone; None: the fastest of all."""
     tokens: int
     """Of all ranks."""
     alpha: float | None
@@ -128,13 +141,14 @@ class Drawn:
 
     def predicted_s(self) -> float:
         """Mean over draws."""
-        rows = [self.tokens * TOP_K / RANKS]
+        mean = self.tokens * TOP_K / RANKS
+        rows = [mean]
         if self.alpha is not None:
             rng = np.random.default_rng(0)
             draws = range(BALANCED_DRAWS if self.balance else DRAWS)
             loads = [power_law(rng, self.alpha, self.tokens) for _ in draws]
             rows = [most_loaded(load, self.slots, balance=self.balance) for load in loads]
-        return float(expert_s(self.gpu, np.array(rows), self.slots // RANKS).mean())
+        return float(expert_s(self.gpu, self.engine, np.array(rows), self.slots // RANKS, mean).mean())
 
 
 def read_drawn(published: Published) -> Iterator[Drawn]:
@@ -145,13 +159,13 @@ def read_drawn(published: Published) -> Iterator[Drawn]:
         for layout, milliseconds in times.items():
             slots = 288 if layout == "eplb288" else EXPERTS
             balance = layout != "contiguous"
-            yield Drawn(case, "h200-sxm", 16384, alpha, slots, balance, milliseconds * 1e-3)
+            yield Drawn(case, "h200-sxm", TENSORRT_LLM, TOKENS, alpha, slots, balance, milliseconds * 1e-3)
     case = "aic-deepepmoe-skew-h100"
     for per_gpu in (4096, 16384):
         times = published[case]["measured"][f"prefill_ms_{per_gpu}_per_gpu"]
         for law, milliseconds in times.items():
             steep = None if law == "uniform" else float(law.removeprefix("a"))
-            yield Drawn(case, "h100-sxm", per_gpu * RANKS, steep, EXPERTS, False, milliseconds * 1e-3)
+            yield Drawn(case, "h100-sxm", None, per_gpu * RANKS, steep, EXPERTS, False, milliseconds * 1e-3)
 
 
 def judged(published: Published) -> Iterator[tuple[Drawn, Outcome]]:

@@ -10,7 +10,7 @@ all-reduce), a dense feed-forward part another; experts bring their own exchange
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -28,7 +28,7 @@ from planner.cost.kv_cache import (
 from planner.cost.products import Product, attention_products, ffn_products, shared_products
 from planner.cost.roofline import Kernel, kernel
 from planner.cost.term import Term, merged
-from planner.inputs.efficiency import Curve, Work
+from planner.inputs.efficiency import Work
 from planner.inputs.model import (
     Attention,
     CompressedAttention,
@@ -104,8 +104,9 @@ class DenseCost:
 
     # --- parts ------------------------------------------------------------------------------------
 
-    def _kernel(self, curve: Curve, weights: WeightName) -> Kernel:
-        return kernel(self.instance.topology.kinds[self.kind], curve, weights)
+    def _kernels(self, work: Work, name: str, weights: WeightName) -> tuple[Kernel, ...]:
+        gpu = self.instance.topology.kinds[self.kind]
+        return tuple(kernel(gpu, curve, weights) for curve in self.instance.curves(self.kind, work, name))
 
     def _gemm(
         self,
@@ -117,14 +118,17 @@ class DenseCost:
         """One launch for each product; its chain is the sum over its inner width."""
         weights = weights or self.instance.constants.precision.dense
         tokens = self.tokens if tokens is None else tokens
-        bound = self._kernel(self.instance.curve(self.kind, "gemm", weights), weights)
-        seconds = light = 0.0
-        for inner, outer in products:
-            flop, num_bytes = 2.0 * inner * outer * tokens, float(inner * outer * WEIGHTS[weights].bits / 8)
-            moved = tokens * BF16_BYTES * (inner + outer)
-            seconds += bound.seconds(flop, num_bytes, moved, chain=float(inner))
-            light += bound.light_s(flop, num_bytes)
-        return Term(name, seconds, light, bound.basis, bound.source, bound.errors)
+        bits, per_width = WEIGHTS[weights].bits, tokens * BF16_BYTES
+        works = [
+            (2.0 * inner * outer * tokens, float(inner * outer * bits / 8), per_width * (inner + outer), float(inner))
+            for inner, outer in products
+        ]
+        return _by_the_fastest(
+            name,
+            self._kernels("gemm", weights, weights),
+            lambda k: sum(k.seconds(flop, read, moved, chain=chain) for flop, read, moved, chain in works),
+            lambda k: sum(k.light_s(flop, read) for flop, read, _, _ in works),
+        )
 
     def _attention(self, attention: Attention) -> list[Term]:
         model, tp = self.instance.model, self.grid.split.tp
@@ -202,15 +206,17 @@ class DenseCost:
         work: Work = "attention_decode" if self.instance.workload.phase == "decode" else "attention_prefill"
         kind = "mla" if isinstance(attention, LatentAttention) else "gqa"
         cache = "_fp8" if self._cache == "fp8" else ""
-        bound = self._kernel(self.instance.curve(self.kind, work, kind + cache), "bf16")
-        seconds = bound.seconds(core.computed_flop, core.read_bytes, core.moved_bytes, chain=core.chain)
-        light = bound.light_s(core.flop, core.least_bytes)
-        return Term(name, seconds, light, bound.basis, bound.source, bound.errors)
+        return _by_the_fastest(
+            name,
+            self._kernels(work, kind + cache, "bf16"),
+            lambda k: k.seconds(core.computed_flop, core.read_bytes, core.moved_bytes, chain=core.chain),
+            lambda k: k.light_s(core.flop, core.least_bytes),
+        )
 
     def _norms(self, norms: int) -> Term:
         # A norm with its residual reads and writes the stream about four times.
         hbm = self.instance.topology.kinds[self.kind].hbm_bandwidth
-        reached = self.instance.curve(self.kind, "gemm", "bf16").value.memory
+        reached = max(curve.value.memory for curve in self.instance.curves(self.kind, "gemm", "bf16"))
         num_bytes = 4.0 * norms * BF16_BYTES * self.tokens / self.grid.split.tp * self.instance.model.hidden_size
         light = num_bytes / hbm.value
         launch = self.instance.small_kernel(self.kind)
@@ -222,6 +228,14 @@ class DenseCost:
         """An all-reduce over the tensor-parallel group; nothing for tp = 1."""
         num_bytes = self.tokens * self.instance.model.hidden_size * BF16_BYTES
         return Blocks(self.instance, self.grid.gpus, self.grid.split.tp).term("all_reduce", num_bytes).named(name)
+
+
+def _by_the_fastest(
+    name: str, kernels: Sequence[Kernel], seconds_of: Callable[[Kernel], float], light_of: Callable[[Kernel], float]
+) -> Term:
+    """The term of some work, done by that of the kernels that is done first."""
+    bound = min(kernels, key=seconds_of)
+    return Term(name, seconds_of(bound), light_of(bound), bound.basis, bound.source, bound.errors)
 
 
 def _num_heads(attention: Attention) -> int:

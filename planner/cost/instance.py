@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.inputs.constants import Constants
-from planner.inputs.efficiency import Curve, Efficiency, Work, curve_of
+from planner.inputs.efficiency import Curve, Efficiency, Work, curves_of
 from planner.inputs.model import Model
 from planner.inputs.sourced import Sourced
 from planner.inputs.topology import Topology
@@ -75,9 +75,9 @@ class Instance:
         usable = [memory.usable_bytes(gpu.memory.value) for gpu in machine.kinds]
         return np.array(usable, dtype=np.int64)[machine.kind_G]
 
-    def curve(self, kind: int, work: Work, name: str) -> Curve:
-        """What kernels reach on a kind of GPU, for some work in a number format (or kind of attention)."""
-        return curve_of(self._efficiencies(kind), work, name)
+    def curves(self, kind: int, work: Work, name: str) -> tuple[Curve, ...]:
+        """What each kernel reaches on a kind of GPU, for some work in a number format (or kind of attention)."""
+        return curves_of(self._efficiencies(kind), work, name, self.constants.own_kernels)
 
     def overlap(self, kind: int) -> Sourced[float]:
         """Part of what could hide behind other work that does."""

@@ -15,7 +15,7 @@ Legend: S windows, R EP ranks, E experts, P slots, C classes of ranks.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
@@ -285,12 +285,23 @@ def moe_cost(instance: Instance, grid: Grid, beside_s: float = 0.0) -> MoeCost:
     hidden, width = model.moe.expert_hidden_size(model.hidden_size), model.moe.intermediate_size // split.etp
     parameters = expert_parameters(model.moe, model.hidden_size, split.etp)
     matrices = 3 if model.moe.gated else 2
-    kernels_C, class_R = _kernels(instance, grid)
     gathers = split.ep == 1 or constants.kernel.method == "all_gather"
     header = 0 if gathers else constants.kernel.header_bytes
     dispatch_bytes = float(hidden * ACTIVATION_BITS[precision.dispatch] / 8) + header
     combine_bytes = float(hidden * ACTIVATION_BITS[precision.combine] / 8) + header
     tokens = instance.step_tokens / (split.micro_batches * split.edp)
+    flop_per_row = 2.0 * matrices * hidden * width
+    weight_bytes = float(parameters * WEIGHTS[precision.experts].bits / 8)
+    # A row is read and written once (H each); between the matrices `matrices` rows of F pass.
+    moved_bytes_per_row = 2.0 * (2 * hidden + matrices * width)
+    local, choices = model.moe.num_experts / split.ep, tokens * model.moe.mean_choices
+    rows = choices / split.ep
+    touched = local * (1.0 - (1.0 - 1.0 / model.moe.num_experts) ** choices)
+    kernels_C, class_R = _kernels(
+        instance,
+        grid,
+        lambda k: k.seconds(rows * flop_per_row, touched * weight_bytes, rows * moved_bytes_per_row, local),
+    )
     if gathers:
         gather = _NO_GATHER
         exchange = no_exchange(grid, constants.communication.dedup)
@@ -310,10 +321,9 @@ def moe_cost(instance: Instance, grid: Grid, beside_s: float = 0.0) -> MoeCost:
         tokens=tokens,
         kernels_C=kernels_C,
         class_R=class_R,
-        flop_per_row=2.0 * matrices * hidden * width,
-        weight_bytes=float(parameters * WEIGHTS[precision.experts].bits / 8),
-        # A row is read and written once (H each); between the matrices `matrices` rows of F pass.
-        moved_bytes_per_row=2.0 * (2 * hidden + matrices * width),
+        flop_per_row=flop_per_row,
+        weight_bytes=weight_bytes,
+        moved_bytes_per_row=moved_bytes_per_row,
         exchange=exchange,
         sharing=Sharing(constants.copy_rule, exchange.node_R),
         dispatch_bytes=dispatch_bytes,
@@ -363,19 +373,29 @@ def _gathered(instance: Instance, grid: Grid, dispatched: float, combined: float
     return blocks.term("all_gather", dispatched), blocks.term("reduce_scatter", combined)
 
 
-def _kernels(instance: Instance, grid: Grid) -> tuple[tuple[Kernel, ...], Ints]:
+def _kernels(instance: Instance, grid: Grid, balanced_s: Callable[[Kernel], float]) -> tuple[tuple[Kernel, ...], Ints]:
     """The kernel of each class of ranks, and the class of each rank.
 
-    A rank waits for the slowest of its GPUs, in all copies of the grid.
+    Of several kernels an engine runs one on all ranks: here the fastest where ranks are balanced. A minimum taken
+    rank by rank would not be convex, on which bounds and tangents rest. A rank waits for the slowest of its GPUs, in
+    all copies of the grid.
+
+    Args:
+        instance: model, machine, work and constants.
+        grid: the GPUs of the stage.
+        balanced_s: seconds that a kernel takes on a rank with an equal part of rows and experts, all experts alike.
     """
     split, weights = grid.split, instance.constants.precision.experts
     kinds_R = grid.kind_G.reshape(split.edp, split.ep, split.etp).transpose(1, 0, 2).reshape(split.ep, -1)
+
+    def fastest(kind: int) -> Kernel:
+        gpu, curves = instance.topology.kinds[kind], instance.curves(kind, "experts", weights)
+        return min((kernel(gpu, curve, weights) for curve in curves), key=balanced_s)
+
     kernels: dict[Kernel, Kernel] = {}  # by figures alone: GPUs that differ in memory only are of one class
     number_of = {}
     for kinds in {tuple(sorted(set(kinds))): None for kinds in kinds_R.tolist()}:
-        slowest = slowest_kernel(
-            [kernel(instance.topology.kinds[kind], instance.curve(kind, "experts", weights), weights) for kind in kinds]
-        )
+        slowest = slowest_kernel([fastest(kind) for kind in kinds])
         figures = replace(slowest, source="")
         kernels.setdefault(figures, slowest)
         number_of[kinds] = list(kernels).index(figures)

@@ -54,6 +54,7 @@ def constants_of(deployment: Deployment) -> Constants:
         collectives=deployment.collectives,
         small_collectives=deployment.small_collectives,
         efficiency=deployment.default_efficiency,
+        own_kernels=deployment.engine_name if deployment.engine.own_kernels_only else None,
         engine_memory=deployment.engine_memory,
         copy_rule=deployment.copy_rule,
     )

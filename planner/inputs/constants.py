@@ -25,6 +25,8 @@ class Constants(Frozen):
     """What the engine runs instead for all-reduces of small tensors inside a scale-up domain, where that is faster."""
     efficiency: Efficiency
     """What kernels reach where a GPU of the topology has no curve of its own."""
+    own_kernels: str | None = None
+    """The engine, where it runs no compute kernels but its own; null: the fastest of all."""
     engine_memory: EngineMemory
     """Memory of a GPU that the model cannot use."""
     copy_rule: CopyRule

@@ -102,6 +102,8 @@ class EngineFile(Frozen):
     """What it runs instead on a single node unless told otherwise; null: the same."""
     overlap: dict[Phase, Overlap] = Field(default_factory=dict)
     """What traffic hides behind, by phase; a phase left out: nothing."""
+    own_kernels_only: bool = False
+    """Whether it has no compute kernels but its own; others choose among those of several libraries."""
     collectives: str = "nccl"
     """Kernel of tensor-parallel collectives and pipeline sends."""
     small_collectives: str | None = None

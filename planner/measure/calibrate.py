@@ -18,7 +18,7 @@ from planner.cost.instance import Instance
 from planner.cost.step import SplitCost
 from planner.errors import BadAnswerError
 from planner.inputs.documents import validated
-from planner.inputs.efficiency import Curve, Efficiency, Work, curve_of
+from planner.inputs.efficiency import Curve, Efficiency, Work, curves_of
 from planner.inputs.engines import load_engine
 from planner.inputs.gpu import Gpu
 from planner.inputs.topology import resolve
@@ -89,10 +89,12 @@ def _correct_gpu(gpu: Gpu, data: dict[str, Any], ratios: Mapping[str, float], in
     ]
     for work, name, term in wanted:
         if term in ratios:
-            curve = curve_of(known, work, name)
-            efficiency.setdefault(work, {})[name] = _scaled(
-                curve, ratios[term], f"{source}, {term} x {ratios[term]:.3g}"
-            )
+            note = f"{source}, {term} x {ratios[term]:.3g}"
+            scaled = [
+                _scaled(curve, ratios[term], note)
+                for curve in curves_of(known, work, name, instance.constants.own_kernels)
+            ]
+            efficiency.setdefault(work, {})[name] = scaled
     # what is left out of an efficiency comes from the default, as before
     data["efficiency"] = Efficiency.model_validate_json(validated(Efficiency, efficiency).model_dump_json()).model_dump(
         mode="json", exclude_defaults=True
@@ -108,11 +110,13 @@ def _scaled(curve: Curve, ratio: float, source: str) -> dict[str, Any]:
         "per_expert": exact_text(roofline.per_expert * ratio, "time"),
         "compute": _part(roofline.compute / ratio),
         "memory": _part(roofline.memory / ratio),
+        "serial": exact_text(roofline.serial * ratio, "time"),
         "exponent": roofline.exponent,
     }
     if roofline.activation is not None:
         value["activation"] = _part(roofline.activation / ratio)
-    return {"value": value, "basis": "measured", "source": f"{source}; before: {curve.source}"}
+    note = {"basis": "measured", "source": f"{source}; before: {curve.source}"}
+    return {"value": value, "engine": curve.engine, **note}
 
 
 def _part(value: float) -> str:

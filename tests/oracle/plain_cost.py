@@ -85,10 +85,12 @@ class PlainCost:
 
     def gemm(self, gpu: int, n: float, *shapes: tuple[int, int]) -> float:
         """bf16 products of n tokens, one launch for each [inner, outer] matrix."""
-        r = self.eff.gemm["bf16"].value
-        return sum(
-            self.roof(r, [gpu], 2 * inner * outer * n, 2 * inner * outer, 2 * n * (inner + outer), inner)
-            for inner, outer in shapes
+        return min(
+            sum(
+                self.roof(c.value, [gpu], 2 * inner * outer * n, 2 * inner * outer, 2 * n * (inner + outer), inner)
+                for inner, outer in shapes
+            )
+            for c in self.eff.gemm["bf16"]
         )
 
     # --- links: a level inside a node and one between nodes ----------------------------------------
@@ -222,7 +224,8 @@ class PlainCost:
         parts = [self.gemm(gpu, n, (h, (heads + 2 * kv) * dim), (heads * dim, h)), core]
         hbm = self.card[gpu].hbm_bandwidth.value
         assert self.eff.small_kernel is not None
-        parts.append(8 * 2 * n / s.tp * h / hbm / self.eff.gemm["bf16"].value.memory + 2 * self.eff.small_kernel.value)
+        reached = max(c.value.memory for c in self.eff.gemm["bf16"])
+        parts.append(8 * 2 * n / s.tp * h / hbm / reached + 2 * self.eff.small_kernel.value)
         parts.append(self.all_reduce(k, n))
         if isinstance(run.ffn, DenseFfn):
             width = run.ffn.intermediate_size // s.tp
@@ -238,11 +241,15 @@ class PlainCost:
         context, pair, entry = self.i.workload.context_length, 2 * 2 * dim * heads * n, 2 * kv * dim * 2
         moved = 2 * 2 * heads * dim * n
         if self.i.workload.phase == "decode":
-            r = self.eff.attention_decode["gqa"].value
-            first = 64 * entry * n
-            return self.roof(r, [gpu], pair * context, n * context * entry, moved + first, math.sqrt(context))
-        keys = max((context + 1) / 2 + 63.5, 128)
-        return self.roof(self.eff.attention_prefill["gqa"].value, [gpu], pair * keys, 0, moved + n * entry, context)
+            read, first, chain = n * context * entry, 64 * entry * n, math.sqrt(context)
+            return min(
+                self.roof(c.value, [gpu], pair * context, read, moved + first, chain)
+                for c in self.eff.attention_decode["gqa"]
+            )
+        flop = pair * max((context + 1) / 2 + 63.5, 128)
+        return min(
+            self.roof(c.value, [gpu], flop, 0, moved + n * entry, context) for c in self.eff.attention_prefill["gqa"]
+        )
 
     def all_reduce(self, k: int, n: float) -> float:
         return self.collective_s(k, self.s.tp, n * self.i.model.hidden_size * 2, 2)
@@ -339,9 +346,24 @@ class PlainCost:
         return float(min(found))
 
     def expert_s(self, rows: float, hit: float, slots: int, width: int, gpus: Sequence[int]) -> float:
-        r, h = self.eff.experts["bf16"].value, self.i.model.hidden_size
-        moved = rows * 2 * (2 * h + 3 * width)
-        return self.roof(r, gpus, 6 * h * width * rows, 2 * 3 * h * width * hit, moved) + r.per_expert * slots
+        """By the kernel that takes the least time on each GPU where ranks are balanced, and no expert is hotter."""
+        h, ffn, ep = self.i.model.hidden_size, self.i.model.moe, self.s.ep
+
+        def seconds(r: Roofline, rows: float, hit: float, slots: float, gpus: Sequence[int]) -> float:
+            moved = rows * 2 * (2 * h + 3 * width)
+            return self.roof(r, gpus, 6 * h * width * rows, 2 * 3 * h * width * hit, moved) + r.per_expert * slots
+
+        choices = self.b / (self.s.micro_batches * self.s.edp) * ffn.top_k
+        hit_any = ffn.num_experts / ep * (1 - (1 - 1 / ffn.num_experts) ** choices)
+        balanced = choices / ep, hit_any, ffn.num_experts / ep
+        curves = [c.value for c in self.eff.experts["bf16"]]
+        run = [(min(curves, key=lambda r: seconds(r, *balanced, [gpu])), self.card[gpu]) for gpu in gpus]
+        a = 6 * h * width * rows / min(r.compute * card.compute["bf16"].value for r, card in run)
+        b = 2 * 3 * h * width * hit / min(r.memory * card.hbm_bandwidth.value for r, card in run)
+        move = min((r.activation or r.memory) * card.hbm_bandwidth.value for r, card in run)
+        sharp = min(r.exponent for r, _ in run)
+        start = max(r.base for r, _ in run) + max(r.per_expert for r, _ in run) * slots
+        return float(start + (a**sharp + b**sharp) ** (1 / sharp) + rows * 2 * (2 * h + 3 * width) / move)
 
     def groups(self, k: int) -> list[list[int]]:
         """GPUs of each all-to-all group, by EP rank."""

@@ -73,6 +73,7 @@ def random_constants(rng: np.random.Generator, dedup: Dedup = "expert", copies: 
         hides=rng.choice(["none", "shared", "two_batch"]),
         overlap=str(rng.choice(["50%", "70%"])),
         kernel=str(rng.choice(["all-to-all", "deepep-normal", "allgather-reducescatter"], p=[0.6, 0.25, 0.15])),
+        several=bool(rng.spawn(1)[0].integers(2)),
     )
 
 

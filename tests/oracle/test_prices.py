@@ -24,7 +24,11 @@ def test_every_stage_and_layer_costs_what_plain_python_says(dedup: Dedup, copies
         model = building.model(experts=4, layers=2, dense_layers=1, shared=int(rng.choice([0, 96])))
         windows = building.random_windows(rng, model, 2)
         whole = building.instance(
-            model, machine, tokens=200, windows=windows, using=building.constants(dedup, copies=copies)
+            model,
+            machine,
+            tokens=200,
+            windows=windows,
+            using=building.constants(dedup, copies=copies, several=bool(rng.spawn(1)[0].integers(2))),
         )
         space = building.space()
         for split in all_splits(whole, {"micro_batches": 4}):

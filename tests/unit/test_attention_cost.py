@@ -205,7 +205,7 @@ def test_time_never_falls_with_longer_context_or_more_tokens(
 def test_decode_core_by_hand() -> None:
     """128 sequences of 1024 tokens; per GPU 2 query heads and 1 KV head of 16: 64 bytes an entry, and of q and out."""
     made = building.instance(model(GROUPED), context=1024)
-    r = made.curve(0, "attention_decode", "gqa").value
+    [r] = (curve.value for curve in made.curves(0, "attention_decode", "gqa"))
     assert r.activation is not None
     flop, read = 2 * 128 * 2 * 1024 * 2 * 16, 128 * 1024 * 64
     moved = 128 * 2 * 2 * 2 * 16 + 128 * 64 * 64
@@ -217,7 +217,7 @@ def test_decode_core_by_hand() -> None:
 def test_prefill_core_by_hand() -> None:
     """128 tokens in prompts of 1024: 512.5 keys on average and 63.5 more, because tiles on the diagonal are whole."""
     made = building.instance(model(GROUPED), phase="prefill", context=1024)
-    r = made.curve(0, "attention_prefill", "gqa").value
+    [r] = (curve.value for curve in made.curves(0, "attention_prefill", "gqa"))
     flop, moved = 2 * 128 * 2 * 576 * 2 * 16, 128 * (2 * 2 * 2 * 16 + 64)
     busy = ((flop / (r.compute * 1e13)) ** r.exponent + (r.serial * 1024) ** r.exponent) ** (1 / r.exponent)
     assert seconds(GROUPED, "prefill", 1024)["attention"] == pytest.approx(r.base + busy + moved / (r.memory * 1e11))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import yaml
 
 from planner.inputs import profiles
 from planner.inputs.deployment import load_kernel
-from planner.inputs.efficiency import curve_of, load_default_efficiency
+from planner.inputs.efficiency import Curve, Roofline, curves_of, load_default_efficiency
 from planner.inputs.engines import load_engine
 from planner.inputs.gpu import load_gpu
 from planner.inputs.model_files import read_model
@@ -106,31 +107,47 @@ def test_the_default_covers_every_format_and_says_that_it_is_transferred() -> No
     assert efficiency.overlap is not None
     for work in ("experts", "gemm"):
         for weights in WEIGHTS:
-            assert curve_of([efficiency], work, weights).basis == "transferred"
+            assert {curve.basis for curve in curves_of([efficiency], work, weights)} == {"transferred"}
     for work in ("attention_prefill", "attention_decode"):
         for kind in ("gqa", "gqa_fp8", "mla", "mla_fp8"):
-            assert curve_of([efficiency], work, kind).basis == "transferred"  # type: ignore[arg-type]
+            assert {curve.basis for curve in curves_of([efficiency], work, kind)} == {"transferred"}  # type: ignore[arg-type]
 
 
 def test_a_gpu_s_own_curve_comes_first_and_one_of_the_same_arithmetic_before_the_default() -> None:
     own, default = load_gpu("h100-sxm").efficiency, load_default_efficiency()
     assert own is not None
-    assert curve_of([own, default], "gemm", "fp8_block") == own.gemm["fp8_block"]
-    int8 = curve_of([own, default], "gemm", "int8")
-    assert int8.value == own.gemm["bf16"].value  # int8 weights are computed as bf16
-    assert (int8.basis, int8.source.endswith("curve of bf16, transferred to int8")) == ("transferred", True)
-    assert curve_of([own, default], "experts", "nvfp4").value == own.experts["mxfp4"].value
-    assert curve_of([own.model_copy(update={"experts": {}}), default], "experts", "nvfp4") == default.experts["nvfp4"]
+    assert curves_of([own, default], "gemm", "fp8_block") == own.gemm["fp8_block"]
+    int8 = curves_of([own, default], "gemm", "int8")
+    assert values_of(int8) == values_of(own.gemm["bf16"])  # int8 weights are computed as bf16
+    assert {curve.basis for curve in int8} == {"transferred"}
+    assert all(curve.source.endswith("curve of bf16, transferred to int8") for curve in int8)
+    assert values_of(curves_of([own, default], "experts", "nvfp4")) == values_of(own.experts["mxfp4"])
+    assert curves_of([own.model_copy(update={"experts": {}}), default], "experts", "nvfp4") == default.experts["nvfp4"]
+
+
+def values_of(curves: Sequence[Curve]) -> list[Roofline]:
+    return [curve.value for curve in curves]
+
+
+def test_an_engine_with_kernels_of_its_own_takes_no_others() -> None:
+    """On H200 TensorRT-LLM's experts in fp8 blocks are not those that are fastest in large batches."""
+    own, default = load_gpu("h200-sxm").efficiency, load_default_efficiency()
+    assert own is not None
+    every = curves_of([own, default], "experts", "fp8_block")
+    theirs = curves_of([own, default], "experts", "fp8_block", "tensorrt-llm")
+    assert {curve.engine for curve in theirs} == {"tensorrt-llm"}
+    assert 0 < len(theirs) < len(every)
+    assert curves_of([own, default], "experts", "fp8_block", "megatron") == every
 
 
 def test_a_gpu_of_the_same_architecture_lends_its_curves() -> None:
     measured, like_it = load_gpu("h100-sxm"), load_gpu("h800-sxm")
     assert measured.efficiency is not None
     assert like_it.efficiency is not None
-    for key, curve in measured.efficiency.gemm.items():
-        taken = like_it.efficiency.gemm[key]
-        assert (taken.value, taken.basis, taken.held_out) == (curve.value, "transferred", None)
-        assert taken.source.endswith("of h100-sxm")
+    for key, curves in measured.efficiency.gemm.items():
+        for curve, taken in zip(curves, like_it.efficiency.gemm[key], strict=True):
+            assert (taken.value, taken.basis, taken.held_out) == (curve.value, "transferred", None)
+            assert taken.source.endswith("of h100-sxm")
 
 
 MEASURED = [name for name in profiles.names("gpus") if load_gpu(name).efficiency and not load_gpu(name).curves_of]
@@ -141,7 +158,7 @@ def test_fitted_curves_are_not_faster_than_light_and_state_their_error(name: str
     own = load_gpu(name).efficiency
     assert own is not None
     for work in ("experts", "gemm", "attention_prefill", "attention_decode"):
-        for curve in getattr(own, work).values():
+        for curve in chain.from_iterable(getattr(own, work).values()):
             assert 0 < curve.value.compute <= 1
             assert 0 < curve.value.memory <= 1
             assert (curve.basis, bool(curve.fit), "measurements" in curve.source) == ("fitted", True, True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.accuracy import left_out, rankings, skew, wide
+from benchmarks.accuracy import left_out, rankings, skew
 from benchmarks.accuracy.exchanges import DRAWN_TOKENS, Exchange, copies_counted, read_exchanges, write_limited
 from benchmarks.accuracy.published import CASES, FLAT_CASES, Case, Outcome, one_node, predicted_s
 from planner.plan.split import Split
@@ -117,7 +117,7 @@ def test_copies_are_needed_where_one_expert_is_hot() -> None:
 
 def test_skew_by_itself_takes_the_kernel_out() -> None:
     def drawn(alpha: float | None, measured: float, predicted: float) -> tuple[skew.Drawn, Outcome]:
-        return skew.Drawn("made up", "h100-sxm", 64, alpha, 256, False, measured), Outcome(
+        return skew.Drawn("made up", "h100-sxm", None, 64, alpha, 256, False, measured), Outcome(
             "made up", measured, predicted
         )
 
@@ -142,20 +142,3 @@ def test_every_case_is_predicted_or_left_out() -> None:
     ):
         with pytest.raises(left_out.UnaccountedError, match=told):
             left_out.check(known, predicted)
-
-
-def test_rows_of_wide_parallelism_become_rows_of_a_rank(tmp_path: Path) -> None:
-    """Decode always counts; prefill from 32,768 rows of a rank on; one rank's time must be that of the profile."""
-    columns = "gpu,backend,version,phase,distribution,moe_ep_size,num_tokens,latency_us"
-    told = float(skew.expert_s("h200-sxm", np.array([2.0]), 4, 2.0)[0]) * 1e6
-    lines = [
-        f"h200_sxm,sglang,0.5.10,generation,uniform,64,16,{told}",
-        "h200_sxm,sglang,0.5.10,context,uniform,8,32767,1.0",
-        "h200_sxm,sglang,0.5.10,context,uniform,8,32768,1.0",
-        "h200_sxm,sglang,0.5.6.post2,generation,uniform,64,16,1.0",
-        "h200_sxm,trtllm,0.5.10,generation,uniform,64,16,1.0",
-    ]
-    (tmp_path / "moe_wideep_eplb.csv").write_text("\n".join([columns, *lines]), encoding="utf-8")
-    prefill, decode = wide.read_wide(tmp_path)
-    assert (prefill.phase, prefill.rows_N.tolist(), decode.rows_N.tolist()) == ("prefill", [32768.0], [2.0])
-    assert [row[3:] for row in wide.rows(tmp_path)][1] == ("0.0 / 0.0", "1.00")
