@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import pairwise
+from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -12,6 +13,7 @@ from time import perf_counter
 import numpy as np
 import yaml
 from rich.console import Console
+from rich.progress import track
 
 from planner.cost.booking import book
 from planner.cost.instance import Instance
@@ -93,13 +95,12 @@ def _check(predicted: Predicted, what: str) -> None:
 
 
 def run(_data: Path | None, console: Console) -> None:
-    """All pairs of models and nodes, both phases."""
-    models, nodes, began, count = profiles.names("models"), profiles.names("nodes"), perf_counter(), 0
+    """All pairs of models and nodes, both phases, on all cores."""
+    models, nodes, began = profiles.names("models"), profiles.names("nodes"), perf_counter()
     phases: tuple[Phase, ...] = ("prefill", "decode")
-    for model in models:
-        for node in nodes:
-            for phase in phases:
-                count += count_sound(model, node, phase)
+    every = list(product(models, nodes, phases))
+    with ProcessPoolExecutor() as pool:
+        count = sum(track(pool.map(count_sound, *zip(*every, strict=True)), "predictions", len(every), console=console))
     seconds = perf_counter() - began
     console.print(
         f"{count:,} predictions of {len(models)} models on {len(nodes)} nodes: all finite, positive, "

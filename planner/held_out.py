@@ -52,7 +52,7 @@ class HeldOut:
         imbalance, seconds = [], []
         for row in self.rows:
             load = self.judging.instance.loads[row]
-            rows_SR = moe.rank_load(load, layout[row])[0]
+            rows_SR = moe.rank_rows(load, layout[row])
             imbalance.append(float((rows_SR.max(axis=1) / rows_SR.mean(axis=1)).mean()))
             seconds.append(float(moe.layer(load, layout[row]).total_S.mean()))
         return float(np.mean(imbalance)), float(np.mean(seconds))

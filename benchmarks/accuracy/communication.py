@@ -50,7 +50,9 @@ _BOUNDS: Final[dict[str, tuple[float, float]]] = {
 }
 _NCCL: Final = ("launch", "step", "softness", "scale_up", "copied", "all_reduce")
 _SMALL: Final = ("launch", "one_shot", "step", "scale_up")
-_ALL_TO_ALL: Final = ("launch", "per_doubling", "handshake", "handshake_bytes", "scale_up")
+_ALL_TO_ALL: Final = ("launch", "handshake", "handshake_bytes", "scale_up", "copied")
+_OF_ALL_GPUS: Final = ("per_doubling",)
+"""Of the all-to-all: one number for all GPUs, as few numbers of ranks were measured on each."""
 _EXCHANGE: Final = ("launch", "combine launch", "scale_up", "slower", "per_token")
 
 
@@ -67,7 +69,8 @@ def predicted(travel: Travel, values: Values) -> Floats:
     if "handshake" in values:
         message_N = travel.inside_N / (travel.ranks_N - 1)
         constant = constant + values["handshake"] * message_N / (message_N + values["handshake_bytes"])
-    volume = np.maximum(travel.inside_N / rate, travel.beyond_N / (values.get("scale_out", 1.0) * NIC))
+    stretch_N = 1 + values.get("copied", 0.0) / (travel.ranks_N - 1)
+    volume = np.maximum(travel.inside_N * stretch_N / rate, travel.beyond_N / (values.get("scale_out", 1.0) * NIC))
     slower = np.where(combines, values.get("slower", 1.0), 1.0)
     return np.asarray(constant + slower * volume + values.get("per_token", 0.0) * travel.tokens_N)
 
@@ -89,24 +92,30 @@ def _collective(travel: Travel, values: Values, rate: float) -> Floats:
 
 def fit(travel: Travel, names: Sequence[str], fixed: Values) -> Values:
     """The constants that meet measurements best; residuals are logarithms of predicted over measured."""
+    return fit_together([travel], names, (), fixed)[0]
+
+
+def fit_together(every: Sequence[Travel], own: Sequence[str], shared: Sequence[str], fixed: Values) -> list[Values]:
+    """The same for several GPUs, each with constants of its own beside those that they share."""
     from scipy.optimize import least_squares  # noqa: PLC0415  # only fitting needs it
 
+    names = [*shared, *[name for _ in every for name in own]]
     bounds = [_BOUNDS.get(name, (1e-10, 1e-3)) for name in names]
     low, high = np.log([b[0] for b in bounds]), np.log([b[1] for b in bounds])
 
-    def values(logs: Floats) -> Values:
-        return fixed | dict(zip(names, np.exp(logs).tolist(), strict=True))
+    def values(logs: Floats) -> list[Values]:
+        figures = np.exp(logs)
+        common = fixed | dict(zip(shared, figures.tolist(), strict=False))
+        each = figures[len(shared) :].reshape(len(every), -1).tolist()
+        return [common | dict(zip(own, mine, strict=True)) for mine in each]
+
+    def residuals(logs: Floats) -> Floats:
+        pairs = zip(every, values(logs), strict=True)
+        return np.concatenate([np.log(predicted(travel, found) / travel.seconds_N) for travel, found in pairs])
 
     first = np.clip(np.log([_FIRST[name] for name in names]), low + 1e-6, high - 1e-6)
-    found = least_squares(
-        lambda logs: np.log(predicted(travel, values(logs)) / travel.seconds_N),
-        first,
-        bounds=(low, high),
-        loss="soft_l1",
-        f_scale=0.1,
-        x_scale="jac",
-    )
-    return {name: float(f"{value:.3g}") for name, value in values(found.x).items()}
+    found = least_squares(residuals, first, bounds=(low, high), loss="soft_l1", f_scale=0.1, x_scale="jac")
+    return [{name: float(f"{value:.3g}") for name, value in one.items()} for one in values(found.x)]
 
 
 @dataclass(frozen=True)
@@ -134,6 +143,19 @@ def judged(travel: Travel, what: str, owed: str, names: Sequence[str], fixed: Va
     return Judged(travel, what, owed, values, summary(_errors(travel, values)), held_out)
 
 
+def judged_together(
+    every: Sequence[Travel], what: str, owed: str, own: Sequence[str], shared: Sequence[str]
+) -> Iterator[Judged]:
+    """Fit several GPUs at once, and leave out one group of one GPU at a time."""
+    for number, (travel, values) in enumerate(zip(every, fit_together(every, own, shared, {}), strict=True)):
+        errors = np.empty(len(travel))
+        for group in np.unique(travel.group_N):
+            out_N = travel.group_N == group
+            seen = [one.some(~out_N) if one is travel else one for one in every]
+            errors[out_N] = _errors(travel.some(out_N), fit_together(seen, own, shared, {})[number])
+        yield Judged(travel, what, owed, values, summary(_errors(travel, values)), summary(errors))
+
+
 def _errors(travel: Travel, values: Values) -> Floats:
     return np.abs(predicted(travel, values) / travel.seconds_N - 1)
 
@@ -146,7 +168,7 @@ def fit_communication(folder: Path) -> list[Judged]:
         else judged(one, "small all-reduces", "-", _SMALL)
         for one in tables.collectives(folder)
     ]
-    found += [judged(one, "all-to-all", "8 / 20", _ALL_TO_ALL) for one in tables.nccl_all_to_all(folder)]
+    found += judged_together(tables.nccl_all_to_all(folder), "all-to-all", "8 / 20", _ALL_TO_ALL, _OF_ALL_GPUS)
     inside: dict[tuple[str, str], Values] = {}
     for one in tables.deepep(folder):
         library, _, several = one.library.partition(", ")

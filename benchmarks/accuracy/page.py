@@ -178,7 +178,8 @@ def _communication_section(found: Sequence[communication.Judged]) -> Section:
         'Constants of the kernel profiles (model.md, "Traffic" and "Collectives"). *Held out*: on a model shape (one '
         "node), a number of nodes or ranks, or an operation and number of ranks (NCCL) that was left out. All "
         "collectives of NCCL share six numbers; engines' small all-reduces are the faster of two algorithms. GB200 was "
-        "measured with 2 and 4 ranks alone, so that one has to tell the other. DeepEP's normal kernels were measured "
+        "measured with 2 and 4 ranks alone, so that one has to tell the other. The all-to-alls of all GPUs share the "
+        "time of a doubling of the ranks. DeepEP's normal kernels were measured "
         "on 2 and 4 nodes (the rows of 8 look congested), so each is predicted from the other."
     )
     headers = ("library", "where", "GPU", "measured", "fitted", "held out", "owed held out")

@@ -197,7 +197,7 @@ class Deck:
         """Rows of the fullest rank over those of the mean one, mean over traced layers and windows."""
         found = []
         for row, problem in self.problems:
-            rows_SR = problem.moe.rank_load(problem.load, placement.expert_LP[row])[0]
+            rows_SR = problem.moe.rank_rows(problem.load, placement.expert_LP[row])
             found.append(float((rows_SR.max(axis=1) / rows_SR.mean(axis=1)).mean()))
         return float(np.mean(found))
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from planner.cost.grid import Grid
 from planner.cost.instance import Instance
 from planner.cost.memory import StageMemory, stage_memories
+from planner.cost.once import OncePerLayer
 from planner.cost.served import copies_by_home, rank_tokens
 from planner.cost.step import Cuts, Prediction, SplitCost, breakdown, predict, stage_of_layers
 from planner.cost.term import Term
@@ -165,8 +166,9 @@ def imbalance_LS(cost: SplitCost, cuts: Cuts, placement: Placement) -> NDArray[n
     instance = cost.instance
     row_of = {layer: row for row, layer in enumerate(placement.layer_ids)}
     stage_of = stage_of_layers(cost, cuts)
+    rows_of = {id(stage): OncePerLayer(stage.moe.rank_rows) for stage in cost.stages}
     found = []
     for layer, load in zip(instance.traced_layer_ids, instance.loads, strict=True):
-        rows_SR = stage_of[layer].moe.rank_load(load, placement.expert_LP[row_of[layer]])[0]
+        rows_SR = rows_of[id(stage_of[layer])](load, placement.expert_LP[row_of[layer]])
         found.append(rows_SR.max(axis=1) / rows_SR.mean(axis=1))
     return np.stack(found)

@@ -248,6 +248,10 @@ class MoeCost:
         touched_SP = np.where(empty, 0.0, touched_SE[:, expert_P])
         return per_rank(rows_SP, slots), per_rank(touched_SP, slots), filled_R
 
+    def rank_rows(self, load: LayerLoad, expert_P: Ints) -> Floats:
+        """Rows of each rank [S, R]."""
+        return self.rank_load(load, expert_P)[0]
+
     def layer(self, load: LayerLoad, expert_P: Ints) -> LayerTimes:
         """Times of a layer with this placement."""
         rows_SR, touched_SR, filled_R = self.rank_load(load, expert_P)
@@ -357,6 +361,8 @@ def _launches(
     outermost = max(level for group in grid.ep_groups for level in group.levels_used)
     if outermost > grid.topology.scale_up_level:
         seconds += way.between
+    else:  # a row's seconds per byte are those of its part that comes from other ranks
+        seconds += way.copied * message_bytes * float(exchange.row_s_R.max()) * ranks / (ranks - 1)
     return Term("", seconds + gather_s, 0.0, "assumed", "")
 
 

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.cost.grid import Grid, stages_of
-from planner.cost.instance import Instance
+from planner.cost.instance import Instance, LayerLoad
 from planner.cost.moe import LayerTimes, MoeCost, moe_cost
+from planner.cost.once import OncePerLayer
 from planner.cost.stage_dense import StageDense, send_terms
 from planner.cost.term import Term, merged
 from planner.inputs.model import LayerRun
@@ -105,7 +106,8 @@ class SplitCost:
     def linear_times(self, stage: StageCost) -> tuple[LayerTimes, ...]:
         """Times of every traced layer under the linear layout."""
         layout_P = self.linear_P(stage)
-        return tuple(stage.moe.layer(load, layout_P) for load in self.instance.loads)
+        times_of = OncePerLayer(stage.moe.layer)
+        return tuple(times_of(load, layout_P) for load in self.instance.loads)
 
 
 def split_cost(
@@ -200,6 +202,7 @@ def predict(cost: SplitCost, cuts: Cuts, placement: Placement) -> Prediction:
     mean_sum = max_sum = 0.0
     for number, (stage, layers) in enumerate(zip(cost.stages, cuts, strict=True)):
         last = number == len(cuts) - 1
+        times_of, rows_of = OncePerLayer(stage.moe.layer), OncePerLayer(stage.moe.rank_rows)
         tau_KS[number] += stage.extra_s[last] + stage.fixed_L[layers.start : layers.stop].sum()
         untraced = 0
         for layer in layers:
@@ -209,9 +212,9 @@ def predict(cost: SplitCost, cuts: Cuts, placement: Placement) -> Prediction:
                 untraced += 1
                 continue
             expert_P = placement.expert_LP[row_of[layer]]
-            times[layer] = stage.moe.layer(load_of[layer], expert_P)
+            times[layer] = times_of(load_of[layer], expert_P)
             tau_KS[number] += times[layer].total_S
-            rows_SR = stage.moe.rank_load(load_of[layer], expert_P)[0]
+            rows_SR = rows_of(load_of[layer], expert_P)
             mean_sum += float(rows_SR.mean(axis=1).sum())
             max_sum += float(rows_SR.max(axis=1).sum())
         if untraced:
@@ -302,13 +305,16 @@ def _moe_light(
     row_of = {layer: row for row, layer in enumerate(placement.layer_ids)}
     moe = stage.moe
 
+    def one_light(load: LayerLoad, expert_P: Ints) -> tuple[float, float]:
+        rows_SR, touched_SR, _ = moe.rank_load(load, expert_P)
+        expert = float(moe.expert_light_s(rows_SR, touched_SR).max(axis=1).mean())
+        return expert, float(moe.volume_S(load, expert_P, rows_SR, light=True).mean())
+
+    light_once = OncePerLayer(one_light)
+
     def light_of(layers: Sequence[int], expert_LP: Sequence[Ints]) -> tuple[float, float]:
-        expert = volume = 0.0
-        for layer, expert_P in zip(layers, expert_LP, strict=True):
-            rows_SR, touched_SR, _ = moe.rank_load(load_of[layer], expert_P)
-            expert += float(moe.expert_light_s(rows_SR, touched_SR).max(axis=1).mean())
-            volume += float(moe.volume_S(load_of[layer], expert_P, rows_SR, light=True).mean())
-        return expert, volume
+        found = [light_once(load_of[layer], expert_P) for layer, expert_P in zip(layers, expert_LP, strict=True)]
+        return sum(expert for expert, _ in found), sum(volume for _, volume in found)
 
     expert, volume = light_of(traced, [placement.expert_LP[row_of[layer]] for layer in traced])
     every = instance.traced_layer_ids

@@ -148,7 +148,7 @@ def expected_copies_V(stage: StageCost, load: LayerLoad, expert_P: Ints, tokens_
         return _expected_by_pairs(stage, load, expert_P, tokens_S)
     part_ER = moe.part_on_ranks(load, expert_P)
     own_rows = dedup == "expert"
-    arriving_SR = moe.rank_load(load, expert_P)[0] / moe.tokens if own_rows else visits(load, part_ER)
+    arriving_SR = moe.rank_rows(load, expert_P) / moe.tokens if own_rows else visits(load, part_ER)
     total_V = np.zeros(len(grid.topology.links))
     for group in grid.every_group:
         wires = wires_of(group, grid, dedup)
@@ -168,7 +168,7 @@ def expected_copies_V(stage: StageCost, load: LayerLoad, expert_P: Ints, tokens_
 
 def _expected_by_pairs(stage: StageCost, load: LayerLoad, expert_P: Ints, tokens_S: Floats | Ints) -> Floats:
     moe, grid = stage.moe, stage.grid
-    volumes = moe.copies(load, expert_P, moe.rank_load(load, expert_P)[0])
+    volumes = moe.copies(load, expert_P, moe.rank_rows(load, expert_P))
     per_token = np.asarray(tokens_S) / moe.tokens
     total_V = np.zeros(len(grid.topology.links))
     partitions: dict[bytes, Ints] = {}

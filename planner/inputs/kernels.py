@@ -137,6 +137,8 @@ class OneWay(Frozen):
     """Further time where messages are long: their two ends agree first on where to put them."""
     handshake_bytes: Size = 65536
     """Mean message, from a GPU to each rank, at which half of `handshake` is taken."""
+    copied: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """Part of a rank's own share that takes as long as one sent, because it is copied; inside one scale-up domain."""
     slower: Annotated[float, Field(gt=0, le=100)] = 1.0
     """Time of a byte over that of one at the rates of scale_up and scale_out."""
 

@@ -138,7 +138,7 @@ def _score(name: str, cost: SplitCost, cuts: Cuts, placement: Placement) -> Scor
     stage_of = stage_of_layers(cost, cuts)
     mean_LS, max_LS = [], []
     for layer, load in zip(cost.instance.traced_layer_ids, cost.instance.loads, strict=True):
-        rows_SR = stage_of[layer].moe.rank_load(load, placement.expert_LP[row_of[layer]])[0]
+        rows_SR = stage_of[layer].moe.rank_rows(load, placement.expert_LP[row_of[layer]])
         mean_LS.append(rows_SR.mean(axis=1))
         max_LS.append(rows_SR.max(axis=1))
     mean, largest = np.stack(mean_LS), np.stack(max_LS)

@@ -100,7 +100,7 @@ def _dispatched(cost: SplitCost, cuts: Cuts, placement: Placement) -> Floats:
         for layer, load in zip(instance.traced_layer_ids, instance.loads, strict=True):
             if layer in layers:
                 expert_P = placement.expert_LP[row_of[layer]]
-                copies = moe.copies(load, expert_P, moe.rank_load(load, expert_P)[0])
+                copies = moe.copies(load, expert_P, moe.rank_rows(load, expert_P))
                 volumes = {key: volume_SX + volumes.get(key, 0.0) for key, volume_SX in copies.items()}
         if volumes:
             scale = moe.dispatch_bytes * cost.split.micro_batches / moe.etp

@@ -222,6 +222,23 @@ def test_long_messages_begin_with_a_handshake() -> None:
     assert fixed_s(8e-6, tokens=640)[0] - without[0] == pytest.approx(8e-6 * 10 / 11)
 
 
+@pytest.mark.parametrize(("nodes", "bandwidth", "share"), [(1, 1e9, 0.5), (1, 4e9, 0.5), (2, 1e9, 0.0)])
+def test_a_rank_s_own_share_is_copied_inside_one_domain(nodes: int, bandwidth: float, share: float) -> None:
+    """64 * 2 / 4 copies of 32 bytes stay on their rank; half of them take what 1,024 bytes over the port take."""
+
+    def fixed_s(copied: float) -> float:
+        using = building.constants()
+        way = using.kernel.dispatch.value.model_copy(update={"copied": copied})
+        kernel = using.kernel.model_copy(update={"dispatch": Fitted(value=way)})
+        machine = building.topology(nodes, 4 // nodes, inner=f"{bandwidth:g} B/s")
+        model = building.model(experts=4, hidden=16, layers=1)
+        made = building.instance(model, machine, using=using.model_copy(update={"kernel": kernel}), tokens=64)
+        return split_cost(made, Split(tp=1, dp=4, pp=1, ep=4), 0).stages[0].moe.dispatch_fixed.seconds
+
+    reached = building.constants().kernel.reach.scale_up
+    assert fixed_s(0.5) - fixed_s(0.0) == pytest.approx(share * 1024 / (bandwidth * reached))
+
+
 def test_one_rank_sends_nothing() -> None:
     instance = building.instance(building.model(layers=1), building.topology(1, 4))
     cost = split_cost(instance, Split(tp=1, dp=4, pp=1, ep=1, etp=1, edp=4), 0)
