@@ -56,7 +56,7 @@ _NAMES = [*_ALL, "traces", "accuracy"]
     "--data",
     envvar="EP_PLAN_DATA",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder of recorded traces (benchmarks/README.md names the files).",
+    help="Folder of recorded traces and measurements (benchmarks/README.md names the files).",
 )
 @click.option("--fit", is_flag=True, help="Of `accuracy`: write the fitted curves into profiles/.")
 @click.option("--tokens", type=click.IntRange(1000), default=200_000, show_default=True, help="Tokens of `traces`.")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cases import GPT_OSS, arrays_of, fours_of_h100, write_sequences
+from benchmarks.cases import GPT_OSS, arrays_of, fours_of_h100, trace_in, write_sequences
 from planner.baselines import eplb_layer
 from planner.cost.instance import Instance
 from planner.cost.prepare import from_deployment
@@ -127,7 +127,7 @@ def run(data: Path | None, console: Console) -> None:
     if data is None:
         console.print("affinity: needs recorded traces; give --data or EP_PLAN_DATA")
         return
-    trace = arrays_of(data / GPT_OSS.trace)
+    trace = arrays_of(trace_in(data, GPT_OSS.trace))
     order_T = np.unique(trace["seq_id"].astype(np.int64), return_inverse=True)[1]
     domain_of = np.zeros(order_T.max() + 1, dtype=np.int64)
     domain_of[order_T] = trace["domain_id"]

@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cases import DEEPSEEK, arrays_of
+from benchmarks.cases import DEEPSEEK, arrays_of, trace_in
 from planner.plan.placement import slots_of_ranks
 from planner.solve.bounds import layer_bound
 from planner.solve.exact import solve_exactly
@@ -54,7 +54,7 @@ def _small(console: Console) -> None:
 
 
 def _large(data: Path, console: Console) -> None:
-    counts_SLE = arrays_of(data / DEEPSEEK.trace)["counts"].astype(float)
+    counts_SLE = arrays_of(trace_in(data, DEEPSEEK.trace))["counts"].astype(float)
     title = f"DeepSeek-V3 on 32 ranks, every {_EVERY}th layer: (objective - bound) / objective"
     table = Table(title=title, box=None, title_justify="left")
     for column in ("slots", "windows", "mean gap", "worst gap"):

@@ -70,6 +70,12 @@ DEEPSEEK_NO_COPIES = replace(DEEPSEEK, redundant=0)
 GPT_OSS = Case("gpt-oss-20b", "gpt-oss-20b", "gpt_oss_20b_decode_even_layers.npz", fours_of_h100(2, "50 GB/s"), 8, 8)
 
 
+def trace_in(data: Path, name: str) -> Path:
+    """A recording in the folder of data, or in its `traces/`."""
+    folder = data / "traces"
+    return (folder if folder.is_dir() else data) / name
+
+
 def arrays_of(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays of a trace file."""
     with np.load(path, allow_pickle=False) as file:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cases import DEEPSEEK, DEEPSEEK_NO_COPIES, Case, arrays_of
+from benchmarks.cases import DEEPSEEK, DEEPSEEK_NO_COPIES, Case, arrays_of, trace_in
 from benchmarks.generalisation import imbalance, placed
 from planner.baselines import eplb_layer
 from planner.solve.problem import plain_load_problem
@@ -75,7 +75,7 @@ def excesses(seen_SE: Floats, unseen_E: Floats, ranks: int, slots: int, seed: in
 
 
 def _show(case: Case, data: Path, console: Console) -> None:
-    trace = arrays_of(data / case.trace)
+    trace = arrays_of(trace_in(data, case.trace))
     counts_SLE = trace["counts"].astype(float)
     slots = counts_SLE.shape[2] + case.redundant
     layers = range(0, counts_SLE.shape[1], _EVERY)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cases import arrays_of
+from benchmarks.cases import arrays_of, trace_in
 from planner.capacity.placing import Place, Ranks, linear_place, search_place
 from planner.capacity.verdict import Criteria, imbalance, rank_loads, trial, verdict
 from planner.solve.workers import Workers
@@ -34,7 +34,7 @@ _GROUPS: Final = (Ranks(8, 64), Ranks(8, 72), Ranks(16, 64), Ranks(16, 80))
 
 def run(data: Path | None, console: Console) -> None:
     """Print verdicts and what came true."""
-    if data is None or not (data / _RECORDING).is_file():
+    if data is None or not trace_in(data, _RECORDING).is_file():
         console.print("drift: needs the recorded drift (--data)\n")
         return
     table = Table(
@@ -53,7 +53,7 @@ def run(data: Path | None, console: Console) -> None:
         "linear",
     ):
         table.add_column(column, justify="left" if column == "order" else "right")
-    for order, windows, top_k in _orders(data / _RECORDING):
+    for order, windows, top_k in _orders(trace_in(data, _RECORDING)):
         for group in _GROUPS:
             with Workers() as workers:
                 table.add_row(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cases import DEEPSEEK, arrays_of
+from benchmarks.cases import DEEPSEEK, arrays_of, trace_in
 from planner.baselines import eplb_layer
 from planner.solve.held import Held
 from planner.solve.problem import LayerProblem, plain_load_problem
@@ -52,7 +52,7 @@ def run(data: Path | None, console: Console) -> None:
     if data is None:
         console.print("generalisation: needs recorded traces; give --data or EP_PLAN_DATA")
         return
-    trace = arrays_of(data / DEEPSEEK.trace)
+    trace = arrays_of(trace_in(data, DEEPSEEK.trace))
     counts_SLE = trace["counts"].astype(float)
     ranks, slots = DEEPSEEK.ep, counts_SLE.shape[2] + DEEPSEEK.redundant
     slots_R = np.full(ranks, slots // ranks)

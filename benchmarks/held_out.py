@@ -18,6 +18,7 @@ from benchmarks.cases import (
     GPT_OSS,
     Case,
     arrays_of,
+    trace_in,
     write_sequences,
     write_windows,
 )
@@ -63,7 +64,7 @@ def judged(case: Case, name: str, seen: Path, unseen: Path, folder: Path) -> Jud
 
 def leave_one_out(case: Case, data: Path) -> Iterator[Judged]:
     """Recorded scenarios of one model: plan on all but one, judge on that one."""
-    trace = arrays_of(data / case.trace)
+    trace = arrays_of(trace_in(data, case.trace))
     count = len(trace["counts"])
     for left_out in range(count):
         with tempfile.TemporaryDirectory() as name:
@@ -75,7 +76,7 @@ def leave_one_out(case: Case, data: Path) -> Iterator[Judged]:
 
 def by_sequences(data: Path) -> Iterator[Judged]:
     """gpt-oss-20b: plan on some sequences, judge on the others, in three ways of parting them."""
-    trace = arrays_of(data / GPT_OSS.trace)
+    trace = arrays_of(trace_in(data, GPT_OSS.trace))
     sequence_T = trace["seq_id"].astype(np.int64)
     order_T = np.unique(sequence_T, return_inverse=True)[1]
     ways = {

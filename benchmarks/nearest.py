@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cases import DEEPSEEK, GPT_OSS, Case, arrays_of, fours_of_h100, write_sequences, write_windows
+from benchmarks.cases import DEEPSEEK, GPT_OSS, Case, arrays_of, fours_of_h100, trace_in, write_sequences, write_windows
 from planner.baselines import eplb_layer
 from planner.cost.prepare import from_deployment
 from planner.cost.step import split_cost
@@ -55,7 +55,7 @@ def _layers(case: Case, trace: Path, folder: Path) -> tuple[list[LayerProblem], 
 
 
 def _sides(case: Case, data: Path, folder: Path) -> _Sides:
-    trace = arrays_of(data / case.trace)
+    trace = arrays_of(trace_in(data, case.trace))
     seen, unseen = folder / "seen.npz", folder / "unseen.npz"
     if "counts" in trace:
         scenarios = range(len(trace["counts"]))

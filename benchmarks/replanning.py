@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.cases import trace_in
 from planner.capacity.migration import migration
 from planner.capacity.replan import Asked, Deck, replanned_from
 from planner.cost.instance import Instance
@@ -92,8 +93,8 @@ def run(data: Path | None, console: Console) -> None:
     table = Table("load", "interval", *policies, "replan leads by", "moves: always, replan")
     for name in _DRIFTS:
         _rows(f"{name} drift", [_synthetic(name, draw) for draw in range(_DRAWS)], table)
-    if data is not None and (data / _RECORDING).is_file():
-        _rows("tiny_moe_64e_drift", [_recorded(data / _RECORDING)], table)
+    if data is not None and trace_in(data, _RECORDING).is_file():
+        _rows("tiny_moe_64e_drift", [_recorded(trace_in(data, _RECORDING))], table)
     console.print(table)
 
 

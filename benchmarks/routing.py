@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cases import DEEPSEEK, GPT_OSS
+from benchmarks.cases import DEEPSEEK, GPT_OSS, trace_in
 from planner.capacity.advise import judged_windows
 from planner.capacity.placing import Ranks, eplb_place, linear_place, ranks_for, search_place
 from planner.capacity.verdict import imbalance, rank_loads, verdict
@@ -137,8 +137,8 @@ def run(data: Path | None, console: Console) -> None:
     if data is None:
         console.print("routing: needs recorded traces; give --data or EP_PLAN_DATA")
         return
-    found = describe([data / GPT_OSS.trace], phase="decode", step_tokens=4096, redundant=8, node_counts=(2, 4))
+    found = describe([trace_in(data, GPT_OSS.trace)], phase="decode", step_tokens=4096, redundant=8, node_counts=(2, 4))
     _show("gpt-oss-20b, even layers, decode windows of 4,096 tokens", _gpt_oss(found), found, console)
-    _orders(data / GPT_OSS.trace, console)
-    found = describe([data / DEEPSEEK.trace], phase="decode", step_tokens=4096, ranks=32, redundant=32)
+    _orders(trace_in(data, GPT_OSS.trace), console)
+    found = describe([trace_in(data, DEEPSEEK.trace)], phase="decode", step_tokens=4096, ranks=32, redundant=32)
     _show("DeepSeek-V3, six scenarios, 32 GPUs, 288 slots", _deepseek(found), found, console)

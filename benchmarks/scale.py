@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cases import DEEPSEEK, Case, arrays_of
+from benchmarks.cases import DEEPSEEK, Case, arrays_of, trace_in
 from planner.cost.prepare import from_deployment
 from planner.inputs.deployment import Overrides, load_deployment
 from planner.solve.request import solve_deployment
@@ -142,7 +142,7 @@ def _solve(folder: Path, cores: int | None) -> str:
 
 def _counts(case: Scale, data: Path | None) -> Ints:
     if case.model == "deepseek-v3" and case.nodes == 4 and data is not None:
-        return between(arrays_of(data / DEEPSEEK.trace)["counts"].astype(np.int64), case.windows)
+        return between(arrays_of(trace_in(data, DEEPSEEK.trace))["counts"].astype(np.int64), case.windows)
     return drawn(case.windows, len(case.layers), case.experts)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.accuracy.published import IN_TURN, NORMAL, Case, Outcome, Published, cost_of, cuts_of
-from benchmarks.cases import DEEPSEEK, arrays_of, write_windows
+from benchmarks.cases import DEEPSEEK, arrays_of, trace_in, write_windows
 from planner import baselines
 from planner.cost.step import predict, stage_of_layers
 from planner.plan.placement import linear
@@ -48,8 +48,7 @@ GAINS: Final = (
 
 def loads_path(data: Path) -> Path:
     """The file of recorded loads."""
-    folder = data / "traces"
-    return (folder if folder.is_dir() else data) / DEEPSEEK.trace
+    return trace_in(data, DEEPSEEK.trace)
 
 
 def read_loads(data: Path) -> Arrays:
