@@ -148,7 +148,7 @@ def _total(
 
 
 def _joined(intervals: Sequence[Instance]) -> Instance:
-    """One instance with the windows of several."""
+    """One instance with the windows of several; without homes: they are judged, never replayed."""
     windows = [one.windows for one in intervals if one.windows is not None]
     starts = np.cumsum([0, *(one.num_windows for one in windows)])
     sets = [
@@ -163,6 +163,7 @@ def _joined(intervals: Sequence[Instance]) -> Instance:
         choices_SL=np.concatenate([one.choices_SL for one in windows]),
         names_S=tuple(name for one in windows for name in one.names_S),
         sets=None,
+        homes=None,
     )
     if len(sets) == len(windows):
         every = (np.concatenate([getattr(one, name) for one in sets]) for name in ("window_N", "experts_NLK"))
