@@ -39,6 +39,18 @@ class Problem:
         return f"error: {place}{self.message}{hint}"
 
 
+def in_file_order(problems: Iterable[Problem]) -> list[Problem]:
+    """Problems of one file together, files in the order in which they first come, in each by line and column."""
+    given = list(problems)
+    files = list(dict.fromkeys(problem.where.file if problem.where else "" for problem in given))
+
+    def place(problem: Problem) -> tuple[int, int, int]:
+        where = problem.where or Place("")
+        return files.index(where.file), where.line or 0, where.column or 0
+
+    return sorted(given, key=place)
+
+
 class PlannerError(Exception):
     """An expected failure. `exit_code` is part of the contract (README, "Exit codes")."""
 
@@ -139,4 +151,4 @@ class ProblemLog:
     def raise_if_any(self) -> None:
         """Raise `InputError` with everything noted so far, if anything was."""
         if self.problems:
-            raise InputError(self.problems)
+            raise InputError(in_file_order(self.problems))

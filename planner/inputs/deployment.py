@@ -13,8 +13,8 @@ from planner.errors import InputError, Place, Problem, ProblemLog, UsageError
 from planner.inputs import documents, profiles
 from planner.inputs.documents import Frozen
 from planner.inputs.efficiency import Efficiency, load_default_efficiency
-from planner.inputs.engines import EngineFile, EngineMemory, Share, load_engine
-from planner.inputs.kernels import KernelFile, as_used, on_machine
+from planner.inputs.engines import EngineFile, EngineMemory, EngineName, Share, load_engine
+from planner.inputs.kernels import KernelFile, KernelName, as_used, on_machine
 from planner.inputs.model import Model
 from planner.inputs.model_files import model_of
 from planner.inputs.named_files import (
@@ -55,7 +55,7 @@ class PrecisionSection(Frozen):
 class CommunicationSection(Frozen):
     """`communication:` of a deployment; what is left out comes from engine and phase."""
 
-    kernel: str | None = None
+    kernel: KernelName | None = None
     """A kernel profile; default: the engine's for this phase, without engine all-to-all."""
     dedup: Dedup | None = None
     """Which copies of a token are sent: one per expert, GPU or node; default: the kernel's for this phase."""
@@ -139,7 +139,7 @@ class DeploymentFile(Frozen):
     """A path to a topology.yaml, or nodes such as "4 x hgx-h100"."""
     traces: tuple[str, ...] = ()
     """Recorded routing; without it every expert counts as equally popular."""
-    engine: str | None = None
+    engine: EngineName | None = None
     """An engine profile: limits the splits to what it can run."""
     precision: PrecisionSection = PrecisionSection()
     """Number formats; what is left out comes from the model."""

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 from pydantic_core import ErrorDetails
 
-from planner.errors import InputError, Place, Problem
+from planner.errors import InputError, Place, Problem, in_file_order
 from planner.files import read_text
 from planner.inputs.strict_yaml import Document, Key, parse_yaml, read_yaml
 
@@ -82,7 +82,7 @@ def validate(document: Document, record: type[Record], kind: str) -> Record:
         made = validated(record, values)
     except ValidationError as error:
         problems += problems_of(error, document, record)
-        raise InputError(sorted(problems, key=lambda problem: _order(problem.where))) from None
+        raise InputError(in_file_order(problems)) from None
     if problems:
         raise InputError(problems)
     return made
@@ -128,11 +128,7 @@ def problems_of(error: ValidationError, document: Document, record: type[BaseMod
         if of_union:
             members[key] = problem
         found[problem.where, problem.message] = problem
-    return sorted(found.values(), key=lambda p: _order(p.where))
-
-
-def _order(where: Place | None) -> tuple[int, int]:
-    return (where.line or 0, where.column or 0) if where else (0, 0)
+    return in_file_order(found.values())
 
 
 def _problem(details: ErrorDetails, key: Key, document: Document, record: type[BaseModel]) -> Problem:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from functools import partial
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from planner.errors import Place
 from planner.inputs import documents, profiles
@@ -66,6 +67,8 @@ class ReserveLine(Frozen):
     """Where it comes from."""
 
 
+EngineName = Annotated[str, AfterValidator(partial(profiles.known, "engines"))]
+"""Name of an engine profile."""
 Share = Annotated[Percentage, Field(gt=0, le=1)]
 
 

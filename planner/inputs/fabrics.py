@@ -7,14 +7,19 @@ spelled out wins, because a machine may have fewer or more ports per GPU than on
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
-from typing import Any, Literal
+from functools import cache, partial
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator
 
 from planner.errors import Place
 from planner.inputs import documents, profiles
 from planner.inputs.documents import Frozen
 from planner.inputs.sourced import Sourced
 from planner.inputs.units import Duration, Rate
+
+FabricName = Annotated[str, AfterValidator(partial(profiles.known, "fabrics"))]
+"""Name of a fabric profile."""
 
 
 class FabricFile(Frozen):
@@ -52,21 +57,11 @@ def load_fabric(name: str, where: Place | None = None) -> FabricFile:
     return _read(name)[0]
 
 
-def known_fabric(name: str) -> str:
-    """The name itself; raises `ValueError` with all known names if no fabric has it."""
-    known = profiles.names("fabrics")
-    if name not in known:
-        close = profiles.near_names(name, known)
-        meant = f"did you mean {' or '.join(close)}? " if close else ""
-        raise ValueError(f"unknown fabric {name!r}\n{meant}known: {', '.join(known)}")
-    return name
-
-
 def with_fabric(link: Mapping[str, Any]) -> dict[str, Any]:
     """A link as it stands in a file, with what it leaves out taken from the fabric that it names.
 
     An unknown fabric leaves harmless values in place of the missing ones, so that the only problem
-    told is the name itself (see `known_fabric`).
+    told is the name itself (see `FabricName`).
     """
     name = link.get("fabric")
     if not isinstance(name, str):

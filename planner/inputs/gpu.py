@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Final
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from planner.errors import Place
 from planner.inputs import documents, profiles
 from planner.inputs.documents import Frozen
 from planner.inputs.efficiency import Efficiency, transferred
-from planner.inputs.fabrics import known_fabric
+from planner.inputs.fabrics import FabricName
 from planner.inputs.precision import COMPUTE_ORDER
 from planner.inputs.sourced import Sourced
 from planner.inputs.units import ComputeRate, Rate, Size
@@ -34,19 +34,14 @@ class Gpu(Frozen):
     """What kernels reach; what is left out comes from `curves_of`, else from profiles/efficiency.yaml."""
     curves_of: str | None = None
     """GPU of the same architecture that was measured: its curves hold here, too, as transferred."""
-    scale_up: str | None = None
+    scale_up: FabricName | None = None
     """Fabric that joins such GPUs directly, e.g. nvlink-4; none: they meet over the host."""
-    bridge: str | None = None
+    bridge: FabricName | None = None
     """Fabric of bridges that join a few such cards where they are fitted, e.g. nvlink-4."""
-    host: str | None = None
+    host: FabricName | None = None
     """Fabric to the host, e.g. pcie-5-x16."""
     note: str = ""
     """Anything a reader should know."""
-
-    @field_validator("scale_up", "bridge", "host")
-    @classmethod
-    def _known_fabric(cls, value: str | None) -> str | None:
-        return value if value is None else known_fabric(value)
 
     @field_validator("compute")
     @classmethod
@@ -55,6 +50,14 @@ class Gpu(Frozen):
         if unknown:
             raise ValueError(f"unknown format {unknown[0]}\nknown: {', '.join(COMPUTE_ORDER)}")
         return value
+
+
+def _known(gpu: str | Gpu) -> str | Gpu:
+    return profiles.known("gpus", gpu, INLINE_GPU) if isinstance(gpu, str) else gpu
+
+
+GpuOrName = Annotated[str | Gpu, AfterValidator(_known)]
+"""A GPU described inline, or the name of a profile."""
 
 
 def load_gpu(name: str, where: Place | None = None) -> Gpu:

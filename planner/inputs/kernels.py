@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from planner.inputs import profiles
 from planner.inputs.documents import Frozen
@@ -22,6 +23,8 @@ from planner.inputs.units import Duration, Percentage, Size, SizeOrZero
 from planner.inputs.workload import Dedup
 
 Count = Annotated[int, Field(ge=1, le=1 << 24)]
+KernelName = Annotated[str, AfterValidator(partial(profiles.known, "kernels"))]
+"""Name of a kernel profile."""
 
 
 class PhaseDedup(Frozen):
@@ -256,16 +259,8 @@ class KernelFile(Frozen):
 class Calibration(KernelFigures):
     """Measured figures of one library on the very machine, as a topology file holds them."""
 
-    kernel: str
+    kernel: KernelName
     """Name of the kernel profile that they replace figures of."""
-
-    @field_validator("kernel")
-    @classmethod
-    def _known_kernel(cls, value: str) -> str:
-        known = profiles.names("kernels")
-        if value not in known:
-            raise ValueError(f"unknown kernel {value!r}\nknown: {', '.join(known)}")
-        return value
 
 
 class EngineBuffer(Frozen):

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from planner.inputs.documents import Frozen, Sparse
-from planner.inputs.fabrics import known_fabric, with_fabric
+from planner.inputs.fabrics import FabricName, with_fabric
 from planner.inputs.sourced import Sourced
 from planner.inputs.units import Duration, Percentage, Rate
 
@@ -27,7 +27,7 @@ class Link(Sparse):
 
     level: LevelName
     """Name of the level, e.g. node, rail, rack or cluster."""
-    fabric: str | None = None
+    fabric: FabricName | None = None
     """Fabric profile that gives bandwidth and latency where they are not spelled out, e.g. ib-ndr."""
     bandwidth: Sourced[Rate]
     """Of one GPU, in one direction, e.g. 450 GB/s; may be left out where a fabric is named."""
@@ -63,18 +63,13 @@ class Link(Sparse):
             raise ValueError("gpus is for a level inside a node\ngive it without nodes and rails")
         return self
 
-    @field_validator("fabric")
-    @classmethod
-    def _known_fabric(cls, value: str | None) -> str | None:
-        return value if value is None else known_fabric(value)
-
 
 class GroupLink(Frozen):
     """What the nodes of one group have at a level instead of what `links` says."""
 
     level: LevelName
     """Name of a level of `links`."""
-    fabric: str | None = None
+    fabric: FabricName | None = None
     """Fabric profile that gives bandwidth and latency where they are not spelled out."""
     bandwidth: Sourced[Rate] | None = None
     """Of one GPU, in one direction; default: as in `links`."""
@@ -89,11 +84,6 @@ class GroupLink(Frozen):
     @classmethod
     def _fill_from_fabric(cls, data: Any) -> Any:
         return with_fabric(data) if isinstance(data, dict) else data
-
-    @field_validator("fabric")
-    @classmethod
-    def _known_fabric(cls, value: str | None) -> str | None:
-        return value if value is None else known_fabric(value)
 
 
 class Gone(Frozen):

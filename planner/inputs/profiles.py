@@ -61,24 +61,34 @@ def path_of(kind: Kind, name: str, where: Place | None = None, inline: str = "")
     Raises:
         InputError: no such profile; with the nearest names.
     """
-    known = names(kind)
-    if name in known:
-        return folder() / kind / f"{name}.yaml"
-    hint = hint_for_unknown(kind, name)
-    if inline:
-        hint += f"\nor describe it: {inline}"
-    raise InputError(Problem(f"unknown {_WHAT[kind]} {name!r}", where, hint))
+    try:
+        return folder() / kind / f"{known(kind, name, inline)}.yaml"
+    except ValueError as error:
+        message, _, hint = str(error).partition("\n")
+        raise InputError(Problem(message, where, hint)) from None
+
+
+def known(kind: Kind, name: str, inline: str = "") -> str:
+    """A profile's name, for fields of files: so what is wrong with it is told with all else.
+
+    Raises:
+        ValueError: no such profile; with the nearest names, and what to write instead.
+    """
+    if name in names(kind):
+        return name
+    instead = f"\nor describe it: {inline}" if inline else ""
+    raise ValueError(f"unknown {_WHAT[kind]} {name!r}\n{hint_for_unknown(kind, name)}{instead}")
 
 
 def hint_for_unknown(kind: Kind, name: str) -> str:
     """What to write instead of a name that no profile of this kind has: the nearest, else all."""
-    known = names(kind)
-    close = near_names(name, known)
+    every = names(kind)
+    close = near_names(name, every)
     if close:
         return f"did you mean {' or '.join(close)}?"
-    if len(known) <= _FEW:
-        return f"known: {', '.join(known)}"
-    return f"known: {', '.join(known[:_FEW])}, ...; all {len(known)}: ep-plan profiles"
+    if len(every) <= _FEW:
+        return f"known: {', '.join(every)}"
+    return f"known: {', '.join(every[:_FEW])}, ...; all {len(every)}: ep-plan profiles"
 
 
 def near_names(name: str, known: Sequence[str]) -> list[str]:

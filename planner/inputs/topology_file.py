@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Final
 from pydantic import Field, model_validator
 
 from planner.inputs.documents import Sparse
-from planner.inputs.gpu import Gpu
+from planner.inputs.gpu import Gpu, GpuOrName
 from planner.inputs.kernels import Calibration
 from planner.inputs.links import Gone, GroupLink, Link, PairLink
 
@@ -25,11 +25,11 @@ class NodeGroup(Sparse):
 
     nodes: Annotated[int, Field(ge=1, le=LIMIT_GPUS)] = 1
     """Number of nodes."""
-    gpu: str | Gpu | None = None
+    gpu: GpuOrName | None = None
     """The GPU of these nodes: a profile, or described inline."""
     gpus_per_node: Annotated[int, Field(ge=1, le=LIMIT_GPUS)] | None = None
     """GPUs of each node."""
-    gpus: Annotated[tuple[str | Gpu, ...], Field(min_length=1, max_length=1024)] | None = None
+    gpus: Annotated[tuple[GpuOrName, ...], Field(min_length=1, max_length=1024)] | None = None
     """Instead of gpu and gpus_per_node, where a node holds different GPUs: one for each, in order."""
     links: Annotated[tuple[GroupLink, ...], Field(max_length=LIMIT_LINKS)] = ()
     """Levels at which these nodes differ from `links` of the topology."""
@@ -62,7 +62,7 @@ class TopologyFile(Sparse):
         {"gpu", "nodes", "gpus_per_node", "groups", "out_of_service", "overrides", "calibration"}
     )
 
-    gpu: str | Gpu | None = None
+    gpu: GpuOrName | None = None
     """A GPU profile, or a GPU described inline."""
     nodes: Annotated[int, Field(ge=1, le=LIMIT_GPUS)] | None = None
     """Number of nodes."""

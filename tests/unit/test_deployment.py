@@ -184,10 +184,10 @@ def test_a_fault_in_the_file_hides_none_in_the_files_that_it_names(tmp_path: Pat
         load_deployment(tmp_path / "deployment.yaml", None, look)
     assert seen == [(["a.npz"], "mixtral")]
     assert [str(problem).split("deployment.yaml:")[-1].split("\n")[0] for problem in caught.value.problems] == [
-        "5:1: model: duplicate key (first on line 2)",
-        "6:19: workload.phase: \"decod\": input should be 'prefill' or 'decode'",
         "3:11: topology: unknown node 'hgx-h10'",
         "4:17: traces[1]: nope.npz: no such file",
+        "5:1: model: duplicate key (first on line 2)",
+        "6:19: workload.phase: \"decod\": input should be 'prefill' or 'decode'",
         "error: no zip file",
     ]
 
@@ -272,3 +272,23 @@ def test_pins_that_make_no_sense(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=r"degrees|twice") as caught:
         parse_split(text)
     assert message in str(caught.value)
+
+
+def test_unknown_names_are_told_with_whatever_else_is_wrong_in_file_order(tmp_path: Path) -> None:
+    """A wrong unit or count does not hide names that no profile has, in the deployment and in what it names."""
+    (tmp_path / "topology.yaml").write_text(
+        "schema: ep-plan/topology/1\ngpu: h101-sxm\nnodes: 0\ngpus_per_node: 8\n"
+        "links:\n- {level: node, fabric: nvlink-9}\n- {level: cluster, bandwidth: 50 GBps, latency: 3 us}\n"
+    )
+    text = HEAD + "model: gpt-oss-20\ntopology: topology.yaml\n" + WORK
+    text += "engine: sglan\ncommunication: {kernel: deepep}\nsolve: {gap: 1 %x}\n"
+    assert [line.split("\n")[0] for line in problems(tmp_path, text)] == [
+        "error: deployment.yaml:2:8: model: unknown model 'gpt-oss-20'",
+        "error: deployment.yaml:5:9: engine: unknown engine 'sglan'",
+        "error: deployment.yaml:6:25: communication.kernel: unknown communication kernel 'deepep'",
+        "error: deployment.yaml:7:14: solve.gap: '1 %x': unknown unit %x",
+        "error: topology.yaml:2:6: gpu: unknown GPU 'h101-sxm'",
+        "error: topology.yaml:3:8: nodes: 0: input should be greater than or equal to 1",
+        "error: topology.yaml:6:25: links[0].fabric: unknown fabric 'nvlink-9'",
+        "error: topology.yaml:7:31: links[1].bandwidth: '50 GBps': unknown unit GBps",
+    ]
