@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from benchmarks.accuracy.fitting import Fit, summary
 from benchmarks.accuracy.judged import Judged
 from benchmarks.accuracy.points import Points
+from benchmarks.accuracy.targets import ANY, GOOD
 from planner.inputs import profiles
 from planner.inputs.efficiency import Errors
 from planner.inputs.engines import load_engine
 
 Floats = NDArray[np.float64]
-_WORTH: Final = 0.01
-"""A further kernel is taken if it lessens median and 90th percentile by so much together."""
+_WORTH: Final = 0.05
+"""A further kernel is taken if the worse of median and 90th percentile, as parts of what is owed, falls by this."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +64,17 @@ def fastest_of(alike: Sequence[Judged]) -> Fastest | None:
         return None
     predicted_KM, measured_KM = _compared(believed)
     following = [number for number, one in enumerate(believed) if one.follows]
-    chosen = _fewest(predicted_KM, measured_KM, range(len(believed)))
+    owed = GOOD.get(believed[0].key, ANY)
+    chosen = _fewest(predicted_KM, measured_KM, range(len(believed)), owed)
     compared = len(chosen)
     if not chosen:
         chosen = sorted(following, key=lambda n: believed[n].judged.median + believed[n].judged.p90)[:1]
     measured_K = np.isfinite(measured_KM).sum(axis=1)
     apart = [number for number in following if measured_K[number] < len(believed[number].points) / 2]
-    own = [
-        number
-        for engine in engines_on_their_own()
-        for number in _fewest(predicted_KM, measured_KM, [n for n in following if believed[n].points.engine == engine])
-    ]
+    own: list[int] = []
+    for engine in engines_on_their_own():
+        theirs = [number for number in following if believed[number].points.engine == engine]
+        own += _fewest(predicted_KM, measured_KM, theirs, owed)
     chosen = list(dict.fromkeys([*chosen, *apart, *own]))
     if not chosen:
         return None
@@ -91,7 +92,7 @@ def engines_on_their_own() -> tuple[str, ...]:
     return tuple(name for name in profiles.names("engines") if load_engine(name).own_kernels_only)
 
 
-def _fewest(predicted_KM: Floats, measured_KM: Floats, among: Sequence[int]) -> list[int]:
+def _fewest(predicted_KM: Floats, measured_KM: Floats, among: Sequence[int], owed: Errors) -> list[int]:
     """Kernels taken one at a time, while their minimum meets the least time measured of them all better."""
     chosen: list[int] = []
     if not len(among) or not measured_KM.shape[1]:
@@ -101,7 +102,7 @@ def _fewest(predicted_KM: Floats, measured_KM: Floats, among: Sequence[int]) -> 
     predicted_KM, least_M, best = predicted_KM[:, known_M], least_M[known_M], np.inf
     while len(least_M) and len(chosen) < len(among):
         rest = [number for number in among if number not in chosen]
-        left, number = min((_score(predicted_KM[[*chosen, n]], least_M), n) for n in rest)
+        left, number = min((_score(predicted_KM[[*chosen, n]], least_M, owed), n) for n in rest)
         if left > best - _WORTH:
             break
         best = left
@@ -109,9 +110,9 @@ def _fewest(predicted_KM: Floats, measured_KM: Floats, among: Sequence[int]) -> 
     return chosen
 
 
-def _score(predicted_KM: Floats, measured_M: Floats) -> float:
+def _score(predicted_KM: Floats, measured_M: Floats, owed: Errors) -> float:
     errors = summary(np.abs(predicted_KM.min(axis=0) / measured_M - 1))
-    return errors.median + errors.p90
+    return max(errors.median / owed.median, errors.p90 / owed.p90)
 
 
 def _compared(alike: Sequence[Judged]) -> tuple[Floats, Floats]:

@@ -122,13 +122,13 @@ def compute_sections(fits: ComputeFits, every: Sequence[Points]) -> Sequence[Sec
     )
     least = (
         "Engines run the fastest kernel, so predictions are the least of a profile's curves. Of the kernels measured "
-        "on a GPU the profile has as few as that takes: one is added at a time, while median and 90th percentile "
-        "together fall by a point. A kernel of which more than a twelfth of the measurements is faster than light is "
-        "not believed; one that was mostly measured on works of its own is taken if it follows the form. TensorRT-LLM "
-        "has no kernels but its own, so with it these alone count, and profiles have them. *Works*: those that two "
-        "kernels or more were measured on. *Held out*: the least of the curves, fitted to other shapes, "
-        "against the least time measured. *Bias*: median of the signed errors. Experts run one kernel on all ranks: "
-        "the fastest where ranks are balanced."
+        "on a GPU the profile has as few as that takes: one is added at a time, while the worse of median and 90th "
+        "percentile, as parts of what is owed, falls by a twentieth. A kernel of which more than a twelfth of the "
+        "measurements is faster than light is not believed; one that was mostly measured on works of its own is taken "
+        "if it follows the form. TensorRT-LLM has no kernels but its own, so with it these alone count, and profiles "
+        "have them. *Works*: those that two kernels or more were measured on. *Held out*: the least of the curves, "
+        "fitted to other shapes, against the least time measured. *Bias*: median of the signed errors. Experts run one "
+        "kernel on all ranks: the fastest where ranks are balanced."
     )
     brief = (
         f"Prompts shorter than {SHORTEST_PROMPT} tokens took no part in the fits above: they were taken out after "

@@ -9,6 +9,7 @@ Legend: K stages, S windows, L hidden layers, M MoE layers, R EP ranks, G GPUs.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -244,8 +245,8 @@ def breakdown(cost: SplitCost, cuts: Cuts, placement: Placement, prediction: Pre
     terms: list[Term] = []
     instance = cost.instance
     for number, (stage, layers) in enumerate(zip(cost.stages, cuts, strict=True)):
-        for layer in layers:
-            terms += stage.run_terms[instance.model.layer_list[layer]]
+        for kind, count in Counter(instance.model.kind_of_layer[layers.start : layers.stop]).items():
+            terms += [term.times(count) for term in stage.run_terms[instance.model.layer_kinds[kind]]]
         terms += _moe_terms(cost, stage, layers, placement, prediction)
         terms += stage.extra_terms(last=number == len(cuts) - 1)
     if cost.split.pp == 1:
@@ -264,8 +265,11 @@ def _moe_terms(
     if untraced:
         linear_times = cost.linear_times(stage)
         all_times += [(times, untraced / len(linear_times)) for times in linear_times]
+    weights: dict[int, float] = {}
+    for times, weight in all_times:  # layers that are alike share their times
+        weights[id(times)] = weights.get(id(times), 0.0) + weight
     expert = dispatch = combine = total = 0.0
-    for times, weight in all_times:
+    for times, weight in {id(times): (times, weights[id(times)]) for times, _ in all_times}.values():
         expert += weight * float(times.expert_S.mean())
         dispatch += weight * float(times.dispatch_S.mean())
         combine += weight * float(times.combine_S.mean())

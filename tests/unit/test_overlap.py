@@ -131,7 +131,7 @@ def test_measured_figures_replace_the_shipped_ones(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("kernel: all-to-all", "kernel: all2all"), "unknown kernel 'all2all'"),
+        (("kernel: all-to-all", "kernel: all2all"), "unknown communication kernel 'all2all'"),
         (("{cluster: {v", "{rack: {v"), "no level"),
     ],
 )
