@@ -265,11 +265,11 @@ def _moe_terms(
     if untraced:
         linear_times = cost.linear_times(stage)
         all_times += [(times, untraced / len(linear_times)) for times in linear_times]
-    weights: dict[int, float] = {}
-    for times, weight in all_times:  # layers that are alike share their times
-        weights[id(times)] = weights.get(id(times), 0.0) + weight
+    alike: dict[int, tuple[LayerTimes, float]] = {}  # layers that are alike share their times
+    for times, weight in all_times:
+        alike[id(times)] = times, weight + alike.get(id(times), (times, 0.0))[1]
     expert = dispatch = combine = total = 0.0
-    for times, weight in {id(times): (times, weights[id(times)]) for times, _ in all_times}.values():
+    for times, weight in alike.values():
         expert += weight * float(times.expert_S.mean())
         dispatch += weight * float(times.dispatch_S.mean())
         combine += weight * float(times.combine_S.mean())
