@@ -93,7 +93,7 @@ def _check(step_s: float, terms: Sequence[Term], what: str) -> None:
 
 
 def run(_data: Path | None, console: Console) -> None:
-    """All pairs of models and nodes, both phases, on all cores; a line for each model, as it takes an hour or two."""
+    """All pairs of models and nodes, both phases, on all cores; a line for each model, as it takes half an hour."""
     models, nodes, began, count = profiles.names("models"), profiles.names("nodes"), perf_counter(), 0
     phases: tuple[Phase, ...] = ("prefill", "decode")
     with ProcessPoolExecutor() as pool:

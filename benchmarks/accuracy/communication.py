@@ -90,13 +90,11 @@ def _collective(travel: Travel, values: Values, rate: float) -> Floats:
     return np.asarray(seconds_N)
 
 
-def fit(travel: Travel, names: Sequence[str], fixed: Values) -> Values:
-    """The constants that meet measurements best; residuals are logarithms of predicted over measured."""
-    return fit_together([travel], names, (), fixed)[0]
+def fit(every: Sequence[Travel], own: Sequence[str], shared: Sequence[str], fixed: Values) -> list[Values]:
+    """The constants that meet measurements best; residuals are logarithms of predicted over measured.
 
-
-def fit_together(every: Sequence[Travel], own: Sequence[str], shared: Sequence[str], fixed: Values) -> list[Values]:
-    """The same for several GPUs, each with constants of its own beside those that they share."""
+    Several GPUs have constants of their own beside those that they share.
+    """
     from scipy.optimize import least_squares  # noqa: PLC0415  # only fitting needs it
 
     names = [*shared, *[name for _ in every for name in own]]
@@ -132,28 +130,27 @@ class Judged:
 
 def judged(travel: Travel, what: str, owed: str, names: Sequence[str], fixed: Values | None = None) -> Judged:
     """Fit, and leave out one group at a time."""
-    fixed = fixed or {}
-    values = fit(travel, names, fixed)
-    errors, groups = np.empty(len(travel)), np.unique(travel.group_N)
-    for group in groups if len(groups) > 1 else ():
-        out_N = travel.group_N == group
-        seen = fit(travel.some(~out_N), names, fixed)
-        errors[out_N] = _errors(travel.some(out_N), seen)
-    held_out = summary(errors) if len(groups) > 1 else None
-    return Judged(travel, what, owed, values, summary(_errors(travel, values)), held_out)
+    return next(judged_together([travel], what, owed, names, (), fixed))
 
 
 def judged_together(
-    every: Sequence[Travel], what: str, owed: str, own: Sequence[str], shared: Sequence[str]
+    every: Sequence[Travel],
+    what: str,
+    owed: str,
+    own: Sequence[str],
+    shared: Sequence[str],
+    fixed: Values | None = None,
 ) -> Iterator[Judged]:
     """Fit several GPUs at once, and leave out one group of one GPU at a time."""
-    for number, (travel, values) in enumerate(zip(every, fit_together(every, own, shared, {}), strict=True)):
-        errors = np.empty(len(travel))
-        for group in np.unique(travel.group_N):
+    fixed = fixed or {}
+    for number, (travel, values) in enumerate(zip(every, fit(every, own, shared, fixed), strict=True)):
+        errors, groups = np.empty(len(travel)), np.unique(travel.group_N)
+        for group in groups if len(groups) > 1 else ():
             out_N = travel.group_N == group
             seen = [one.some(~out_N) if one is travel else one for one in every]
-            errors[out_N] = _errors(travel.some(out_N), fit_together(seen, own, shared, {})[number])
-        yield Judged(travel, what, owed, values, summary(_errors(travel, values)), summary(errors))
+            errors[out_N] = _errors(travel.some(out_N), fit(seen, own, shared, fixed)[number])
+        held_out = summary(errors) if len(groups) > 1 else None
+        yield Judged(travel, what, owed, values, summary(_errors(travel, values)), held_out)
 
 
 def _errors(travel: Travel, values: Values) -> Floats:

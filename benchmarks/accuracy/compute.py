@@ -150,7 +150,7 @@ def stray_rows(fits: ComputeFits) -> Iterator[tuple[str, ...]]:
             points, chosen = one.points, fits.fastest.get((one.points.gpu.name, *one.key))
             against = "-"
             if chosen is not None:
-                least = np.min([Fit(kernel.fit.roofline, 0.0).seconds(points) for kernel in chosen.kernels], axis=0)
+                least = np.min([kernel.fit.bare.seconds(points) for kernel in chosen.kernels], axis=0)
                 against = f"{float(np.exp(np.mean(np.log(one.bare_N / least)))):.2f}"
             errors = text_of(one.fit_errors), text_of(one.held_out)
             beyond = f"{points.beyond_light} of {points.beyond_light + len(points)}" if points.beyond_light else "-"

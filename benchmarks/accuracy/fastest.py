@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.accuracy.fitting import Fit, summary
+from benchmarks.accuracy.fitting import summary
 from benchmarks.accuracy.judged import Judged
 from benchmarks.accuracy.points import Points
 from benchmarks.accuracy.targets import ANY, GOOD
@@ -123,8 +123,7 @@ def _compared(alike: Sequence[Judged]) -> tuple[Floats, Floats]:
     measured_KM = np.full((len(alike), len(every)), np.inf)
     predicted_KM = np.empty_like(measured_KM)
     for number, (one, part) in enumerate(zip(alike, parts, strict=True)):
-        bare = Fit(one.fit.roofline, 0.0)
-        predicted_KM[number] = bare.seconds(_works(one.points, every))
+        predicted_KM[number] = one.fit.bare.seconds(_works(one.points, every))
         measured_KM[number, part] = one.bare_N
         if one.held_out_N is not None:
             predicted_KM[number, part] = one.held_out_N * one.bare_N / one.points.seconds_N

@@ -75,6 +75,11 @@ class Fit:
         seconds = bound.seconds(points.flop_N, points.bytes_N, points.moved_N, points.experts_N, points.chain_N)
         return np.asarray(seconds + self.extra * points.extra_N / points.gpu.hbm_bandwidth.value)
 
+    @property
+    def bare(self) -> Fit:
+        """Without what only the micro-benchmark does."""
+        return Fit(self.roofline, 0.0)
+
     def errors(self, points: Points) -> Floats:
         """Absolute relative error of each measurement."""
         return np.abs(self.seconds(points) / points.seconds_N - 1)

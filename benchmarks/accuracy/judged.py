@@ -33,8 +33,7 @@ class Judged:
     @cached_property
     def bare_N(self) -> Floats:
         """Measured seconds without what only the micro-benchmark does, as the fit has it."""
-        bare = Fit(self.fit.roofline, 0.0).seconds(self.points)
-        return self.points.seconds_N * bare / self.fit.seconds(self.points)
+        return self.points.seconds_N * self.fit.bare.seconds(self.points) / self.fit.seconds(self.points)
 
     @cached_property
     def fit_errors(self) -> Errors:

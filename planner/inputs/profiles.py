@@ -23,6 +23,8 @@ _WHAT: Final[dict[Kind, str]] = {
 _SEPARATORS: Final = re.compile(r"[^a-z0-9.]+")
 _VENDORS: Final = frozenset({"nvidia", "amd", "instinct", "huawei", "geforce", "tesla", "gpu"})
 _ALIKE: Final = 0.6
+_ALL_TOLD: Final[tuple[Kind, ...]] = ("fabrics",)
+"""Kinds of which all names are told beside the nearest: of fabrics the nearest is often another generation."""
 _FEW: Final = 8
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -85,7 +87,8 @@ def hint_for_unknown(kind: Kind, name: str) -> str:
     every = names(kind)
     close = near_names(name, every)
     if close:
-        return f"did you mean {' or '.join(close)}?"
+        others = f" known: {', '.join(every)}" if kind in _ALL_TOLD else ""
+        return f"did you mean {' or '.join(close)}?{others}"
     if len(every) <= _FEW:
         return f"known: {', '.join(every)}"
     return f"known: {', '.join(every[:_FEW])}, ...; all {len(every)}: ep-plan profiles"

@@ -69,7 +69,7 @@ def test_a_link_survives_writing_and_reading() -> None:
     assert validated(Link, link.model_dump(mode="json")) == link
 
 
-def test_unknown_fabric_is_told_once_with_its_place_and_the_nearest(tmp_path: Path) -> None:
+def test_unknown_fabric_is_told_once_with_its_place_and_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         _topology(tmp_path, "- {level: node, fabric: nvlink-4}\n- {level: cluster, fabric: ib-nrd}\n")
     (problem,) = caught.value.problems
@@ -77,6 +77,7 @@ def test_unknown_fabric_is_told_once_with_its_place_and_the_nearest(tmp_path: Pa
     assert (problem.where.line, problem.where.key) == (7, "links[1].fabric")
     assert "'ib-nrd'" in problem.message
     assert "did you mean ib-ndr" in problem.hint
+    assert all(name in problem.hint for name in FABRICS)
 
 
 def test_a_link_needs_a_fabric_or_a_bandwidth(tmp_path: Path) -> None:
