@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
-from planner.errors import InputError, Place, Problem, ProblemLog, UsageError
+from planner.errors import InputError, Problem, ProblemLog, UsageError
 from planner.inputs import documents, profiles
 from planner.inputs.documents import Frozen
 from planner.inputs.efficiency import Efficiency, load_default_efficiency
@@ -31,7 +31,6 @@ from planner.inputs.workload import Communication, CopyRule, Dedup, Overlap, Wor
 
 LIMIT_DEGREE: Final = 1 << 16
 LIMIT_COPIES: Final = 1 << 16
-_KERNEL: Final = ("communication", "kernel")
 Degree = Annotated[int, Field(ge=1, le=LIMIT_DEGREE)]
 
 
@@ -225,10 +224,10 @@ def load_deployment(
     model_named, topology_named, traces_named = named_in(document, path.parent, *options)
     found = _tried(log, lambda: model_named and model_of(model_named))
     topology_found = _tried(log, lambda: topology_named and topology_of(topology_named, given.gpus))
-    engine = _tried(log, lambda: file and load_engine(file.engine, document.place(("engine",))))
+    engine = load_engine(file.engine) if file else None  # a valid file names what there is
     machine = topology_found[0] if topology_found else None
     kernel_name = _kernel_name(file, engine, machine) if file else ""
-    kernel = _tried(log, lambda: file and load_kernel(kernel_name, document.place(_KERNEL)))
+    kernel = load_kernel(kernel_name) if file else None
     traces = trace_paths(traces_named, log)
     if log.problems and look_at_traces is not None:
         log.extend(look_at_traces(traces, found[0] if found else None))
@@ -377,9 +376,9 @@ def _engine_memory(engine: EngineFile, share: float | None) -> EngineMemory:
     return engine.memory.model_copy(update={"share": engine.memory.share.model_copy(update=given)})
 
 
-def load_kernel(name: str, where: Place | None = None) -> KernelFile:
+def load_kernel(name: str) -> KernelFile:
     """Read a communication kernel profile."""
-    kernel, _ = documents.load(profiles.path_of("kernels", name, where), KernelFile, "kernel")
+    kernel, _ = documents.load(profiles.path_of("kernels", name), KernelFile, "kernel")
     return kernel
 
 

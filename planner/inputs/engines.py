@@ -14,7 +14,6 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from planner.errors import Place
 from planner.inputs import documents, profiles
 from planner.inputs.documents import Frozen
 from planner.inputs.kernels import EngineBuffer
@@ -124,8 +123,8 @@ class EngineFile(Frozen):
 ANY_ENGINE = "any"
 
 
-def load_engine(name: str | None, where: Place | None = None) -> EngineFile:
+def load_engine(name: str | None) -> EngineFile:
     """Read an engine profile; without a name the permissive one called `any`."""
-    path = profiles.path_of("engines", name or ANY_ENGINE, where)
+    path = profiles.path_of("engines", name or ANY_ENGINE)
     engine, _ = documents.load(path, EngineFile, "engine")
     return engine

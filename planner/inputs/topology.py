@@ -284,22 +284,20 @@ def _pair(topology: Topology, link: PairLink, ends: tuple[int, int], where: Plac
 def load_topology(path: Path, num_gpus: int | None = None) -> Topology:
     """Read a topology.yaml and the GPU profiles that it names."""
     file, document = documents.load(path, TopologyFile, "topology")
-    return resolve(_with_gpus(file, document), num_gpus, document)
+    return resolve(_with_gpus(file), num_gpus, document)
 
 
-def _with_gpus(file: TopologyFile, document: Document) -> TopologyFile:
+def _with_gpus(file: TopologyFile) -> TopologyFile:
     """The same with GPU profiles looked up."""
 
-    def looked_up(gpu: str | Gpu | None, *key: str | int) -> Gpu | None:
-        return load_gpu(gpu, document.place(key)) if isinstance(gpu, str) else gpu
+    def looked_up(gpu: str | Gpu | None) -> Gpu | None:
+        return load_gpu(gpu) if isinstance(gpu, str) else gpu
 
     groups = []
-    for number, group in enumerate(file.groups):
-        at = ("groups", number)
-        gpus = None if group.gpus is None else [looked_up(g, *at, "gpus", i) for i, g in enumerate(group.gpus)]
-        update = {"gpu": looked_up(group.gpu, *at, "gpu"), "gpus": None if gpus is None else tuple(gpus)}
-        groups.append(group.model_copy(update=update))
-    return file.model_copy(update={"gpu": looked_up(file.gpu, "gpu"), "groups": tuple(groups)})
+    for group in file.groups:
+        gpus = None if group.gpus is None else tuple(looked_up(gpu) for gpu in group.gpus)
+        groups.append(group.model_copy(update={"gpu": looked_up(group.gpu), "gpus": gpus}))
+    return file.model_copy(update={"gpu": looked_up(file.gpu), "groups": tuple(groups)})
 
 
 class NodeFile(Frozen):
