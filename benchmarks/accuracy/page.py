@@ -128,7 +128,7 @@ def compute_sections(fits: ComputeFits, every: Sequence[Points]) -> Sequence[Sec
         "if it follows the form. TensorRT-LLM has no kernels but its own, so with it these alone count, and profiles "
         "have them. *Works*: those that two kernels or more were measured on. *Held out*: the least of the curves, "
         "fitted to other shapes, against the least time measured. *Bias*: median of the signed errors. Experts run one "
-        "kernel on all ranks: the fastest where ranks are balanced."
+        "kernel on all ranks: the one by which a layer is done first."
     )
     brief = (
         f"Prompts shorter than {SHORTEST_PROMPT} tokens took no part in the fits above: they were taken out after "

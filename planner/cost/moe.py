@@ -4,7 +4,8 @@ For a placement, the rows of a rank are the choices of its experts, each shared 
 expert's copies, or by nearness (`sharing.py`). Experts touched in a step follow from the shares: an
 expert with share p of the choices is touched with probability 1 - (1-p)**choices, however long the window was.
 
-Ranks may differ: those whose GPUs are of the same kinds form a class, which has one kernel.
+Ranks may differ: those whose GPUs are of the same kinds form a class, which has one kernel. Where there are
+several kernels a layer runs the one that is done first on all its ranks, on the mean of windows.
 
 Tokens reach the experts by an all-to-all, whose bytes follow from the placement, or every rank gets
 all of them (`method: all_gather`, and always with ep = 1): then traffic is the same for all placements.
@@ -18,6 +19,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from typing import Final
 
 import numpy as np
@@ -49,6 +51,8 @@ class LayerTimes:
     combine_S: Floats
     total_S: Floats
     """Overlap taken into account."""
+    kernel: Kernel
+    """Of the experts, on the first class of ranks."""
 
 
 def rows_of(load: LayerLoad, tokens: float) -> Floats:
@@ -86,7 +90,7 @@ class MoeCost:
     tokens: float
     """Tokens of one micro-batch in one copy of the expert grid."""
     kernels_C: tuple[Kernel, ...]
-    """Of each class of ranks."""
+    """Of each class of ranks: the fastest where ranks are balanced."""
     class_R: Ints
     flop_per_row: float
     weight_bytes: float
@@ -113,6 +117,14 @@ class MoeCost:
     """Whether expert time hides traffic, or traffic it (two micro-batches in turn)."""
     beside_s: float
     """Further work of the layer that traffic can hide behind."""
+    other_kernels: tuple[tuple[Kernel, ...], ...] = ()
+    """Those that a layer may run instead, of each class of ranks."""
+
+    @cached_property
+    def ways(self) -> tuple[MoeCost, ...]:
+        """The same layers by one kernel alone, for each that there is; first the fastest where ranks are balanced."""
+        every = (self.kernels_C, *self.other_kernels)
+        return tuple(replace(self, kernels_C=kernels_C, other_kernels=()) for kernels_C in every)
 
     # --- experts ---------------------------------------------------------------------------------
 
@@ -253,13 +265,14 @@ class MoeCost:
         return self.rank_load(load, expert_P)[0]
 
     def layer(self, load: LayerLoad, expert_P: Ints) -> LayerTimes:
-        """Times of a layer with this placement."""
+        """Times of a layer with this placement, by the kernel that is done first on the mean of windows."""
         rows_SR, touched_SR, filled_R = self.rank_load(load, expert_P)
-        expert_S = self.expert_s(rows_SR, touched_SR, filled_R.astype(float)).max(axis=1)
         volume_S = self.volume_S(load, expert_P, rows_SR)
         gather_S = rows_SR.max(axis=1) * self.gather_s_per_row_byte
         per_byte_S = volume_S + gather_S
-        return self.times(expert_S, per_byte_S)
+        served = rows_SR, touched_SR, filled_R.astype(float)
+        found = (way.times(way.expert_s(*served).max(axis=1), per_byte_S) for way in self.ways)
+        return min(found, key=lambda times: float(times.total_S.mean()))
 
     def times(self, expert_S: Floats, per_byte_S: Floats) -> LayerTimes:
         """Put expert time and the slowest unit's seconds per byte together."""
@@ -268,7 +281,7 @@ class MoeCost:
         traffic_S = dispatch_S + combine_S
         hiding_S = expert_S + self.beside_s if self.experts_hide else np.full_like(expert_S, self.beside_s)
         hidden_S = self.overlap * np.minimum(hiding_S, traffic_S)
-        return LayerTimes(expert_S, dispatch_S, combine_S, expert_S + traffic_S - hidden_S)
+        return LayerTimes(expert_S, dispatch_S, combine_S, expert_S + traffic_S - hidden_S, self.kernels_C[0])
 
 
 _PAIRS_AT_ONCE: Final = 1 << 22
@@ -298,10 +311,10 @@ def moe_cost(instance: Instance, grid: Grid, beside_s: float = 0.0) -> MoeCost:
     weight_bytes = float(parameters * WEIGHTS[precision.experts].bits / 8)
     # A row is read and written once (H each); between the matrices `matrices` rows of F pass.
     moved_bytes_per_row = 2.0 * (2 * hidden + matrices * width)
-    local, choices = model.moe.num_experts / split.ep, tokens * model.moe.mean_choices
-    rows = choices / split.ep
-    touched = local * (1.0 - (1.0 - 1.0 / model.moe.num_experts) ** choices)
-    kernels_C, class_R = _kernels(
+    local, chosen = model.moe.num_experts / split.ep, tokens * model.moe.mean_choices
+    rows = chosen / split.ep
+    touched = local * (1.0 - (1.0 - 1.0 / model.moe.num_experts) ** chosen)
+    choices, class_R = _kernels(
         instance,
         grid,
         lambda k: k.seconds(rows * flop_per_row, touched * weight_bytes, rows * moved_bytes_per_row, local),
@@ -323,7 +336,7 @@ def moe_cost(instance: Instance, grid: Grid, beside_s: float = 0.0) -> MoeCost:
         num_ranks=split.ep,
         etp=split.etp,
         tokens=tokens,
-        kernels_C=kernels_C,
+        kernels_C=choices[0],
         class_R=class_R,
         flop_per_row=flop_per_row,
         weight_bytes=weight_bytes,
@@ -339,6 +352,7 @@ def moe_cost(instance: Instance, grid: Grid, beside_s: float = 0.0) -> MoeCost:
         overlap=min(instance.overlap(kind).value for kind in set(grid.kind_G.tolist())),
         experts_hide=constants.communication.overlap == "two_batch",
         beside_s=beside_s,
+        other_kernels=choices[1:],
     )
 
 
@@ -379,31 +393,37 @@ def _gathered(instance: Instance, grid: Grid, dispatched: float, combined: float
     return blocks.term("all_gather", dispatched), blocks.term("reduce_scatter", combined)
 
 
-def _kernels(instance: Instance, grid: Grid, balanced_s: Callable[[Kernel], float]) -> tuple[tuple[Kernel, ...], Ints]:
-    """The kernel of each class of ranks, and the class of each rank.
+def _kernels(
+    instance: Instance, grid: Grid, balanced_s: Callable[[Kernel], float]
+) -> tuple[tuple[tuple[Kernel, ...], ...], Ints]:
+    """The kernels among which a layer has its choice, each of all classes of ranks, and the class of each rank.
 
-    Of several kernels an engine runs one on all ranks: here the fastest where ranks are balanced. A minimum taken
-    rank by rank would not be convex, on which bounds and tangents rest. A rank waits for the slowest of its GPUs, in
-    all copies of the grid.
+    An engine runs one kernel on all ranks with GPUs of a kind. A minimum taken rank by rank would not be convex, on
+    which bounds and tangents rest. A rank waits for the slowest of its GPUs, in all copies of the grid.
 
     Args:
         instance: model, machine, work and constants.
         grid: the GPUs of the stage.
-        balanced_s: seconds that a kernel takes on a rank with an equal part of rows and experts, all experts alike.
+        balanced_s: seconds that a kernel takes on a rank with an equal part of rows and experts, all experts alike;
+            the choice that is fastest there comes first.
     """
     split, weights = grid.split, instance.constants.precision.experts
     kinds_R = grid.kind_G.reshape(split.edp, split.ep, split.etp).transpose(1, 0, 2).reshape(split.ep, -1)
+    together_R = [tuple(sorted(set(kinds))) for kinds in kinds_R.tolist()]
 
-    def fastest(kind: int) -> Kernel:
+    def known(kind: int) -> tuple[Kernel, ...]:
         gpu, curves = instance.topology.kinds[kind], instance.curves(kind, "experts", weights)
-        return min((kernel(gpu, curve, weights) for curve in curves), key=balanced_s)
+        return tuple(sorted((kernel(gpu, curve, weights) for curve in curves), key=balanced_s))
 
-    kernels: dict[Kernel, Kernel] = {}  # by figures alone: GPUs that differ in memory only are of one class
-    number_of = {}
-    for kinds in {tuple(sorted(set(kinds))): None for kinds in kinds_R.tolist()}:
-        slowest = slowest_kernel([fastest(kind) for kind in kinds])
-        figures = replace(slowest, source="")
-        kernels.setdefault(figures, slowest)
-        number_of[kinds] = list(kernels).index(figures)
-    class_R = [number_of[tuple(sorted(set(kinds)))] for kinds in kinds_R.tolist()]
-    return tuple(kernels.values()), np.array(class_R, dtype=np.int64)
+    # By figures alone: GPUs that differ in memory only are alike, and take the same kernel.
+    known_of = {kind: known(kind) for kind in dict.fromkeys(kind for kinds in together_R for kind in kinds)}
+    figures_of = {kind: tuple(replace(k, source="") for k in kernels) for kind, kernels in known_of.items()}
+    alike = list(dict.fromkeys(figures_of.values()))
+    one_of = {kind: next(other for other in figures_of if figures_of[other] == figures_of[kind]) for kind in figures_of}
+    classes = list(dict.fromkeys(tuple(dict.fromkeys(one_of[kind] for kind in kinds)) for kinds in together_R))
+    choices = []
+    for numbers in product(*(range(len(figures)) for figures in alike)):
+        chosen = {kind: known_of[kind][numbers[alike.index(figures_of[kind])]] for kind in known_of}
+        choices.append(tuple(slowest_kernel([chosen[kind] for kind in kinds]) for kinds in classes))
+    class_R = [classes.index(tuple(dict.fromkeys(one_of[kind] for kind in kinds))) for kinds in together_R]
+    return tuple(choices), np.array(class_R, dtype=np.int64)

@@ -10,7 +10,7 @@ Legend: K stages, S windows, L hidden layers, M MoE layers, R EP ranks, G GPUs.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
@@ -23,6 +23,7 @@ from planner.cost.grid import Grid, stages_of
 from planner.cost.instance import Instance, LayerLoad
 from planner.cost.moe import LayerTimes, MoeCost, moe_cost
 from planner.cost.once import OncePerLayer
+from planner.cost.roofline import Kernel
 from planner.cost.stage_dense import StageDense, send_terms
 from planner.cost.term import Term, merged
 from planner.inputs.model import LayerRun
@@ -275,7 +276,7 @@ def _moe_terms(
         combine += weight * float(times.combine_S.mean())
         total += weight * float(times.total_S.mean())
     light = _moe_light(cost, stage, traced, placement)
-    moe, kernel = stage.moe, stage.moe.kernels_C[0]
+    moe, kernel = stage.moe, _kernel_of(stage, alike.values())
     hidden = cost.instance.overlap(int(stage.grid.kind_G[0]))
     terms = [
         Term("experts", expert, light[0] + untraced * light[3], kernel.basis, kernel.source, kernel.errors),
@@ -286,6 +287,14 @@ def _moe_terms(
     if -saved > 1e-14 * total:  # less is what sums are rounded by
         terms.append(Term("hidden by overlap", saved, 0.0, hidden.basis, hidden.source))
     return [term for term in terms if term.seconds]
+
+
+def _kernel_of(stage: StageCost, layers: Iterable[tuple[LayerTimes, float]]) -> Kernel:
+    """The kernel that takes most of the time of a stage's layers, each so many times."""
+    spent = dict.fromkeys((stage.moe.kernels_C[0],), 0.0)
+    for times, weight in layers:
+        spent[times.kernel] = spent.get(times.kernel, 0.0) + weight * float(times.expert_S.mean())
+    return max(spent, key=lambda kernel: spent[kernel])
 
 
 def _way(name: Literal["dispatch", "combine"], seconds: float, light: float, cost: SplitCost, fixed: Term) -> Term:

@@ -41,13 +41,24 @@ def bound_parts_S(problem: LayerProblem) -> tuple[Floats, Floats]:
 
 
 def layer_bound_S(problem: LayerProblem) -> Floats:
-    """Seconds that no placement of this layer can beat, in each window."""
+    """Seconds that no placement of this layer can beat by its first kernel, in each window."""
     return problem.moe.times(*bound_parts_S(problem)).total_S
 
 
+def layer_bounds(problem: LayerProblem, layers: int) -> Floats:
+    """Seconds that no placement of so many layers can beat by any kernel, on average over the windows of each.
+
+    Args:
+        problem: the layers as one, their windows one after the other.
+        layers: how many they are.
+    """
+    by_kernel = [layer_bound_S(way).reshape(layers, -1).mean(axis=1) for way in problem.ways]
+    return np.asarray(np.min(by_kernel, axis=0))
+
+
 def layer_bound(problem: LayerProblem) -> float:
-    """Seconds that no placement of this layer can beat, on average over windows."""
-    return float(layer_bound_S(problem).mean())
+    """Seconds that no placement of this layer can beat by any kernel, on average over windows."""
+    return float(layer_bounds(problem, 1)[0])
 
 
 def _mean_rank(problem: LayerProblem) -> Floats:

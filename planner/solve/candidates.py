@@ -20,7 +20,7 @@ from planner.plan.split import Split
 from planner.rules.cuts import BestCuts, StageLimits, best_cuts
 from planner.rules.grid import SearchSpace, points
 from planner.rules.ruled import RuledSplit, all_ruled, laid_out
-from planner.solve.bounds import layer_bound_S
+from planner.solve.bounds import layer_bounds
 from planner.solve.problem import LayerProblem
 from planner.trace.windows import TokenSets
 
@@ -87,8 +87,7 @@ class Bounder:
         key = (moe.tokens, cost.split.ep, cost.split.etp, moe.fixed_traffic_s, moe.beside_s, stage.kind)
         if key not in self._rough:
             problem = LayerProblem(stage.moe, self.stacked, stage.slots_R)
-            bound_S = layer_bound_S(problem)
-            self._rough[key] = bound_S.reshape(len(self.instance.loads), -1).mean(axis=1)
+            self._rough[key] = layer_bounds(problem, len(self.instance.loads))
         return self._rough[key]
 
     def limits(self, candidate: Candidate, traced_KM: list[Floats]) -> StageLimits:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,9 +66,30 @@ class LayerResult:
 
 
 def place_layer(job: LayerJob) -> LayerResult:
-    """Place one layer as well as the effort allows, and prove what can be proved."""
+    """Place one layer as well as the effort allows, and prove what can be proved.
+
+    Where it may run several kernels it is placed for the one with the least bound; then, with the effort that an
+    integer program left, for others that may be faster by more than the gap.
+    """
+    ways = sorted(((way, layer_bound(way)) for way in job.problem.ways), key=itemgetter(1))
+    best, bound, effort = None, math.inf, 0.0
+    for way, least in ways:
+        left = job.effort - effort
+        if best is not None and (left <= 0 or least >= best.seconds * (1 - job.gap)):
+            bound = min(bound, least)
+            break
+        found = _placed(replace(job, problem=way, effort=left), least)
+        bound, effort = min(bound, found.bound), effort + found.effort
+        if best is None or found.seconds < best.seconds:
+            best = found
+    assert best is not None
+    seconds = best.seconds if len(ways) == 1 else job.problem.seconds(best.expert_P)
+    return LayerResult(best.expert_P, seconds, min(bound, seconds), effort)
+
+
+def _placed(job: LayerJob, bound: float) -> LayerResult:
+    """The same by one kernel."""
     problem = job.problem
-    bound = layer_bound(problem)
     linear_P = linear_start(problem)
     best_P, best = linear_P, problem.seconds(linear_P)
     if best - bound <= CLOSED * best:

@@ -69,6 +69,11 @@ class LayerProblem:
         """Whether it matters which copy of an expert is nearest to a token's home."""
         return self.moe.sharing.rule == "nearest" and self.num_slots > self.num_experts
 
+    @cached_property
+    def ways(self) -> tuple[LayerProblem, ...]:
+        """The layer by one kernel alone, for each that it may run; what searches and bounds work on."""
+        return tuple(replace(self, moe=moe) for moe in self.moe.ways)
+
     def shared_evenly(self) -> LayerProblem:
         """The same layer if copies shared evenly."""
         return replace(self, moe=replace(self.moe, sharing=Sharing("even", self.moe.sharing.node_R)))

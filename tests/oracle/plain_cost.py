@@ -37,6 +37,8 @@ class Routed:
     """Sets of experts chosen together, if recorded, with their part of the tokens."""
 
 
+Kernels = dict[tuple[float, float], Roofline]
+"""That experts run, by the GPU's compute rate and bandwidth."""
 Message = tuple[int, int, float]
 """Sender and receiver, as GPU ids, and bytes."""
 
@@ -268,7 +270,18 @@ class PlainCost:
 
     # --- the MoE layer ----------------------------------------------------------------------------
 
-    def moe_window(self, k: int, row: int, window: int, placement: Placement) -> float:
+    def moe_windows(self, k: int, row: int, placement: Placement) -> list[float]:
+        """Of every window, by the kernels that are done first on their mean."""
+        windows = range(self.i.num_windows)
+        cards = sorted({self.figures(gpu) for gpu in self.gpus[k]})
+        curves = [c.value for c in self.eff.experts["bf16"]]
+        ways = [dict(zip(cards, run, strict=True)) for run in product(curves, repeat=len(cards))]
+        return min(([self.moe_window(k, row, w, placement, run) for w in windows] for run in ways), key=sum)
+
+    def figures(self, gpu: int) -> tuple[float, float]:
+        return self.card[gpu].compute["bf16"].value, self.card[gpu].hbm_bandwidth.value
+
+    def moe_window(self, k: int, row: int, window: int, placement: Placement, run: Kernels) -> float:
         s, ffn = self.s, self.i.model.moe
         width = ffn.intermediate_size // s.etp
         assert self.i.windows is not None
@@ -280,7 +293,7 @@ class PlainCost:
         rows = [sum(share[e] * choices * tokens * p for e, p in one.items()) for one in part]
         hit = [sum(1 - (1 - share[e] * p) ** (choices * tokens) for e, p in one.items()) for one in part]
         of_rank = [[group[r] for group in self.groups(k)] for r in range(s.ep)]
-        expert = max(self.expert_s(rows[r], hit[r], len(placement[r]), width, of_rank[r]) for r in range(s.ep))
+        expert = max(self.expert_s(rows[r], hit[r], len(placement[r]), width, of_rank[r], run) for r in range(s.ep))
         eta, mode = self.eff.overlap, self.i.constants.communication.overlap
         assert eta is not None
         routed = Routed(share, choices, tokens, self.recorded(row, window))
@@ -345,19 +358,10 @@ class PlainCost:
             found.append(sum(slowest) if mode == "two_batch" else shared)
         return float(min(found))
 
-    def expert_s(self, rows: float, hit: float, slots: int, width: int, gpus: Sequence[int]) -> float:
-        """By the kernel that takes the least time on each GPU where ranks are balanced, and no expert is hotter."""
-        h, ffn, ep = self.i.model.hidden_size, self.i.model.moe, self.s.ep
-
-        def seconds(r: Roofline, rows: float, hit: float, slots: float, gpus: Sequence[int]) -> float:
-            moved = rows * 2 * (2 * h + 3 * width)
-            return self.roof(r, gpus, 6 * h * width * rows, 2 * 3 * h * width * hit, moved) + r.per_expert * slots
-
-        choices = self.b / (self.s.micro_batches * self.s.edp) * ffn.top_k
-        hit_any = ffn.num_experts / ep * (1 - (1 - 1 / ffn.num_experts) ** choices)
-        balanced = choices / ep, hit_any, ffn.num_experts / ep
-        curves = [c.value for c in self.eff.experts["bf16"]]
-        run = [(min(curves, key=lambda r: seconds(r, *balanced, [gpu])), self.card[gpu]) for gpu in gpus]
+    def expert_s(self, rows: float, hit: float, slots: int, width: int, gpus: Sequence[int], kernels: Kernels) -> float:
+        """Of a rank, whose GPUs wait for the slowest."""
+        h = self.i.model.hidden_size
+        run = [(kernels[self.figures(gpu)], self.card[gpu]) for gpu in gpus]
         a = 6 * h * width * rows / min(r.compute * card.compute["bf16"].value for r, card in run)
         b = 2 * 3 * h * width * hit / min(r.memory * card.hbm_bandwidth.value for r, card in run)
         move = min((r.activation or r.memory) * card.hbm_bandwidth.value for r, card in run)
@@ -425,8 +429,7 @@ class PlainCost:
     # --- the step ----------------------------------------------------------------------------------
 
     def moe_mean(self, k: int, row: int, placement: Placement) -> float:
-        windows = self.i.num_windows
-        return sum(self.moe_window(k, row, w, placement) for w in range(windows)) / windows
+        return sum(self.moe_windows(k, row, placement)) / self.i.num_windows
 
     def step(self, stage_s: list[float]) -> float:
         m = self.s.micro_batches
@@ -441,18 +444,18 @@ def least_slowest(instance: Instance, split: Split, slots: Sequence[int], risk: 
     Unlike a mean over all windows it does not come apart by layer, so placements of all layers are tried together.
     """
     cost = PlainCost(instance, split, [range(instance.topology.num_gpus)])
-    layers, windows = instance.model.layer_list, instance.num_windows
+    layers = instance.model.layer_list
     fixed = cost.stage_extra(0) + sum(cost.layer_fixed(0, layer) for layer in range(len(layers)))
     placements = all_placements(instance.model.moe.num_experts, slots)
     of_layer = []
     for row in range(len(instance.model.moe_layer_ids)):
-        times = {tuple(cost.moe_window(0, row, w, placement) for w in range(windows)) for placement in placements}
+        times = {tuple(cost.moe_windows(0, row, placement)) for placement in placements}
         of_layer.append([one for one in times if not any(_dominates(other, one) for other in times)])
     best = math.inf
     for chosen in product(*of_layer):
         steps = sorted((cost.step([fixed + sum(parts)]) for parts in zip(*chosen, strict=True)), reverse=True)
-        counted = max(1.0, risk * windows)
-        weights = [min(1.0, max(0.0, counted - place)) for place in range(windows)]
+        counted = max(1.0, risk * instance.num_windows)
+        weights = [min(1.0, max(0.0, counted - place)) for place in range(instance.num_windows)]
         best = min(best, sum(w * s for w, s in zip(weights, steps, strict=True)) / counted)
     return best
 

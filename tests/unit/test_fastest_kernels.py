@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +13,22 @@ from pydantic import TypeAdapter
 
 from planner.cost.dense import DenseCost
 from planner.cost.grid import Grid
-from planner.cost.instance import Instance
+from planner.cost.instance import Instance, LayerLoad
 from planner.cost.moe import moe_cost
-from planner.cost.step import split_cost
 from planner.cost.term import Term
 from planner.errors import InputError
 from planner.inputs import documents
 from planner.inputs.efficiency import Curve, Curves, Efficiency
 from planner.plan.split import Split
+from planner.solve.place import LayerJob, place_layer
+from planner.solve.problem import LayerProblem
 from tests import building
 
 SPLIT = Split(tp=1, dp=4, pp=1, ep=4)
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
+
+
+KEEPS = (slice(None), slice(1), slice(1, None))
 
 
 def made(tokens: int, *, keep: slice = slice(None)) -> Instance:
@@ -54,31 +59,43 @@ def test_each_term_takes_the_least_time_of_the_kernels() -> None:
     assert winners == {True, False}  # or else nothing was tried
 
 
-KEEPS = (slice(None), slice(1), slice(1, None))
+HOT = LayerLoad(np.array([[0.4, 0.2, 0.05, 0.05, 0.05, 0.05, 0.1, 0.1]]), np.array([2.0]), None)
+"""The first of four ranks has 2.4 times the mean rows, if experts lie in order."""
+LAYOUTS = {"in order": [0, 1, 2, 3, 4, 5, 6, 7], "balanced": [0, 2, 1, 3, 6, 4, 7, 5]}
 
 
-def test_experts_run_one_kernel_the_fastest_where_ranks_are_balanced() -> None:
-    winners = set()
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layer_runs_the_one_kernel_that_is_done_first_as_it_is_placed(layout: str) -> None:
+    winners = []
     for tokens in TOKENS:
         every, *single = (moe_cost(made(tokens, keep=keep), GRID) for keep in KEEPS)
-        experts, choices = 8, every.tokens * 2
-        rows, slots = np.array([[choices / 4]]), np.array([experts / 4])
-        touched = experts / 4 * (1 - (1 - 1 / experts) ** np.array([[choices]]))
-        at_balance = [float(one.class_s(0, rows, touched, slots)[0, 0]) for one in single]
-        winner = int(np.argmin(at_balance))
-        assert every.kernels_C == single[winner].kernels_C
-        winners.add(winner)
-    assert winners == {0, 1}
+        seconds = [float(one.layer(HOT, np.array(LAYOUTS[layout])).total_S[0]) for one in single]
+        found = every.layer(HOT, np.array(LAYOUTS[layout]))
+        assert found.total_S[0] == min(seconds)
+        winners.append(int(np.argmin(seconds)))
+        assert found.kernel == single[winners[-1]].kernels_C[0]
+    assert set(winners) == {0, 1}
 
 
-def test_more_tokens_on_balanced_ranks_never_take_less() -> None:
-    steps = []
-    for tokens in sorted({*TOKENS, *range(1, 3000, 37)}):
-        cost = split_cost(made(tokens), SPLIT, 0)
-        [stage] = cost.stages
-        rows = np.full((1, 4), stage.moe.tokens * 2 / 4)
-        steps.append(float(stage.moe.expert_s(rows, np.full((1, 4), 2.0), np.full(4, 2.0)).max()))
-    assert np.all(np.diff(steps) >= -1e-12 * np.array(steps[1:]))
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_more_tokens_never_take_less(layout: str) -> None:
+    """Also where another kernel becomes the fastest, and a rank has far more than the mean."""
+    layout_P, sizes = np.array(LAYOUTS[layout]), sorted({*TOKENS, *range(1, 3000, 7)})
+    experts = [float(moe_cost(made(tokens), GRID).layer(HOT, layout_P).expert_S[0]) for tokens in sizes]
+    assert np.all(np.diff(experts) > 0)
+
+
+@pytest.mark.parametrize("tokens", [4, 256, 400, 600, 1024])
+def test_a_layer_is_placed_for_the_kernel_that_is_fastest_so(tokens: int) -> None:
+    """As enumeration finds it, and no kernel's bound is above that."""
+    made_of = [LayerProblem(moe_cost(made(tokens, keep=keep), GRID), HOT, np.full(4, 2)) for keep in KEEPS]
+    orders = (np.array(order) for order in permutations(range(8)) if all(order[i] < order[i + 1] for i in (0, 2, 4, 6)))
+    least = min(made_of[0].seconds(order_P) for order_P in orders)
+    every, *single = (place_layer(LayerJob(problem, 4.0, 0, 0.0)) for problem in made_of)
+    assert every.seconds == pytest.approx(least, rel=1e-9)
+    assert every.is_optimal
+    assert every.seconds == min(one.seconds for one in single)
+    assert every.bound <= min(one.bound for one in single)
 
 
 CURVE = {"value": {"base": "1 us", "compute": "50%", "memory": "50%"}}
