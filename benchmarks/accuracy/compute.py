@@ -18,8 +18,8 @@ from benchmarks.accuracy.targets import CARRIED, EXCELLENT, GOOD, Key
 from planner.inputs.efficiency import Errors, Work
 
 Floats = NDArray[np.float64]
-FAMILY: Final = 3
-"""GPUs on which a kernel must have been measured for its curve alone to stand for all others."""
+FAMILIES: Final = 3, 2
+"""GPUs on which a kernel must have been measured for its curve alone to stand for all others: rather three."""
 SOURCE: Final = "AIConfigurator 0.12 (Apache-2.0)"
 WORKS: Final[dict[Work, str]] = {
     "experts": "grouped expert GEMM",
@@ -42,6 +42,10 @@ class Transferred:
     def carried_over(self) -> Errors | None:
         """On all GPUs left out in turn; None if there was one only."""
         return summary(np.concatenate(self.errors)) if self.errors else None
+
+    def meets(self, owed: Errors) -> bool:
+        """Whether it is as good as that on every GPU left out."""
+        return all(one.median <= owed.median and one.p90 <= owed.p90 for one in map(summary, self.errors))
 
 
 @dataclass(frozen=True)
@@ -69,17 +73,22 @@ def fit_compute(points: Sequence[Points]) -> ComputeFits:
 
 
 def _transferred(kernels: Sequence[Judged], references: Sequence[Judged]) -> Transferred:
-    """Fitted to a kernel that follows the form on three GPUs or more; where there is none, to those of the profiles.
+    """Fitted to a kernel that follows the form on several GPUs; where there is none, to those of the profiles.
 
-    A curve carries over between GPUs that run the same kernel; of several, the one that does best.
+    A curve carries over between GPUs that run the same kernel; of several, the one that does best. Kernels of two GPUs
+    are looked at where none of three carries over within what is owed.
     """
     families: dict[str, list[Points]] = defaultdict(list)
     for kernel in kernels:
         if kernel.follows:
             families[kernel.points.kernel].append(kernel.points)
-    wide = [family for family in families.values() if len(family) >= FAMILY]
-    found = [_carried(family) for family in wide or [[chosen.points for chosen in references]]]
-    return min(found, key=lambda one: one.carried_over.p90 if one.carried_over else 0.0)
+    best, owed = None, CARRIED.get(kernels[0].key)
+    for least in FAMILIES:
+        found = [_carried(family) for family in families.values() if len(family) >= least]
+        best = min(found, key=lambda one: one.carried_over.p90 if one.carried_over else 0.0, default=None)
+        if best is not None and (owed is None or best.meets(owed)):
+            break
+    return best or _carried([chosen.points for chosen in references])
 
 
 def _carried(groups: Sequence[Points]) -> Transferred:

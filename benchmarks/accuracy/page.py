@@ -13,7 +13,7 @@ from rich.table import Table
 
 from benchmarks.accuracy import balance, communication, exchanges, left_out, published, rankings, skew
 from benchmarks.accuracy.compute import (
-    FAMILY,
+    FAMILIES,
     SOURCE,
     ComputeFits,
     carried_rows,
@@ -138,10 +138,11 @@ def compute_sections(fits: ComputeFits, every: Sequence[Points]) -> Sequence[Sec
     )
     carried = (
         f"GPUs without a curve of their own use those of `profiles/efficiency.yaml`: of a kernel that follows the form "
-        f"on at least {FAMILY} GPUs, or else of the kernels that the profiles of these GPUs have. Errors are on a GPU "
-        "left out of the fit, of which only the datasheet is used; they grow where another kernel runs there. Nothing "
-        "is said about formats measured on one GPU (nvfp4). Of several such kernels the one that carries over best was "
-        "taken, which flatters, too."
+        f"on {FAMILIES[0]} GPUs or more; on {FAMILIES[1]}, where none of these carries over within what is owed; or "
+        "else of the kernels that the profiles have. Errors are on a GPU left out of the fit, of which only the "
+        "datasheet is used; they grow where another kernel runs there, and say less where all GPUs are of one "
+        "architecture. Nothing is said about formats measured on one GPU (nvfp4). Of several such kernels the one that "
+        "carries over best was taken, which flatters, too."
     )
     strays = (
         "Kernels that miss what is owed on shapes held out (without a target: median 18 %, p90 40 %). Profiles have "
