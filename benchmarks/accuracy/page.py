@@ -281,8 +281,8 @@ def _step_sections(found: _Judged) -> tuple[Section, ...]:
     flat = (
         "Prefill of DeepSeek-V3 whose batch is not given, at two batches between which one of the sources says that "
         "throughput is flat. Tokens per second and GPU; the error is that of the time. Half of the experts' weights "
-        "of the ep=2 cases lie in host memory, which the sources say costs nothing. H20 takes the curves of H100, and "
-        "has a seventh of its compute rate beside as much memory bandwidth: kernels reach more of so low a rate."
+        "of the ep=2 cases lie in host memory, which the sources say costs nothing. H20 takes the curves of H100 "
+        "with the part of its compute rate that was measured for kernels on H20, not for this case (its profile)."
     )
     columns = ("case", "split", "tokens per GPU", "measured", "predicted", "error")
     rows = tuple(published.flat_row(*pair) for pair in found.flat)
