@@ -8,7 +8,7 @@ Ranks may differ: those whose GPUs are of the same kinds form a class, which has
 several kernels a layer runs the one that is done first on all its ranks, on the mean of windows.
 
 Tokens reach the experts by an all-to-all, whose bytes follow from the placement, or every rank gets
-all of them (`method: all_gather`, and always with ep = 1): then traffic is the same for all placements.
+all of them (`Instance.gathers`): then traffic is the same for all placements.
 
 Legend: S windows, R EP ranks, E experts, P slots, C classes of ranks.
 """
@@ -240,6 +240,12 @@ class MoeCost:
         """Seconds of dispatch and combine that no placement changes."""
         return self.dispatch_fixed.seconds + self.combine_fixed.seconds
 
+    @property
+    def besides_placement(self) -> bytes:
+        """Equal where a layer takes equally long besides what its ranks serve and exchange."""
+        fixed = self.dispatch_fixed.seconds, self.combine_fixed.seconds
+        return np.array([*fixed, self.gather_s_per_row_byte, self.beside_s]).tobytes()
+
     # --- the layer -------------------------------------------------------------------------------
 
     def rank_load(self, load: LayerLoad, expert_P: Ints) -> tuple[Floats, Floats, Ints]:
@@ -302,7 +308,7 @@ def moe_cost(instance: Instance, grid: Grid, beside_s: float = 0.0) -> MoeCost:
     hidden, width = model.moe.expert_hidden_size(model.hidden_size), model.moe.intermediate_size // split.etp
     parameters = expert_parameters(model.moe, model.hidden_size, split.etp)
     matrices = 3 if model.moe.gated else 2
-    gathers = split.ep == 1 or constants.kernel.method == "all_gather"
+    gathers = instance.gathers(split)
     header = 0 if gathers else constants.kernel.header_bytes
     dispatch_bytes = float(hidden * ACTIVATION_BITS[precision.dispatch] / 8) + header
     combine_bytes = float(hidden * ACTIVATION_BITS[precision.combine] / 8) + header

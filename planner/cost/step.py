@@ -58,10 +58,18 @@ class StageCost:
     send: tuple[Term, ...]
     """To the next stage; empty for the last."""
 
-    @property
-    def kind(self) -> tuple[bytes, ...]:
-        """Equal for stages between which a placement, and what is proved about it, carries over."""
+    @cached_property
+    def ranks(self) -> tuple[bytes, ...]:
+        """Equal for stages between which a placement carries over."""
         return (self.slots_R.tobytes(), *self.grid.key)
+
+    @cached_property
+    def kind(self) -> tuple[bytes, ...]:
+        """Equal for stages on which a placement takes as long, so that what is proved about it carries over, too.
+
+        Beside the ranks: what blocks of consecutive GPUs exchange, which may be joined otherwise.
+        """
+        return (*self.ranks, self.moe.besides_placement)
 
     @property
     def run_terms(self) -> dict[LayerRun, tuple[Term, ...]]:

@@ -83,8 +83,7 @@ class Bounder:
 
     def rough_layers(self, cost: SplitCost, stage: StageCost) -> Floats:
         """Seconds that no placement beats, for each traced layer [M] on this kind of stage."""
-        moe = stage.moe  # what a collective sends, and what hides it, also depends on the attention's split
-        key = (moe.tokens, cost.split.ep, cost.split.etp, moe.fixed_traffic_s, moe.beside_s, stage.kind)
+        key = (stage.moe.tokens, cost.split.ep, cost.split.etp, stage.kind)
         if key not in self._rough:
             problem = LayerProblem(stage.moe, self.stacked, stage.slots_R)
             self._rough[key] = layer_bounds(problem, len(self.instance.loads))

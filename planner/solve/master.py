@@ -80,6 +80,7 @@ class Master:
         self._first_effort: float | None = None
         """Effort until the layers of a candidate had all been placed."""
         self._known: dict[Key, Ints] = {}
+        """Placements of layers, by the ranks of the stage."""
 
     def run(self) -> Solution:
         """Search until proof, gap, effort, time limit or Ctrl-C; the best plan is kept in any case.
@@ -309,9 +310,10 @@ class Master:
         """All layers are placed: offer the plan, and put what was proved into the bound."""
         candidate, cost = work.candidate, work.candidate.cost
         self._offer(candidate, {key: result.expert_P for key, result in work.results.items()})
+        ranks_of = {stage.kind: stage.ranks for stage in cost.stages}
         for (kind, row), result in work.results.items():
             candidate.layer_bound[kind][row] = max(candidate.layer_bound[kind][row], result.bound)
-            self._known[kind, row] = result.expert_P
+            self._known[ranks_of[kind], row] = result.expert_P
         traced = [candidate.layer_bound[stage.kind] for stage in cost.stages]
         found = self.bounder.step_bound(candidate, traced)
         if found is not None:
@@ -325,7 +327,8 @@ class Master:
 
     def _reprice_known(self, work: _Work) -> None:
         """A placement found for another split with the same ranks is a plan for this one, too."""
-        found = {key: self._known.get(key) for key in self.layers.keys(work.candidate)}
+        ranks_of = {stage.kind: stage.ranks for stage in work.candidate.cost.stages}
+        found = {(kind, row): self._known.get((ranks_of[kind], row)) for kind, row in self.layers.keys(work.candidate)}
         complete = {key: expert_P for key, expert_P in found.items() if expert_P is not None}
         if len(complete) == len(found):
             self._offer(work.candidate, complete)

@@ -9,6 +9,9 @@ import pytest
 
 from planner.cost.prepare import from_deployment, load
 from planner.cost.step import predict
+from planner.inputs.documents import validated
+from planner.inputs.topology import resolve
+from planner.inputs.topology_file import TopologyFile
 from planner.inputs.workload import Dedup
 from planner.plan.placement import Placement, linear, slots_of_ranks, violations
 from planner.solve.bounds import layer_bound, layer_bound_S, least_touched_S
@@ -136,6 +139,28 @@ def test_no_candidate_is_bounded_by_what_another_split_of_the_attention_hides() 
         rows = np.tile(cost.linear_P(cost.stages[0]), (len(layer_ids), 1))
         step_s = predict(cost, candidate.cuts, Placement(layer_ids, cost.slots_per_rank, rows)).step_s
         assert candidate.bound_s <= step_s * ROUND, candidate.split
+
+
+def test_no_stage_is_bounded_by_blocks_that_are_joined_otherwise() -> None:
+    """With ep = 1 ranks are alike wherever they lie, and yet their all-reduce is fast in one node and slow in two."""
+    card = {"memory": "80 GiB", "hbm_bandwidth": "1 TB/s", "compute": {"bf16": "100 TFLOP/s"}}
+    links = [{"level": "node", "bandwidth": "100 GB/s", "latency": "1 us"}]
+    links.append({"level": "cluster", "bandwidth": "1 GB/s", "latency": "1 us"})
+    groups = [{"gpu": card, "gpus_per_node": 4}, {"gpu": card, "nodes": 2, "gpus_per_node": 2}]
+    on = resolve(validated(TopologyFile, {"groups": groups, "links": links}))
+    made = building.instance(building.model(heads=8, kv_heads=4), on, phase="prefill", tokens=2048)
+    space = building.space(tp=4, pp=2, ep=1, etp=4)
+    feasible = [one for one in all_candidates(made, space, Bounder(made)) if one.is_feasible]
+    assert feasible
+    for candidate in feasible:
+        cost = candidate.cost
+        seconds = [cost.linear_times(stage)[0].total_S.mean() for stage in cost.stages]
+        assert max(seconds) > 2 * min(seconds)  # or else nothing is tried
+        for stage, least in zip(cost.stages, seconds, strict=True):
+            assert candidate.layer_bound[stage.kind].max() <= least * ROUND
+        layout_LP = np.tile(cost.linear_P(cost.stages[0]), (2, 1))
+        placed = Placement(made.model.moe_layer_ids, cost.slots_per_rank, layout_LP)
+        assert candidate.bound_s <= predict(cost, candidate.cuts, placed).step_s * ROUND
 
 
 # The example of deepseek-ai/EPLB's README under the plain load. EPLB's own placement reaches 156.0 and
