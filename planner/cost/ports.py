@@ -121,10 +121,10 @@ class Ports:
         level = ports.level
         inner_G = self.unit_VG[level - 1] if level else np.arange(len(self.gpus))
         _, unit_G = np.unique(inner_G, return_inverse=True)
-        once = np.unique(ports.unit_G, return_index=True)[1]  # each port counts once
+        users_G = np.bincount(ports.unit_G)[ports.unit_G]  # a port counts once; GPUs of several units may share it
         rate_U, light_U = np.zeros(int(unit_G.max()) + 1), np.zeros(int(unit_G.max()) + 1)
-        np.add.at(rate_U, unit_G[once], ports.rate_U)
-        np.add.at(light_U, unit_G[once], ports.light_U)
+        np.add.at(rate_U, unit_G, ports.rate_U[ports.unit_G] / users_G)
+        np.add.at(light_U, unit_G, ports.light_U[ports.unit_G] / users_G)
         return Bottleneck(level, unit_G, rate_U / oversubscription, light_U / oversubscription)
 
     @cached_property

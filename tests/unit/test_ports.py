@@ -62,6 +62,17 @@ def test_three_levels_with_an_oversubscribed_spine_and_shared_nics() -> None:
     assert one_row_each(machine(4, 2, *links, {**spine, "oversubscription": 1.2})) == pytest.approx(12 / 10)
 
 
+def test_gpus_of_two_rails_may_share_a_nic_into_an_oversubscribed_spine() -> None:
+    """2 racks of 2 nodes of 2 GPUs; a rail joins GPUs with the same number, a NIC of 10 GB/s serves both of a node.
+
+    Through the spine each GPU gets 4 rows from the other rack, and 1 from the other rail in its own. A rail of a rack
+    has half of 2 NICs, 2:1 into the spine 5 GB/s, for its 2 GPUs: 10/5 ns. A NIC carries 12 rows: 12/10 ns.
+    """
+    rail = level("rail", "10 GB/s", nodes=2, rails=True, shared_by=2)
+    spine = level("spine", "10 GB/s", shared_by=2, oversubscription=2.0)
+    assert one_row_each(machine(4, 2, level("node", "100 GB/s"), rail, spine)) == pytest.approx(10 / 5)
+
+
 def test_a_nic_carries_what_all_groups_of_a_stage_send() -> None:
     """2 nodes of 2 GPUs, a NIC per node, every expert on 2 GPUs of a node: the groups are {0, 2} and {1, 3}.
 
