@@ -45,8 +45,12 @@ Ints = NDArray[np.int64]
 
 _ROW_LIMIT = 1 << 29
 _FINE = 16
-"""Steps of a quantum in rows of visits; with these, `exact_visits.ONE` and 64 windows they stay below 2**63."""
+"""Steps of a quantum in rows of visits; fewer where such a row, which `exact_visits.ONE` is part of, grew too large."""
+_LARGEST_ROW = (1 << 62) - 1
+"""Half of what CP-SAT can add up."""
 _ROUNDS = 12
+_PARTS = 1000
+"""In which the overlap is told."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ class _Program:
                 self.model.add(busy >= mean + self._down(float((slot_s_R * speed_R).sum() / speed_R.sum())))
             moved, gathered = self._variable(f"moved[{s}]"), self._variable(f"gathered[{s}]")
             for terms in visited[s] if visited else ():
-                self._add_visits(moved, terms, per_byte)
+                self._add_visits(moved, [(u, seconds * per_byte / self.quantum) for u, seconds in terms])
             for unit_J in units_SUJ[s]:
                 self.model.add(moved >= self._row(unit_J))
             for rank in range(p.num_ranks if gather else 0):
@@ -188,19 +192,27 @@ class _Program:
         some = np.flatnonzero(down_J).tolist()
         return cp_model.LinearExpr.weighted_sum([self.columns.variables[j] for j in some], down_J[some].tolist())
 
-    def _add_visits(
-        self, moved: cp_model.IntVar, terms: Sequence[tuple[cp_model.IntVar, float]], per_byte: float
-    ) -> None:
-        """A unit's traffic by the visits that it takes part in, in a finer quantum: many are rounded down."""
-        parts = [math.floor(seconds * per_byte / self.quantum * _FINE) for _, seconds in terms]
-        variables = [variable for variable, _ in terms]
-        self.model.add(_FINE * ONE * moved >= cp_model.LinearExpr.weighted_sum(variables, parts))
+    def _add_visits(self, moved: cp_model.IntVar, terms: Sequence[tuple[cp_model.IntVar, float]]) -> None:
+        """A unit's traffic by the visits that it takes part in, each of so many quanta; left out if too large a sum.
+
+        In finer steps than a quantum, because many are rounded down.
+        """
+        whole = self._top + math.ceil(sum(quanta for _, quanta in terms))
+        fine = min(_FINE, _LARGEST_ROW // (ONE * whole))
+        if fine:
+            parts = [math.floor(quanta * fine) for _, quanta in terms]
+            row = cp_model.LinearExpr.weighted_sum([variable for variable, _ in terms], parts)
+            self.model.add(fine * ONE * moved >= row)
+
+    @property
+    def _top(self) -> int:
+        """Quanta that the incumbent needs over all windows, and those of what else traffic hides behind."""
+        longest = self.upper * self.problem.num_windows + self.problem.moe.beside_s
+        return math.ceil(longest / self.quantum) + 1
 
     def _variable(self, name: str, least_s: float = 0.0) -> cp_model.IntVar:
-        """Seconds in quanta, up to what the incumbent needs over all windows, and what else traffic hides behind."""
-        longest = self.upper * self.problem.num_windows + self.problem.moe.beside_s
-        top = math.ceil(longest / self.quantum) + 1
-        return self.model.new_int_var(min(self._down(least_s), top), top, name)
+        """Seconds in quanta."""
+        return self.model.new_int_var(min(self._down(least_s), self._top), self._top, name)
 
     def _overlapped(self, busy: cp_model.IntVar, sent: cp_model.IntVar, s: int) -> cp_model.LinearExprT:
         """Total >= busy + sent - overlap * min(what hides, sent), as two lines."""
@@ -209,7 +221,7 @@ class _Program:
         if hidden == 0.0 or not (moe.experts_hide or beside):
             return busy + sent
         total = self._variable(f"total[{s}]")
-        seen = 1 - Fraction(hidden).limit_denominator(1000)  # a percentage: exact
+        seen = 1 - Fraction(math.ceil(hidden * _PARTS - 1e-6), _PARTS)  # rather more overlap than less time
         whole, part = seen.denominator, seen.numerator
         self.model.add(whole * total >= whole * busy + part * sent)
         if moe.experts_hide:
