@@ -29,7 +29,7 @@ def tokens_sent(step_tokens: int, split: Split) -> int:
 def exchange_buffers(
     instance: Instance, split: Split, slots: int, sent: int, *, crosses_nodes: bool
 ) -> list[MemoryLine]:
-    """Lines of the library that exchanges tokens between experts; none with ep = 1.
+    """Lines of the library that exchanges tokens between experts; none where it has nothing to do.
 
     Args:
         instance: the model and the library.
@@ -39,7 +39,7 @@ def exchange_buffers(
         sent: tokens that a GPU brings at most.
         crosses_nodes: whether some EP group lies on several nodes.
     """
-    if split.ep == 1:
+    if not instance.exchanges(split):
         return []
     kernel, moe = instance.constants.kernel, instance.model.moe
     width = _padded(moe.expert_hidden_size(instance.model.hidden_size), kernel.limits.hidden_sizes)

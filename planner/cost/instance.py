@@ -20,6 +20,7 @@ from planner.inputs.model import Model
 from planner.inputs.sourced import Sourced
 from planner.inputs.topology import Topology
 from planner.inputs.workload import Workload
+from planner.plan.split import Split
 from planner.trace.windows import TokenSets, Windows
 
 Floats = NDArray[np.float64]
@@ -74,6 +75,14 @@ class Instance:
         memory, machine = self.constants.engine_memory, self.topology
         usable = [memory.usable_bytes(gpu.memory.value) for gpu in machine.kinds]
         return np.array(usable, dtype=np.int64)[machine.kind_G]
+
+    def exchanges(self, split: Split) -> bool:
+        """Whether the communication kernel takes tokens to their experts; else every rank has them all."""
+        return split.ep > 1 and (split.dp > 1 or not self.constants.exchange_needs_dp)
+
+    def gathers(self, split: Split) -> bool:
+        """Whether all tokens of an expert grid come to all its ranks, whatever the placement."""
+        return not self.exchanges(split) or self.constants.kernel.method == "all_gather"
 
     def curves(self, kind: int, work: Work, name: str) -> tuple[Curve, ...]:
         """What each kernel reaches on a kind of GPU, for some work in a number format (or kind of attention)."""

@@ -55,6 +55,7 @@ def constants_of(deployment: Deployment) -> Constants:
         small_collectives=deployment.small_collectives,
         efficiency=deployment.default_efficiency,
         own_kernels=deployment.engine_name if deployment.engine.own_kernels_only else None,
+        exchange_needs_dp=deployment.engine.rules.exchange_needs_dp,
         engine_memory=deployment.engine_memory,
         copy_rule=deployment.copy_rule,
     )

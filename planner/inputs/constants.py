@@ -27,6 +27,8 @@ class Constants(Frozen):
     """What kernels reach where a GPU of the topology has no curve of its own."""
     own_kernels: str | None = None
     """The engine, where it runs no compute kernels but its own; null: the fastest of all."""
+    exchange_needs_dp: bool = False
+    """Whether without data-parallel attention the engine does without the kernel: an all-reduce joins experts."""
     engine_memory: EngineMemory
     """Memory of a GPU that the model cannot use."""
     copy_rule: CopyRule

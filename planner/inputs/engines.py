@@ -39,6 +39,11 @@ class EngineRules(Frozen):
     """Whether an expert may have several copies."""
     copies_need_dp: bool = False
     """Whether copies of experts are used only with data-parallel attention."""
+    exchange_needs_dp: bool = False
+    """Whether tokens travel to experts only with data-parallel attention; without it every rank of a stage has all
+    tokens, and an all-reduce joins what experts give."""
+    expert_order: Literal["etp_first", "ep_first"] = "etp_first"
+    """Which rank of the expert grid grows fastest with the GPUs of a stage: the shard of an expert, or its EP rank."""
     vocabulary_padding: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     """The vocabulary is padded to a multiple of this, which tp must divide; null: padded as tp needs."""
     vocabulary_source: str = ""

@@ -156,7 +156,7 @@ def _judged(found: Evidence, name: str, expected: float | None, seconds: float, 
     """One term; those that hardly count, and those that this run computes otherwise, decide nothing."""
     if expected is None or max(expected, seconds) < _SMALL * total:
         return "not judged"
-    if name in ("dispatch", "combine") and found.cost.instance.constants.kernel.method == "all_gather":
+    if name in ("dispatch", "combine") and found.cost.instance.gathers(found.cost.split):
         return "not judged"  # priced as a gather, run as an all-to-all
     if name == "experts" and not is_native(found.cost.instance.constants.precision.experts):
         return "not judged"

@@ -69,7 +69,9 @@ def verdicts(
     if limits.for_checkpoint:
         found += checkpoint.verdicts(instance, split, redundant, laid, keep_groups=limits.keep_groups)
     found += engine.verdicts(split, redundant, limits.rules, limits.engine_name)
-    found += kernel.verdicts(instance, split, redundant, limits.rules, laid.grids(split, instance))
+    grids = laid.grids(split, instance)
+    found += engine.order(split, limits.rules, limits.engine_name, grids)
+    found += kernel.verdicts(instance, split, redundant, limits.rules, grids)
     return [*found, *shapes.work(instance, split)]
 
 

@@ -5,9 +5,12 @@ Legend: tp, dp, pp, ep, etp, edp as in `planner.plan.split`; per stage tp * dp =
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+import numpy as np
+
+from planner.cost.grid import Grid as StageGrid
 from planner.inputs.engines import EngineRules, ExpertGrid
 from planner.plan.split import Split
 from planner.rules.verdict import Verdict
@@ -27,6 +30,23 @@ def verdicts(split: Split, redundant: int, rules: EngineRules, name: str) -> Ite
         yield Verdict(f"{name} attention", f"tp {split.tp} x dp {split.dp}", limit, holds, detail, rules.source)
     if redundant:
         yield _copies(split, redundant, rules, name)
+
+
+def order(split: Split, rules: EngineRules, name: str, grids: Sequence[StageGrid]) -> Iterator[Verdict]:
+    """Where EP ranks grow fastest, shards lie on other GPUs than a plan says; among GPUs all alike it is no matter."""
+    if rules.expert_order == "etp_first" or split.ep == 1 or split.etp == 1:
+        return
+    holds = all(_all_alike(grid) for grid in grids)
+    limit = "etp = 1 or ep = 1, or GPUs that are all joined alike"
+    detail = f"neighbours hold different experts, so the {split.etp} shards of one lie {split.ep} GPUs apart"
+    value = f"etp {split.etp} x ep {split.ep}"
+    yield Verdict(f"{name} order", value, limit, holds, "all joined alike" if holds else detail, rules.source)
+
+
+def _all_alike(grid: StageGrid) -> bool:
+    """Whether it makes no difference which GPU of a stage is which."""
+    joined_alike = all(len(np.unique(unit_G)) in (1, len(unit_G)) for unit_G in grid.unit_VG)
+    return joined_alike and len(np.unique(grid.kind_G)) == 1
 
 
 def _copies(split: Split, redundant: int, rules: EngineRules, name: str) -> Verdict:

@@ -20,7 +20,7 @@ def verdicts(
     instance: Instance, split: Split, redundant: int, rules: EngineRules, grids: Sequence[Grid]
 ) -> Iterator[Verdict]:
     """The rules of the communication kernel over a split; none where no token leaves its rank."""
-    if split.ep == 1:
+    if not instance.exchanges(split):
         return
     name, limits = instance.constants.communication.kernel, instance.constants.kernel.limits
     yield from _whole_stage(split, name, rules)
@@ -81,7 +81,7 @@ def _sizes(instance: Instance, name: str, limits: KernelLimits) -> Iterator[Verd
 
 def tokens_fit(instance: Instance, split: Split, slots: int, step_tokens: int) -> bool:
     """Whether the library can exchange so many tokens of a step."""
-    return split.ep == 1 or all(one.holds for one in _tokens(instance, split, slots, step_tokens))
+    return not instance.exchanges(split) or all(one.holds for one in _tokens(instance, split, slots, step_tokens))
 
 
 def _tokens(instance: Instance, split: Split, slots: int, step_tokens: int) -> Iterator[Verdict]:

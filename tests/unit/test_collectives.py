@@ -12,12 +12,16 @@ from hypothesis import strategies as st
 
 from benchmarks.accuracy.communication import predicted
 from benchmarks.accuracy.traffic_points import Travel
+from planner.cost.buffers import exchange_buffers
 from planner.cost.collectives import Blocks, Operation
 from planner.cost.instance import Instance
 from planner.cost.step import SplitCost, split_cost
+from planner.inputs.constants import Constants
 from planner.inputs.deployment import load_kernel
+from planner.inputs.engines import load_engine
 from planner.inputs.kernels import Collective, Fitted
 from planner.plan.split import Split
+from planner.rules import Limits, verdicts
 from tests import building
 
 LARGE = Collective(launch="5 us", step="1 us", softness=0.5, scale_up="80%", scale_out="90%")  # type: ignore[arg-type]
@@ -166,8 +170,8 @@ def test_profiles_are_priced_as_they_were_fitted() -> None:
 # --- libraries that gather ------------------------------------------------------------------------
 
 
-def gathering(split: Split) -> SplitCost:
-    using = building.constants(kernel="allgather-reducescatter")
+def gathering(split: Split, using: Constants | None = None) -> SplitCost:
+    using = using or building.constants(kernel="allgather-reducescatter")
     of = building.model(experts=8)
     windows = building.random_windows(np.random.default_rng(0), of, 2)
     return split_cost(building.instance(of, building.topology(1, 4), windows=windows, using=using), split, 0)
@@ -193,3 +197,22 @@ def test_where_tensor_parallelism_left_all_tokens_only_an_all_reduce_is_left(spl
     num_bytes = cost.instance.step_tokens * 2.0 * cost.instance.model.hidden_size
     assert times.dispatch_S.tolist() == [0.0, 0.0]
     assert times.combine_S[0] == Blocks(cost.instance, (0, 1, 2, 3), 4).term("all_reduce", num_bytes).seconds
+
+
+def test_engines_that_exchange_tokens_only_between_data_parallel_ranks_join_experts_by_an_all_reduce() -> None:
+    """vLLM and TensorRT-LLM: neither the library's time nor its buffers nor its limits count without."""
+    assert all(load_engine(name).rules.exchange_needs_dp for name in ("vllm", "tensorrt-llm"))
+    usual = building.constants(kernel="deepep-low-latency")
+    limited = usual.model_copy(update={"kernel": load_kernel("deepep-low-latency"), "exchange_needs_dp": True})
+    alone, spread = Split(tp=4, dp=1, pp=1, ep=4), Split(tp=1, dp=4, pp=1, ep=4)
+    gathered, found = gathering(alone), gathering(alone, limited)
+    layer = [
+        cost.stages[0].moe.layer(cost.instance.loads[0], cost.linear_P(cost.stages[0])) for cost in (gathered, found)
+    ]
+    assert layer[0].total_S.tolist() == layer[1].total_S.tolist()
+    for split, exchanges in ((alone, False), (spread, True)):
+        instance = gathering(split, limited).instance
+        assert instance.exchanges(split) is exchanges
+        assert bool(exchange_buffers(instance, split, 8, 64, crosses_nodes=False)) is exchanges
+        ruled = verdicts(instance, split, 0, Limits(building.FREE, "engine", keep_groups=False))
+        assert any(one.rule.startswith("deepep-low-latency") for one in ruled) is exchanges

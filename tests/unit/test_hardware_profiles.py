@@ -37,7 +37,7 @@ def test_every_number_has_basis_and_source(kind: profiles.Kind) -> None:
     for name in profiles.names(kind):
         data = read_yaml(profiles.path_of(kind, name)).data
         for key, value in _sourced(data):
-            assert value["basis"] in ("datasheet", "assumed", "measured", "fitted"), (name, key)
+            assert value["basis"] in ("datasheet", "assumed", "measured", "fitted", "transferred"), (name, key)
             assert len(value["source"]) > 15, (name, key)
             if value["basis"] == "datasheet":
                 assert "://" in value["source"] or "IEEE" in value["source"], (name, key)

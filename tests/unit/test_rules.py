@@ -141,6 +141,19 @@ def test_megatron_has_no_copies_of_experts() -> None:
     ]
 
 
+def test_tensorrt_llm_gives_neighbours_different_experts() -> None:
+    """Two shards of an expert would lie two GPUs apart, on two nodes; among GPUs all alike it makes no difference."""
+    rules, split = load_engine("tensorrt-llm").rules, Split(tp=1, dp=4, pp=1, ep=2, etp=2)
+    apart = building.instance(on=building.topology(2, 2))
+    assert broken(split, rules=rules, of=apart) == [
+        "engine order: neighbours hold different experts, so the 2 shards of one lie 2 GPUs apart"
+    ]
+    assert broken(split, rules=rules, of=building.instance(on=building.topology(1, 4))) == []
+    for degrees in ({"ep": 4}, {"ep": 1, "etp": 4}):
+        assert broken(Split(tp=1, dp=4, pp=1, **degrees), rules=rules, of=apart) == []
+    assert broken(split, rules=load_engine("sglang").rules, of=apart) == []
+
+
 @pytest.mark.parametrize(
     ("experts", "ranks", "slots"),
     [(128, 6, [22, 22, 21, 21, 21, 21]), (256, 32, [8] * 32), (288, 32, [9] * 32), (8, 3, [3, 3, 2])],

@@ -101,8 +101,12 @@ def _script(layout: Layout, options: LaunchOptions, engine: str, visible: str, e
 
 
 def _kernel_note(layout: Layout, engine: str) -> list[str]:
-    """Where the plan was priced with a library that no flag here chooses."""
-    if layout.split.ep == 1 or layout.split.dp == 1 or layout.kernel in _BACKENDS or "ascend" in engine:
+    """Where the plan was priced with a library that no flag here chooses, or with none."""
+    if layout.split.ep == 1 or "ascend" in engine:
+        return []
+    if layout.split.dp == 1:
+        return ["Without data parallelism an all-reduce joins experts; no library exchanges tokens."]
+    if layout.kernel in _BACKENDS:
         return []
     return [f"The plan was priced with {layout.kernel}: no flag here chooses it, see --all2all-backend."]
 
