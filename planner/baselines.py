@@ -135,27 +135,28 @@ def placements(cost: SplitCost, stage_of: Mapping[int, StageCost], weight_LE: Fl
     instance = cost.instance
     row_of = {layer: row for row, layer in enumerate(instance.traced_layer_ids)}
     layer_ids = instance.model.moe_layer_ids
+    alike = {_key(stage): stage for stage in reversed(list(stage_of.values()))}
     found = {}
     for name in NAMES:
-        placed = {slots: _on_slots(name, cost, stage, weight_LE) for slots, stage in _by_slots(stage_of).items()}
+        placed = {key: _on_slots(name, cost, stage, weight_LE) for key, stage in alike.items()}
         if any(expert_LP is None for expert_LP in placed.values()):
             continue
         rows = []
         for layer in layer_ids:
             stage = stage_of[layer]
-            expert_LP = placed[stage.slots_R.tobytes()]
+            expert_LP = placed[_key(stage)]
             rows.append(cost.linear_P(stage) if expert_LP is None or layer not in row_of else expert_LP[row_of[layer]])
         found[name] = Placement(layer_ids, cost.slots_per_rank, np.stack(rows))
     return found
 
 
-def _by_slots(stage_of: Mapping[int, StageCost]) -> dict[bytes, StageCost]:
-    """One stage for each way in which slots are shared out."""
-    return {stage.slots_R.tobytes(): stage for stage in reversed(list(stage_of.values()))}
+def _key(stage: StageCost) -> tuple[bytes, int]:
+    """Equal for stages that a baseline does not tell apart: by the slots of ranks, and the number of nodes."""
+    return stage.slots_R.tobytes(), int(stage.moe.exchange.node_R.max()) + 1
 
 
 def _on_slots(name: str, cost: SplitCost, stage: StageCost, weight_LE: Floats) -> Ints | None:
-    groups, nodes = cost.instance.model.moe.num_groups, int(stage.moe.exchange.node_R.max()) + 1
+    groups, (_, nodes) = cost.instance.model.moe.num_groups, _key(stage)
     expert_LP = place(name, weight_LE, stage.slots_R, num_groups=groups, num_nodes=nodes)
     if expert_LP is None:
         return None

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from planner.capacity.size import Answer, Kind, Point, SizeJob, Wanted, size, tried_on
+from planner.capacity.size import Answer, Kind, Point, SizeJob, Wanted, size, too_slow, tried_on
 from planner.cost.kv_cache import kv_bytes_per_sequence
 from planner.cost.ports import Ports
 from planner.inputs.deployment import Deployment
@@ -139,7 +139,7 @@ def _aggregated(
     share, why = 0.0, ""
     for nodes in range(1, most_nodes + 1):
         watch.begin(f"{nodes} nodes, both phases", 2)
-        fastest = _best(tried_on(SizeJob(prefill, kind, nodes, need)))
+        fastest = _best(tried_on(SizeJob(prefill, kind, nodes, need)), need)
         watch.advance()
         if fastest is None:
             why = "prefill does not fit"
@@ -160,8 +160,7 @@ def _aggregated(
     return Aggregated(None, share, None, most_nodes, why)
 
 
-def _best(points: Sequence[Point]) -> Point | None:
+def _best(points: Sequence[Point], wanted: Wanted) -> Point | None:
     """The batch that puts most through within the time allowed."""
-    alive = [point for point in points if point.figures is not None]
-    fit = [point for point in alive if "allowed" not in point.why_not]
+    fit = [point for point in points if point.figures is not None and not too_slow(point, wanted)]
     return max(fit, key=lambda point: point.figures.tokens_per_s if point.figures else 0.0, default=None)

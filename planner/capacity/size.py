@@ -231,7 +231,7 @@ def _until_fast(job: SizeJob, machine: Deployment, point: Point, plan: Plan) -> 
         yield point
         if _reaches(point, job.wanted) or point.figures is None:
             break
-        if below >= room or _too_slow(point, job.wanted):
+        if below >= room or too_slow(point, job.wanted):
             return
         below, tokens = point.tokens_per_gpu, min(2 * point.tokens_per_gpu, room)
         point, _ = _planned(job, machine, tokens)
@@ -260,7 +260,8 @@ def _reaches(point: Point, wanted: Wanted) -> bool:
     return point.figures is not None and (rate is None or point.figures.tokens_per_s >= rate)
 
 
-def _too_slow(point: Point, wanted: Wanted) -> bool:
+def too_slow(point: Point, wanted: Wanted) -> bool:
+    """Whether it takes longer than it may."""
     limits = [limit for limit in (wanted.max_step_s, wanted.max_ttft_s) if limit is not None]
     return point.time_s is not None and any(point.time_s > limit for limit in limits)
 
