@@ -66,9 +66,13 @@ def plan_or_why(job: PlanJob) -> Plan | Short:
 
 
 def _solved(job: PlanJob, workers: Workers, watch: Watch) -> Solved:
+    """The search; a Ctrl-C ends all work, because figures of a plan that was cut short answer nothing."""
     limit_s = job.deployment.file.solve.time_limit
     workers.deadline = None if limit_s is None else time.monotonic() + limit_s
-    return solve_deployment(job.deployment, job.prepared, job.output, workers, watch)
+    found = solve_deployment(job.deployment, job.prepared, job.output, workers, watch)
+    if found.plan is not None and found.plan.solver.stopped_by == "interrupt":
+        raise KeyboardInterrupt
+    return found
 
 
 def plan_all(jobs: Sequence[PlanJob], watch: Watch, dask: str | None = None) -> list[Plan | Short]:

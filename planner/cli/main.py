@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any, Final
@@ -55,7 +56,9 @@ def cli(**_: bool) -> None:
 def run() -> None:
     """Entry point: expected failures become one message and an exit code, bugs keep their traceback."""
     steady_output()
-    sys.exit(call(sys.argv[1:]))
+    code = call(sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done: a Ctrl-C while Python ends changes nothing
+    sys.exit(code)
 
 
 def call(arguments: list[str]) -> int:

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -243,7 +244,8 @@ class _Program:
         solver.parameters.random_seed = seed
         solver.parameters.max_deterministic_time = effort
         solver.parameters.relative_gap_limit = max(gap, CLOSED) / 4
-        status = solver.solve(self.model)
+        solver.parameters.catch_sigint_signal = False  # it would end the search without a word, and every later one
+        status = _interruptible(solver, self.model)
         if status == cp_model.MODEL_INVALID:
             raise AssertionError(f"the placement program is invalid: {self.model.validate()}")
         if status == cp_model.INFEASIBLE:
@@ -255,6 +257,17 @@ class _Program:
             return _Found(None, bound, spent, closed=False)
         expert_P = from_ranks(self.columns.held(solver), int(self.problem.slots_R.max()))
         return _Found(expert_P, bound, spent, closed=status == cp_model.OPTIMAL)
+
+
+def _interruptible(solver: cp_model.CpSolver, model: cp_model.CpModel) -> cp_model.CpSolverStatus:
+    """Solve in another thread: while this one waits, Python handles signals."""
+    with ThreadPoolExecutor(1) as pool:
+        status = pool.submit(solver.solve, model)
+        try:
+            return status.result()
+        except BaseException:
+            solver.stop_search()
+            raise
 
 
 def _distinct(tangents: Sequence[Tangent]) -> list[Tangent]:

@@ -79,6 +79,23 @@ class Interrupts:
             self._stoppable = False
 
 
+@contextmanager
+def held_back() -> Iterator[None]:
+    """A Ctrl-C inside takes effect at the end: for work that must not be left half done."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    pressed: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        signal.raise_signal(signal.SIGINT)
+
+
 def _say(message: str) -> None:
     """One line on standard error, past all buffers: the signal may have come while one was being written."""
     clear = _CLEAR_LINE if os.isatty(2) and os.environ.get("TERM") != "dumb" else ""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from operator import itemgetter
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,7 @@ from planner.solve.bounds import layer_bound
 from planner.solve.cycles import improve, relieve
 from planner.solve.groups import assign_groups
 from planner.solve.held import Held
+from planner.solve.interrupts import held_back
 from planner.solve.joint import FAR_SIGHTED, SHARPER, JointSearch, is_joint
 from planner.solve.nearest import NearestSearch
 from planner.solve.problem import CLOSED, LayerProblem
@@ -21,6 +24,9 @@ from planner.solve.sharp import SharpSearch
 from planner.solve.smooth import SmoothSearch
 from planner.solve.start import start
 from planner.solve.weights import smooth_table, weight_table
+
+if TYPE_CHECKING:
+    from planner.solve.exact import ExactResult
 
 Ints = NDArray[np.int64]
 
@@ -96,15 +102,23 @@ def _placed(job: LayerJob, bound: float) -> LayerResult:
         return LayerResult(best_P, best, min(bound, best), 0.0)
     best_P, best, effort = searched(problem, best_P, best)
     if job.effort > 0 and best - bound > max(job.gap, CLOSED) * best and has_program(problem):
-        from planner.solve.exact import solve_exactly  # noqa: PLC0415  # loads ortools
-
-        exact = solve_exactly(problem, best_P, job.effort, job.seed, job.gap)
+        exact = _program()(problem, best_P, job.effort, job.seed, job.gap)
         effort += exact.effort
         bound = max(bound, exact.bound)
         if exact.seconds < best * (1 - (0.0 if exact.seconds - exact.bound <= CLOSED * exact.seconds else ROBUST)):
             best_P, best = exact.expert_P, exact.seconds
     slots = int(problem.slots_R.max())
     return LayerResult(ordered(best_P, slots), best, min(bound, best), effort)
+
+
+def _program() -> Callable[[LayerProblem, Ints, float, int, float], ExactResult]:
+    """The integer program, whose libraries are loaded where they are needed.
+
+    A Ctrl-C waits until they are: it would leave them half initialised, and fail as an error of their own.
+    """
+    with held_back():
+        from planner.solve.exact import solve_exactly  # noqa: PLC0415  # loads ortools
+    return solve_exactly
 
 
 def has_program(problem: LayerProblem) -> bool:

@@ -176,3 +176,16 @@ def test_a_killed_worker_is_told_and_not_waited_for(large: Path, tmp_path: Path)
     assert "worker" in result.err
     assert "memory" in result.err
     assert files_in(tmp_path) == set()
+
+
+def test_a_size_is_not_told_from_plans_that_were_cut_short(tmp_path: Path) -> None:
+    deployment = ROOT / "examples" / "tiny-moe" / "deployment.yaml"
+    wanted = ("--target", "9000000 tok/s", "--catalogue", "hgx-h100")
+    with TerminalRun("size", deployment, *wanted, cwd=tmp_path) as sizing:
+        sizing.wait_for("nodes")
+        sizing.send(signal.SIGINT, group=True)
+        result = sizing.result()
+        assert result.code == 130
+        assert "interrupted" in result.err
+        assert result.out == ""
+        assert sizing.all_end()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+
 import numpy as np
 import pytest
 
@@ -9,6 +13,7 @@ from planner.cost.step import split_cost
 from planner.inputs.workload import Overlap
 from planner.plan.split import Split
 from planner.solve.exact import solve_exactly
+from planner.solve.interrupts import held_back
 from planner.solve.place import linear_start
 from planner.solve.problem import LayerProblem
 from tests import building
@@ -50,3 +55,28 @@ def test_an_overlap_between_thousandths_proves_nothing_too_much(hides: Overlap) 
     problem = layer(3, hides=hides, overlap="63.24%")
     found = solve_exactly(problem, linear_start(problem), 4.0, 0, 0.0)
     assert found.bound <= least_s(problem) * (1 + 1e-12)
+
+
+def test_ctrl_c_ends_the_program_however_often() -> None:
+    """CP-SAT takes the signal for itself unless told not to, ends without a word, and leaves none to Python after."""
+    problem = layer(40, ranks=4)
+    for _ in range(2):
+        timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            solve_exactly(problem, linear_start(problem), 1e6, 0, 0.0)
+        timer.join()
+
+
+def test_ctrl_c_waits_for_what_must_not_be_left_half_done() -> None:
+    done = []
+
+    def work() -> None:
+        with held_back():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("all")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == ["all"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
