@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from planner.capacity.size import Answer, Kind, Point, SizeJob, Wanted, size, too_slow, tried_on
-from planner.cost.kv_cache import kv_bytes_per_sequence
-from planner.cost.ports import Ports
+from planner.capacity.size import Answer, Kind, Point, SizeJob, Wanted, fastest_on, size, tried_on
+from planner.capacity.transfer import cache_bytes, passage
 from planner.inputs.deployment import Deployment
 from planner.solve.watch import Watch
 
@@ -93,19 +92,18 @@ def pair(
     """
     prefill = _with_context(prefill, requests.input_tokens)
     decode = _with_context(decode, requests.input_tokens + requests.output_tokens // 2)
-    first = Wanted(requests.per_s * requests.input_tokens, None, None, requests.max_ttft_s)
+    moved = cache_bytes(prefill, requests.input_tokens)
+    first = Wanted(requests.per_s * requests.input_tokens, None, None, requests.max_ttft_s, moved)
     second = Wanted(requests.per_s * requests.output_tokens, None, requests.max_step_s)
     prefills = size(prefill, kinds, first, most_nodes, watch, dask)
     decodes = size(decode, kinds, second, most_nodes, watch, dask)
     found = []
     for kind, one, other in zip(kinds, prefills.answers, decodes.answers, strict=True):
-        moved = ttft_s = None
+        sent = ttft_s = None
         if one.point is not None and other.point is not None:
-            moved = kv_transfer(prefill, kind, one.point, requests)
-            assert one.point.time_s is not None, "an answer was planned"
-            ttft_s = one.point.time_s + moved.seconds
+            sent, ttft_s = kv_transfer(prefill, kind, one.point, requests), one.point.ttft_s
         together = _aggregated(prefill, decode, kind, requests, most_nodes, watch)
-        found.append(Pair(kind.name, one, other, moved, ttft_s, together))
+        found.append(Pair(kind.name, one, other, sent, ttft_s, together))
     return found
 
 
@@ -117,18 +115,10 @@ def _with_context(deployment: Deployment, tokens: int) -> Deployment:
 
 def kv_transfer(prefill: Deployment, kind: Kind, point: Point, requests: Requests) -> Transfer:
     """What the KV cache of a request takes over the outermost link, and how much of that link all take."""
-    cache = prefill.precision.kv_cache
-    tokens = requests.input_tokens
-    each = sum(run.count * kv_bytes_per_sequence(run.attention, 1, cache, tokens) for run in prefill.model.layers)
-    machine = kind.of(max(2, point.nodes))
-    ports = Ports(machine, prefill.collectives.collective_reach, tuple(range(machine.num_gpus)))
-    level = len(machine.links) - 1
-    neck = next(one for one in ports.bottlenecks if one.level == level)
-    rate = float(neck.rate_U.min())
-    users = machine.num_gpus / len(neck.rate_U)
-    seconds = each / rate + float(machine.latency_VG[level].max())
-    together = point.gpus / users * rate
-    return Transfer(each, seconds, requests.per_s * each / together, machine.links[level].level)
+    each = cache_bytes(prefill, requests.input_tokens)
+    out = passage(prefill, kind.of(max(2, point.nodes)), each)
+    share = requests.per_s * each / (point.gpus * out.bytes_per_s_per_gpu)
+    return Transfer(each, out.seconds, share, out.level)
 
 
 def _aggregated(
@@ -139,10 +129,10 @@ def _aggregated(
     share, why = 0.0, ""
     for nodes in range(1, most_nodes + 1):
         watch.begin(f"{nodes} nodes, both phases", 2)
-        fastest = _best(tried_on(SizeJob(prefill, kind, nodes, need)), need)
+        fastest = fastest_on(SizeJob(prefill, kind, nodes, need))
         watch.advance()
         if fastest is None:
-            why = "prefill does not fit"
+            why = "prefill does not fit, or not in time"
             continue
         assert fastest.figures is not None, "it was planned"
         share = requests.per_s * requests.input_tokens / fastest.figures.tokens_per_s
@@ -158,9 +148,3 @@ def _aggregated(
             return Aggregated(point, share, point.time_s / left, nodes)
         why = f"beside prefill, {share:.0%} of the time: {point.why_not}"
     return Aggregated(None, share, None, most_nodes, why)
-
-
-def _best(points: Sequence[Point], wanted: Wanted) -> Point | None:
-    """The batch that puts most through within the time allowed."""
-    fit = [point for point in points if point.figures is not None and not too_slow(point, wanted)]
-    return max(fit, key=lambda point: point.figures.tokens_per_s if point.figures else 0.0, default=None)

@@ -2,7 +2,8 @@
 
 For every kind of node the count rises until a plan does what is wanted; GPUs may be left idle, so no larger count
 needs to be looked at, and the count before it is the reason why one node less does not do. Where a throughput is
-wanted the batch is the smallest that reaches it (to a sixteenth), because every larger one takes longer per token.
+wanted the batch is the smallest that reaches it (to a sixteenth), because every larger one takes longer per token; in
+prefill no smaller than a prompt on the whole machine, and one whose prompts are through in time.
 Nothing is said about queueing: a step always finds its batch full.
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from planner.capacity.figures import Figures, figures_of
 from planner.capacity.jobs import job_of, plan_or_why, run_all
+from planner.capacity.transfer import passage
 from planner.errors import InputError, Place, UsageError
 from planner.inputs.deployment import Deployment
 from planner.inputs.edits import on_machine, with_tokens
@@ -29,6 +31,8 @@ _MOST_TOKENS = 1 << 20
 """Per GPU: larger batches are not looked for."""
 _EXACT = 16
 """The smallest batch is found to this part of it, or exactly where it decides."""
+_MORE = 1.01
+"""A doubled batch must put so much more through to be worth its time."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,9 @@ class Wanted:
     max_step_s: float | None = None
     """Longest time per output token (prefill: per step)."""
     max_ttft_s: float | None = None
-    """Prefill: longest time until the prompts of a step are through."""
+    """Prefill: longest time until a prompt is through, and its KV cache has moved on."""
+    moved_bytes: int = 0
+    """Prefill: KV cache of a request that another machine waits for."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,14 @@ class Point:
     does: bool
     """Whether it does all that is wanted."""
     why_not: str = ""
+    ttft_s: float | None = None
+    """Prefill: until a prompt is through and its KV cache has moved on."""
+
+    @property
+    def takes_prompts_in_parts(self) -> bool:
+        """Prefill: whether a rank has less than a prompt in a step, so that more tokens may help a prompt."""
+        of = self.figures
+        return of is not None and of.time_to_first_token_s is not None and of.time_to_first_token_s > of.step_s
 
 
 @dataclass(frozen=True)
@@ -212,16 +226,41 @@ def tried_on(job: SizeJob) -> list[Point]:
 
 
 def _batches(job: SizeJob, machine: Deployment) -> Iterator[Point]:
-    gpus, wanted = machine.topology.num_gpus, job.wanted
-    each = machine.workload.tokens_per_sequence
-    if machine.workload.phase == "prefill":
-        each = machine.workload.context_length
-    fewest = 1 if wanted.sequences is None else -(-wanted.sequences * each // gpus)
-    point, plan = _planned(job, machine, fewest)
+    wanted = job.wanted
+    point, plan = _planned(job, machine, _fewest_tokens(machine, wanted))
     if wanted.tokens_per_s is None or plan is None or point.does:
         yield point
         return
     yield from _until_fast(job, machine, point, plan)
+
+
+def _fewest_tokens(machine: Deployment, wanted: Wanted) -> int:
+    """Tokens per GPU of the smallest batch looked at: in prefill a prompt on the whole machine."""
+    work, gpus = machine.workload, machine.topology.num_gpus
+    if work.phase == "prefill":
+        return -(-(wanted.sequences or 1) * work.context_length // gpus)
+    return 1 if wanted.sequences is None else -(-wanted.sequences * work.tokens_per_sequence // gpus)
+
+
+def fastest_on(job: SizeJob) -> Point | None:
+    """The batch that puts most through within the times allowed, among doubled ones; None if none keeps them."""
+    machine = on_machine(job.deployment, job.kind.of(job.nodes), f"{job.nodes} x {job.kind.name}")
+    point, plan = _planned(job, machine, _fewest_tokens(machine, job.wanted))
+    room = 0 if plan is None else _most_tokens(plan)
+    best, most = None, 0.0
+    while point.figures is not None:
+        rate = point.figures.tokens_per_s
+        if too_slow(point, job.wanted):
+            if not point.takes_prompts_in_parts:
+                break
+        elif rate < most * _MORE:
+            break
+        else:
+            best, most = point, rate
+        if point.tokens_per_gpu >= room:
+            break
+        point, _ = _planned(job, machine, min(2 * point.tokens_per_gpu, room))
+    return best
 
 
 def _until_fast(job: SizeJob, machine: Deployment, point: Point, plan: Plan) -> Iterator[Point]:
@@ -231,7 +270,7 @@ def _until_fast(job: SizeJob, machine: Deployment, point: Point, plan: Plan) -> 
         yield point
         if _reaches(point, job.wanted) or point.figures is None:
             break
-        if below >= room or too_slow(point, job.wanted):
+        if below >= room or (too_slow(point, job.wanted) and not point.takes_prompts_in_parts):
             return
         below, tokens = point.tokens_per_gpu, min(2 * point.tokens_per_gpu, room)
         point, _ = _planned(job, machine, tokens)
@@ -256,14 +295,17 @@ def _most_tokens(plan: Plan) -> int:
 
 
 def _reaches(point: Point, wanted: Wanted) -> bool:
+    """Whether the throughput is reached, and a larger batch would help no prompt that takes too long."""
     rate = wanted.tokens_per_s
-    return point.figures is not None and (rate is None or point.figures.tokens_per_s >= rate)
+    if point.figures is None or (rate is not None and point.figures.tokens_per_s < rate):
+        return False
+    return not (point.takes_prompts_in_parts and too_slow(point, wanted))
 
 
 def too_slow(point: Point, wanted: Wanted) -> bool:
     """Whether it takes longer than it may."""
-    limits = [limit for limit in (wanted.max_step_s, wanted.max_ttft_s) if limit is not None]
-    return point.time_s is not None and any(point.time_s > limit for limit in limits)
+    limited = ((point.time_s, wanted.max_step_s), (point.ttft_s, wanted.max_ttft_s))
+    return any(time_s is not None and limit is not None and time_s > limit for time_s, limit in limited)
 
 
 def _planned(job: SizeJob, machine: Deployment, tokens: int) -> tuple[Point, Plan | None]:
@@ -275,7 +317,10 @@ def _planned(job: SizeJob, machine: Deployment, tokens: int) -> tuple[Point, Pla
         return Point(name, job.nodes, gpus, tokens, None, None, does=False, why_not=why), None
     figures = figures_of(plan)
     time_s = figures.step_s if figures.time_per_output_token_s is None else figures.time_per_output_token_s
-    point = Point(name, job.nodes, gpus, asked.workload.tokens_per_gpu, figures, time_s, does=False)
+    ttft_s = figures.time_to_first_token_s
+    if ttft_s is not None and job.wanted.moved_bytes:
+        ttft_s += passage(machine, job.kind.of(max(2, job.nodes)), job.wanted.moved_bytes).seconds
+    point = Point(name, job.nodes, gpus, asked.workload.tokens_per_gpu, figures, time_s, does=False, ttft_s=ttft_s)
     why = "; ".join(_missed(point, job.wanted, plan))
     return replace(point, does=not why, why_not=why), plan
 
@@ -289,6 +334,7 @@ def _missed(point: Point, wanted: Wanted, plan: Plan) -> Iterator[str]:
         told = f"{format_count(point.figures.tokens_per_s)} tokens/s of {format_count(rate)}"
         full = point.tokens_per_gpu >= _most_tokens(plan)
         yield f"{told} with {point.tokens_per_gpu:,} tokens per GPU" + (", and no more fit" if full else "")
-    for limit in (wanted.max_step_s, wanted.max_ttft_s):
-        if limit is not None and point.time_s > limit:
-            yield f"{format_seconds(point.time_s)} {unit}, {format_seconds(limit)} allowed"
+    if wanted.max_step_s is not None and point.time_s > wanted.max_step_s:
+        yield f"{format_seconds(point.time_s)} {unit}, {format_seconds(wanted.max_step_s)} allowed"
+    if wanted.max_ttft_s is not None and point.ttft_s is not None and point.ttft_s > wanted.max_ttft_s:
+        yield f"first token after {format_seconds(point.ttft_s)}, {format_seconds(wanted.max_ttft_s)} allowed"

@@ -64,7 +64,7 @@ class PerGpu(click.ParamType[tuple[str, float]]):
 @click.option("--target", type=TokenRate(), help='Throughput to reach, e.g. "20000 tok/s".')
 @click.option("--concurrency", type=click.IntRange(1), metavar="N", help="Sequences to serve at the same time.")
 @click.option("--max-step", type=Quantity("time"), help='Longest time per output token, e.g. "50 ms".')
-@click.option("--max-ttft", type=Quantity("time"), help='Longest time to the first token, e.g. "2 s" (prefill).')
+@click.option("--max-ttft", type=Quantity("time"), help='Longest time to the first token, e.g. "2 s" (of prefill).')
 @click.option("--catalogue", multiple=True, metavar="NODE|FILE", help="Kinds of nodes; default: the deployment's own.")
 @click.option("--max-nodes", type=click.IntRange(1, 4096), default=16, show_default=True, help="Look at no more nodes.")
 @click.option(
@@ -122,6 +122,8 @@ def command(
     shown = Shown(as_json=as_json, quiet=quiet)
     if given["prefill"] is not None:
         return _pair(loaded, kinds, given, shown)
+    if given["max_ttft"] is not None and loaded.workload.phase == "decode":
+        raise click.UsageError("--max-ttft limits prefill, and DEPLOYMENT is decode: give both phases, with --prefill")
     wanted = Wanted(given["target"], given["concurrency"], given["max_step"], given["max_ttft"])
     return _size(loaded, kinds, wanted, rates, given, shown)
 

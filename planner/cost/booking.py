@@ -7,6 +7,7 @@ Legend: S windows, E experts, P slots, R EP ranks, L MoE layers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -52,6 +53,12 @@ def _stages(cost: SplitCost, cuts: Cuts) -> list[tuple[Grid, StageMemory, range]
     return [(grid, memory, layers) for grid, memory, layers in zip(grids, memories, cuts, strict=True)]
 
 
+def steps_of_prompt(cost: SplitCost) -> int:
+    """Steps of prefill until a prompt is through: several where a data-parallel rank has less than one in a step."""
+    per_rank = cost.instance.step_tokens / cost.split.dp
+    return max(1, math.ceil(cost.instance.workload.context_length / per_rank * (1 - 1e-12)))
+
+
 def book(cost: SplitCost, cuts: Cuts, placement: Placement, prediction: Prediction | None = None) -> Predicted:
     """Everything a plan promises, as its file holds it."""
     instance = cost.instance
@@ -62,7 +69,7 @@ def book(cost: SplitCost, cuts: Cuts, placement: Placement, prediction: Predicti
         step_s=known.step_s,
         tokens_per_s=instance.step_tokens / work.tokens_per_sequence * work.tokens_gained / known.step_s,
         time_per_output_token_s=known.step_s / work.tokens_gained if work.phase == "decode" else None,
-        time_to_first_token_s=known.step_s if work.phase == "prefill" else None,
+        time_to_first_token_s=known.step_s * steps_of_prompt(cost) if work.phase == "prefill" else None,
         balancedness=known.balancedness,
         memory_bytes=tuple(memory_G(cost, cuts, placement).tolist()),
         rank_tokens=_rank_tokens(cost, cuts, placement),

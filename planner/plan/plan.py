@@ -147,7 +147,7 @@ class Predicted(Frozen):
     time_per_output_token_s: Number | None
     """Decode: time between two tokens of a sequence, without queueing."""
     time_to_first_token_s: Number | None
-    """Prefill: time until all prompts of a step are through, without queueing."""
+    """Prefill: until a prompt is through, without queueing: a step, or several where a rank has less than a prompt."""
     balancedness: float | None
     """Sum of means over sum of maxima of the ranks' rows; null without a trace."""
     memory_bytes: tuple[Whole, ...]

@@ -198,7 +198,7 @@ def render_pairs(pairs: Sequence[Pair], console: Console) -> None:
             size = f"{format_bytes(moved.bytes)}, {format_seconds(moved.seconds)} over {moved.level}"
             part = format_percent(moved.link_share)
             console.print(f"KV cache of a request: {size}; all need {part} of what prefill's GPUs can send")
-            console.print(f"first token after {format_seconds(one.ttft_s)}")
+            console.print(f"first token after {format_seconds(one.ttft_s)}: {_until_first(one.prefill.point)}")
         together = one.aggregated
         if together.point is not None:
             console.print(f"in turn: prefill takes {format_percent(together.prefill_share)} of the time")
@@ -207,6 +207,15 @@ def render_pairs(pairs: Sequence[Pair], console: Console) -> None:
             console.print(f"in turn: up to {looked} do not do: {together.why_not}")
         console.print()
     console.print("means only; not modelled: queueing, bursts, failures", style="dim")
+
+
+def _until_first(point: Point | None) -> str:
+    """What comes before the first token."""
+    figures = None if point is None else point.figures
+    if figures is None or figures.time_to_first_token_s is None:
+        return "prefill, then the transfer"
+    steps = round(figures.time_to_first_token_s / figures.step_s)
+    return f"{format_number_of(steps, 'step')} of prefill, then the transfer"
 
 
 def _pair_row(table: Any, name: str, point: Point | None, time_s: float | None) -> None:

@@ -57,6 +57,7 @@ def test_wrong_usage(tmp_path: Path) -> None:
         ("--concurrency", 1, "--price", "gpu=2.50"),
         ("--concurrency", 1, "--least", "cost"),
         ("--concurrency", 1, "--rate", "5/s"),
+        ("--concurrency", 1, "--max-ttft", "2 s"),
         ("--concurrency", 1, "--catalogue", "no-such-node"),
         ("--prefill", deployment),
         ("--prefill", deployment, "--input-tokens", 9, "--output-tokens", 9, "--rate", "1/s"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,8 +156,54 @@ def test_a_pair_by_hand() -> None:
     sent = 2.0 * one.transfer.bytes / (20e9 * reach * one.prefill.point.gpus)
     assert one.transfer.link_share == pytest.approx(sent)
     assert kv_transfer(made, kind(), one.prefill.point, requests) == one.transfer
-    assert one.ttft_s == pytest.approx((one.prefill.point.time_s or 0.0) + one.transfer.seconds)
+    first, split = one.prefill.point.figures, re.search(r"dp=(\d+)", one.prefill.point.figures.split)
+    assert split is not None
+    steps = -(-1000 * int(split[1]) // (one.prefill.point.tokens_per_gpu * one.prefill.point.gpus))
+    assert steps > 1  # a rank has less than a prompt in a step
+    assert first.time_to_first_token_s == pytest.approx(first.step_s * steps)
+    assert one.ttft_s == pytest.approx(first.step_s * steps + one.transfer.seconds)
     together = one.aggregated
     assert together.point is not None and together.point.figures is not None  # noqa: PT018
     assert 0 < together.prefill_share < 1
     assert together.point.figures.tokens_per_s * (1 - together.prefill_share) >= 200 * (1 - 1e-9)
+
+
+def test_in_turn_prefill_takes_the_batch_that_puts_most_through() -> None:
+    """Not the smallest that would do by itself: what is left of the time is decode's."""
+    made, requests = deployment("workload.phase=prefill"), Requests(1000, 100, 2.0)
+    (one,) = pair(made, deployment(), [kind()], requests, MOST, NoWatch())
+    assert one.prefill.point is not None and one.prefill.point.figures is not None  # noqa: PT018
+    assert one.aggregated.point is not None
+    machine = on_machine(made, kind().of(one.aggregated.point.nodes), "pair")
+    rates = []
+    for tokens in (500, 1000, 2000, 4000, 8000):
+        asked = edited(with_tokens(machine, tokens), [parse_setting("workload.context_length=1000")])
+        rates.append(plan_of(job_of(asked, Path("p.json")), Workers(cores=1), NoWatch()).predicted.tokens_per_s)
+    assert one.aggregated.prefill_share == pytest.approx(2000 / max(rates), rel=0.05)
+    assert one.aggregated.prefill_share < 0.9 * 2000 / one.prefill.point.figures.tokens_per_s
+
+
+def test_the_first_token_waits_for_the_cache_to_move() -> None:
+    """The transfer alone takes longer than is allowed, so that no batch and no machine does."""
+    made = deployment("workload.phase=prefill")
+    free = pair(made, deployment(), [kind()], Requests(1000, 100, 2.0), MOST, NoWatch())[0]
+    assert free.transfer is not None
+    short = Requests(1000, 100, 2.0, max_ttft_s=free.transfer.seconds)
+    (one,) = pair(made, deployment(), [kind()], short, 2, NoWatch())
+    assert one.prefill.point is None
+    assert one.ttft_s is None
+    assert one.prefill.one_less is not None
+    assert "first token after" in one.prefill.one_less.why_not
+
+
+@pytest.mark.parametrize("limit", [0.05, 0.2, 1.0])
+def test_prompts_are_through_in_time(limit: float) -> None:
+    """A larger batch takes a prompt in fewer steps: a small one that is too slow is not the last word."""
+    made = deployment("workload.phase=prefill")
+    answer = sized(Wanted(tokens_per_s=200.0, max_ttft_s=limit), kind(), made)
+    if answer.point is None:
+        assert answer.one_less is not None
+        assert "first token after" in answer.one_less.why_not
+        return
+    assert answer.point.ttft_s is not None
+    assert answer.point.ttft_s <= limit
