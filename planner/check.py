@@ -26,6 +26,7 @@ from planner.plan.finding import Finding, differences
 from planner.plan.placement import Placement, slots_of_ranks, violations
 from planner.plan.plan import Plan
 from planner.rules import Limits, Shares, broken_rules, torn_group
+from planner.rules.cuts import even_layers
 from planner.rules.grid import SearchSpace
 
 Ints = NDArray[np.int64]
@@ -81,6 +82,7 @@ def broken_by(plan: Decided, cost: SplitCost, limits: Limits) -> list[Finding]:
     broken = broken_rules(cost.instance, cost.split, plan.placement.redundant_experts, limits, shares)
     return [
         *(Finding(rule.rule, rule.detail) for rule in broken),
+        *(_cuts(plan, limits) if limits.rules.even_cuts else ()),
         *(_groups(plan, cost) if limits.keep_groups else ()),
         *(_whole_groups(plan, cost.instance) if limits.for_checkpoint else ()),
         *_memory(plan, cost),
@@ -173,6 +175,12 @@ def _slots(plan: Decided, instance: Instance, placement: Placement) -> Iterator[
     for number, slots_R in enumerate(slots_KR):
         if slots_R.sum() != total:
             yield Finding("slots", f"stage {number} fills {slots_R.sum()} slots, experts and copies need {total}")
+
+
+def _cuts(plan: Decided, limits: Limits) -> Iterator[Finding]:
+    own = tuple(len(cut) for cut in cuts_of(plan))
+    if own != (even := even_layers(sum(own), len(own))):
+        yield Finding("stages", f"layers {list(own)}, but {limits.engine_name} cuts {list(even)}")
 
 
 def _groups(plan: Decided, cost: SplitCost) -> Iterator[Finding]:

@@ -48,6 +48,8 @@ class EngineRules(Frozen):
     """The vocabulary is padded to a multiple of this, which tp must divide; null: padded as tp needs."""
     vocabulary_source: str = ""
     """Where that comes from."""
+    even_cuts: bool = False
+    """Whether stages have as equally many layers as can be, the first ones more, and no others can be asked for."""
     whole_stage_kernels: tuple[str, ...] = ()
     """Communication kernels that it runs only with ep = all GPUs of a stage."""
     source: str = ""

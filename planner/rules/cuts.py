@@ -27,6 +27,13 @@ class StageLimits:
     layer_bytes_KQL: Ints
     base_bytes_K: Ints
     capacity_KQ: Ints
+    layers_K: tuple[int, ...] | None = None
+    """Layers of each stage where there is no choice."""
+
+
+def even_layers(layers: int, stages: int) -> tuple[int, ...]:
+    """Layers of each stage, as equally many as can be, the first stages longer."""
+    return tuple(layers // stages + (stage < layers % stages) for stage in range(stages))
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,11 @@ def _segments(limits: StageLimits, stage: int) -> tuple[Floats, NDArray[np.bool_
     seconds = np.concatenate([[0.0], np.cumsum(limits.layer_s_KL[stage])])
     cost_ij = seconds[None, :] - seconds[:, None] + limits.extra_s_K[stage]
     index = np.arange(len(seconds))
-    return cost_ij, (_over(limits, stage) <= 0) & (index[:, None] < index[None, :])
+    fits_ij = (_over(limits, stage) <= 0) & (index[:, None] < index[None, :])
+    if limits.layers_K is not None:
+        first, count = sum(limits.layers_K[:stage]), limits.layers_K[stage]
+        fits_ij &= (index[:, None] == first) & (index[None, :] == first + count)
+    return cost_ij, fits_ij
 
 
 def _over(limits: StageLimits, stage: int) -> Ints:
@@ -88,10 +99,13 @@ def least_memory_excess(limits: StageLimits) -> tuple[int, int, int]:
 
 
 def cuts_of_least_memory(limits: StageLimits) -> tuple[range, ...]:
-    """The cuts whose fullest stage has most room (or lacks least)."""
+    """The cuts whose fullest stage has most room (or lacks least), where there is a choice."""
     stages, _, layers = limits.layer_bytes_KQL.shape
     if stages == 1:
         return (range(layers),)
+    if limits.layers_K is not None:
+        ends = np.cumsum([0, *limits.layers_K]).tolist()
+        return tuple(range(first, end) for first, end in pairwise(ends))
     never = np.iinfo(np.int64).max // 2
     excess = np.full(layers + 1, never, dtype=np.int64)
     excess[0] = -never

@@ -16,7 +16,7 @@ from planner.cost.instance import Instance
 from planner.cost.memory import StageMemory, stage_memories, with_work
 from planner.inputs.units import format_bytes, format_percent
 from planner.plan.split import Split
-from planner.rules.cuts import StageLimits, cuts_of_least_memory, least_memory_excess
+from planner.rules.cuts import StageLimits, cuts_of_least_memory, even_layers, least_memory_excess
 from planner.rules.shares import Shares
 from planner.rules.verdict import Verdict
 
@@ -32,6 +32,8 @@ class Occupancy:
     slots_KR: tuple[Ints, ...]
     """Filled slots of each EP rank."""
     memories: tuple[StageMemory, ...]
+    even_cuts: bool = False
+    """Whether the stages have as equally many layers as can be."""
 
     @cached_property
     def limits(self) -> StageLimits:
@@ -53,6 +55,7 @@ class Occupancy:
             layer_bytes_KQL=layer_bytes,
             base_bytes_K=np.array([memory.base_bytes for memory in self.memories], dtype=np.int64),
             capacity_KQ=np.array([[capacity for capacity, _ in of_stage] for of_stage in padded], dtype=np.int64),
+            layers_K=even_layers(layers, len(self.memories)) if self.even_cuts else None,
         )
 
     @cached_property
@@ -85,11 +88,13 @@ class Occupancy:
         return replace(self, memories=with_work(self.memories, step_tokens, context_length))
 
 
-def occupancy(instance: Instance, split: Split, redundant: int, shares: Shares) -> Occupancy:
+def occupancy(
+    instance: Instance, split: Split, redundant: int, shares: Shares, *, even_cuts: bool = False
+) -> Occupancy:
     """What a split holds under the workload."""
     grids = shares.grids(split, instance)
     memories = stage_memories(instance, grids, instance.model.moe.num_experts + redundant)
-    return Occupancy(instance, grids, shares.slots_KR, memories)
+    return Occupancy(instance, grids, shares.slots_KR, memories, even_cuts)
 
 
 def memory_verdict(held: Occupancy) -> Verdict | None:

@@ -91,6 +91,6 @@ def ruled(
     reasons = broken_rules(instance, split, redundant, limits, None if gpus is None else shares)
     if any(broken.rule in _SENSELESS for broken in reasons):
         return RuledSplit(instance, split, redundant, shares, tuple(reasons))
-    held = occupancy(instance, split, redundant, shares)
+    held = occupancy(instance, split, redundant, shares, even_cuts=limits.rules.even_cuts)
     over = memory_verdict(held)
     return RuledSplit(instance, split, redundant, shares, (*reasons, *([over] if over else ())), held=held)

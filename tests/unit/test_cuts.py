@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 import numpy as np
 
-from planner.rules.cuts import StageLimits, best_cuts, cuts_of_least_memory, least_memory_excess
+from planner.inputs.engines import load_engine
+from planner.rules import Limits
+from planner.rules.cuts import StageLimits, best_cuts, cuts_of_least_memory, even_layers, least_memory_excess
+from planner.rules.grid import SearchSpace
+from planner.solve.candidates import Bounder, all_candidates
+from tests import building
 
 SEEDS = range(150)
 
@@ -102,3 +108,39 @@ def test_a_stage_that_is_full_gets_fewer_layers() -> None:
 def test_more_stages_than_layers_do_not_fit() -> None:
     limits = StageLimits(np.ones((3, 2)), np.zeros(3), np.ones((3, 1, 2), int), np.zeros(3, int), np.full((3, 1), 100))
     assert best_cuts(limits) is None
+
+
+def test_an_engine_may_leave_no_choice() -> None:
+    """TensorRT-LLM: 11 layers on 3 stages are 4, 4 and 3, however slow or full these are."""
+    assert even_layers(11, 3) == (4, 4, 3)
+    fitted = 0
+    for seed in SEEDS:
+        free = random_limits(seed)
+        stages, layers = free.layer_s_KL.shape
+        fixed = replace(free, layers_K=even_layers(layers, stages))
+        ends = np.cumsum([0, *even_layers(layers, stages)]).tolist()
+        only = [range(first, end) for first, end in pairwise(ends)]
+        assert list(cuts_of_least_memory(fixed)) == only
+        found = best_cuts(fixed)
+        assert (found is None) == (max(excess(free, only)) > 0)
+        if found is not None:
+            fitted += 1
+            assert list(found.cuts) == only
+            assert found.slowest_s == max(seconds(free, only))
+            assert found.least_sum_s == sum(seconds(free, only))
+    assert 20 < fitted < len(SEEDS)
+
+
+def test_plans_for_tensorrt_llm_have_even_stages() -> None:
+    """The dense layers first would make the first stage longer."""
+    rules = load_engine("tensorrt-llm").rules.model_copy(update={"attention": "any"})
+    of = building.model(layers=4, dense_layers=4)
+    made = building.instance(of, building.topology(2, 2), phase="prefill", tokens=2048)
+    sizes = {}
+    for name, these in (("free", building.FREE), ("tensorrt-llm", rules)):
+        space = SearchSpace(Limits(these, name, keep_groups=False), {"pp": 2, "tp": 1, "ep": 2}, 0)
+        candidate = all_candidates(made, space, Bounder(made))[0]
+        assert candidate.is_feasible
+        sizes[name] = [len(cut) for cut in candidate.cuts]
+    assert sizes["tensorrt-llm"] == [4, 4]
+    assert sizes["free"] == [5, 3]

@@ -13,6 +13,7 @@ from planner.export.launch.nodes import check_equal, node_shares, summary
 from planner.export.launch.options import LaunchOptions, joined
 from planner.export.launch.shell import NodeCommand, Raw, script
 from planner.export.layout import Layout
+from planner.rules.cuts import even_layers
 
 _END = "EP_PLAN_CONFIG"
 
@@ -66,8 +67,7 @@ def _config(layout: Layout, options: LaunchOptions) -> list[str]:
 
 def _stage_problems(layout: Layout) -> list[Problem]:
     """Layers are cut evenly, longer stages first; nothing else can be said."""
-    layers, stages = layout.model.num_layers, layout.split.pp
-    even = [layers // stages + (stage < layers % stages) for stage in range(stages)]
+    even = list(even_layers(layout.model.num_layers, layout.split.pp))
     own = [len(cut) for cut in layout.cuts]
     if own == even:
         return []
