@@ -128,6 +128,15 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() != (tmp_path / "c").read_bytes()
 
 
+@pytest.mark.parametrize(("experts", "top_k"), [(1, 1), (2, 1), (3, 3), (8, 2)])
+def test_very_few_experts(experts: int, top_k: int, tmp_path: Path) -> None:
+    """Without partners any number of experts will do: one alone is chosen by every token."""
+    few = replace(PLAIN, experts=experts, top_k=top_k, skew=1.0, tokens=2000)
+    ids = written(few, tmp_path).source.whole("expert_ids")
+    assert (np.diff(np.sort(ids, axis=2), axis=2) > 0).all()
+    assert np.unique(ids).tolist() == list(range(experts))
+
+
 def test_figures_that_cannot_be() -> None:
     for wrong, message in (
         ({"skew": 9.0}, "skew 9 cannot be"),

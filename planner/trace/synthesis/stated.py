@@ -153,8 +153,11 @@ def lift_of(part: float, experts: int, top_k: int) -> float:
     """How much more often than any two experts two of one topic are chosen together, if all are equally popular.
 
     Two of K different experts meet with probability p q (1 - (1 - p) (1 - q) / sum of p (1 - p)) (Hajek, 1964,
-    "Asymptotic theory of rejective sampling with varying probabilities from a finite population").
+    "Asymptotic theory of rejective sampling with varying probabilities from a finite population"). A single expert
+    has no partner to meet: 1.
     """
+    if experts == 1:
+        return 1.0
     homely = experts / TOPICS
     home = min(1.0, top_k / experts * (1 + part * (TOPICS - 1)))
     away = (top_k - homely * home) / (experts - homely)
