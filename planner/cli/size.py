@@ -26,7 +26,7 @@ class TokenRate(click.ParamType[float]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Parse, or fail with what is expected."""
-        found = re.fullmatch(_NUMBER + r"(k?)(?:tok|tokens)/s\s*", str(value))
+        found = re.fullmatch(_NUMBER + r"(k?)\s*(?:tok|tokens)/s\s*", str(value))
         if found is None or float(found[1]) <= 0:
             self.fail(f'{value!r}: expected a rate such as "20000 tok/s" or "20k tok/s"', param, ctx)
         return float(found[1]) * (1000 if found[2] else 1)

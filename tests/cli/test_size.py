@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import click
 import pytest
 
+from planner.cli.size import TokenRate
 from tests.cli.running import deployment_file, files_in, run
 
 FIXED = "solve: {split: {tp: 1, pp: 1, etp: 1}}\n"
@@ -21,6 +24,28 @@ def mixtral(folder: Path, phase: str = "decode") -> Path:
     work = f"workload: {{phase: {phase}, tokens_per_gpu: 1, context_length: 1024}}\n"
     path = deployment_file(folder, f"model: mixtral-8x7b\ntopology: topology.yaml\n{work}{FIXED}")
     return path.rename(folder / f"{phase}.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("20k tok/s", 20_000),
+        ("20 ktok/s", 20_000),
+        ("20ktok/s", 20_000),
+        ("20 k tok/s", 20_000),
+        ("20000tokens/s", 20_000),
+        ("1.5k tokens/s", 1500),
+    ],
+)
+def test_rates(text: str, rate: float) -> None:
+    assert TokenRate().convert(text, None, None) == rate
+
+
+def test_the_rates_that_a_message_recommends_are_rates() -> None:
+    with pytest.raises(click.BadParameter) as caught:
+        TokenRate().convert("20 Mtok/s", None, None)
+    recommended = re.findall(r'"([^"]+)"', caught.value.message)
+    assert [TokenRate().convert(text, None, None) for text in recommended] == [20_000, 20_000]
 
 
 def test_answer_reason_front_and_plot(tmp_path: Path) -> None:
