@@ -118,6 +118,7 @@ def command(
     if not quiet:
         warn(loaded.warnings)
     kinds = kinds_of(loaded, given["catalogue"])
+    _of_these_gpus(given, kinds)
     rates = Rates(dict(given["prices"]), dict(given["powers"]))
     shown = Shown(as_json=as_json, quiet=quiet)
     if given["prefill"] is not None:
@@ -190,6 +191,29 @@ def _exit_code(nothing_does: bool) -> int:
 
 def _default(rates: Rates) -> Literal["gpus", "cost", "watts"]:
     return "cost" if rates.per_hour else "watts" if rates.watts else "gpus"
+
+
+def _of_these_gpus(given: dict[str, Any], kinds: list[Kind]) -> None:
+    """Prices and powers are of GPUs that are looked at; some of them may have none.
+
+    Raises:
+        UsageError: others are named, such as a node; all of them at once.
+    """
+    from planner.errors import Place, Problem, UsageError
+    from planner.inputs.profiles import names
+    from planner.inputs.topology import load_node
+
+    gpu_of = {kind.name: kind.of(1).gpu.name for kind in kinds}
+    known = list(dict.fromkeys([*gpu_of.values(), "gpu"]))
+    problems = []
+    for option, pairs in (("--price", given["prices"]), ("--watts", given["powers"])):
+        for name in dict.fromkeys(name for name, _ in pairs if name not in known):
+            hint = f"expected one of: {', '.join(known[:-1])}; or gpu, which stands for any other"
+            if name in gpu_of or name in names("nodes"):
+                hint = f"that is a node, its GPUs are {gpu_of.get(name) or load_node(name).gpu}\n{hint}"
+            problems.append(Problem(f"none of the nodes looked at has a GPU {name}", Place(option), hint))
+    if problems:
+        raise UsageError.of(problems)
 
 
 def _refuse(given: dict[str, Any]) -> None:

@@ -93,6 +93,33 @@ def test_wrong_usage(tmp_path: Path) -> None:
     assert files_in(tmp_path) == before
 
 
+def test_prices_and_powers_of_other_gpus_are_refused(tmp_path: Path) -> None:
+    """They would count for nothing, and every cost would be unknown."""
+    kinds = ("--catalogue", "hgx-h100", "--catalogue", "hgx-h200")
+    asked = ("size", mixtral(tmp_path), "--concurrency", 1, *kinds)
+    told = run(*asked, "--price", "foo=2/h", "--price", "h200-sxm=3/h", "--watts", "hgx-h100=700 W", cwd=tmp_path)
+    assert (told.code, told.out) == (2, "")
+    expected = "expected one of: h100-sxm, h200-sxm; or gpu, which stands for any other"
+    assert told.err.splitlines() == [
+        "error: --price: none of the nodes looked at has a GPU foo",
+        f"  {expected}",
+        "error: --watts: none of the nodes looked at has a GPU hgx-h100",
+        "  that is a node, its GPUs are h100-sxm",
+        f"  {expected}",
+    ]
+    for node, gpu in (("topology.yaml", "l40s"), ("hgx-b200", "b200")):
+        told = run("size", mixtral(tmp_path), "--concurrency", 1, "--price", f"{node}=2/h", cwd=tmp_path)
+        assert (told.code, f"that is a node, its GPUs are {gpu}\n" in told.err) == (2, True)
+
+
+def test_a_price_of_some_kinds_is_enough(tmp_path: Path) -> None:
+    kinds = ("--catalogue", "hgx-h100", "--catalogue", "hgx-h200", "--max-nodes", 1)
+    asked = ("size", mixtral(tmp_path), "--concurrency", 8, *kinds, "--price", "h200-sxm=3/h", "--json")
+    document = run(*asked, cwd=tmp_path).json()
+    assert [answer["per_hour"] for answer in document["answers"]] == [None, 24.0]
+    assert (document["least"], document["best"]) == ("cost", "hgx-h200")
+
+
 def test_a_pair(tmp_path: Path) -> None:
     requests = ("--input-tokens", 512, "--output-tokens", 64, "--rate", "0.5/s", "--max-nodes", 4)
     told = run("size", mixtral(tmp_path), "--prefill", mixtral(tmp_path, "prefill"), *requests, cwd=tmp_path)
