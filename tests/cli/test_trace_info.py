@@ -153,6 +153,19 @@ def test_wrong_requests(tmp_path: Path) -> None:
     assert files_in(tmp_path) == {"text.npz"}
 
 
+def test_no_good_trace_is_made_out_of_a_bad_one(tmp_path: Path) -> None:
+    """`synth --like` refuses what `info` refuses, in the same words."""
+    ids = np.random.default_rng(0).random((4096, 2, 16)).argsort(axis=2)[:, :, :4]
+    for bad in (np.full_like(ids, -1), np.where(np.arange(4096)[:, None, None] < 300, -1, ids)):
+        np.savez(tmp_path / "bad.npz", expert_ids=bad, num_experts=16)
+        told = run("trace", "info", "bad.npz", cwd=tmp_path)
+        made = run("trace", "synth", "--like", "bad.npz", "-o", "made.npz", cwd=tmp_path)
+        assert (told.code, made.code) == (3, 3)
+        assert "no expert is chosen in layer 0 by any token of window 0" in told.err
+        assert made.err == told.err.removesuffix(".\n") + "; nothing was written.\n"
+        assert files_in(tmp_path) == {"bad.npz"}
+
+
 def test_both_parts_of_a_split_are_traces(tmp_path: Path) -> None:
     done = run("trace", "split", TINY, "--by", "domain", "--held-out", "chinese", "-o", "parts", cwd=tmp_path)
     assert done.code == 0, done.err

@@ -22,6 +22,7 @@ from planner.trace.domains import domains_of
 from planner.trace.synthesis.routing import Routing, bounded
 from planner.trace.synthesis.stated import STRETCHES
 from planner.trace.trace import TokenTrace, Trace
+from planner.trace.windows import cut
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -31,6 +32,8 @@ _ROUNDS: Final = 25
 _PRIOR_TOKENS: Final = 64.0
 """A domain's load in a stretch of time leans on its load over all time as if so many more tokens had been seen."""
 _PRIOR_CHOICES: Final = 0.5
+_STEP_TOKENS: Final = 4096
+"""As `ep-plan trace info` looks at a trace by default."""
 
 
 def routing_like(trace: Trace) -> Routing:
@@ -38,11 +41,13 @@ def routing_like(trace: Trace) -> Routing:
 
     Raises:
         UsageError: the trace has counts only.
-        InputError: an expert id is out of range.
+        InputError: it is no good trace, as for every other command: an expert id is out of range, say, or nothing is
+            chosen in some window.
     """
     if not isinstance(trace, TokenTrace):
         hint = "counts say nothing of single tokens: share the file as it is"
         raise UsageError(f"{trace.path} holds counts only", hint=hint)
+    cut([trace], "decode", _STEP_TOKENS)
     seq_id_T, pos_T = trace.seq_id_T, trace.pos_T
     seq_T = np.zeros(trace.num_tokens, dtype=np.int64) if seq_id_T is None else file_order(seq_id_T)
     domains = domains_of(trace)
