@@ -42,6 +42,23 @@ def test_drawn_experts_are_different_and_as_frequent_as_told() -> None:
     assert (np.abs(seen - chance) < 5 * deviation + 1e-9).all()
 
 
+@pytest.mark.parametrize("choices", [0.0, 0.3, 1.0, 2.6])
+def test_mean_choices_need_not_be_a_whole_number(choices: float) -> None:
+    """Each token gets the whole number below or above, and every expert still its own probability."""
+    rng = np.random.default_rng(4)
+    chance = bounded(rng.lognormal(0, 1, 20), choices)
+    assert chance.sum() == pytest.approx(choices)
+    drawn = draw(chance, 40_000, choices, rng)
+    assert drawn.shape == (40_000, np.ceil(choices))
+    number_T = (drawn >= 0).sum(axis=1)
+    assert set(number_T.tolist()) == {int(np.floor(choices)), int(np.ceil(choices))}
+    ordered = np.sort(drawn, axis=1)
+    assert (np.diff(ordered, axis=1) > 0).all()
+    seen = np.bincount(drawn[drawn >= 0], minlength=20) / 40_000
+    deviation = np.sqrt(chance * (1 - chance) / 40_000)
+    assert (np.abs(seen - chance) < 5 * deviation + 1e-9).all()
+
+
 def test_topics_tilt_but_keep_the_load() -> None:
     rng = np.random.default_rng(3)
     load = bounded(rng.lognormal(0, 0.7, (2, 24)), 4)
@@ -180,6 +197,29 @@ def test_counts_are_not_fitted(tmp_path: Path) -> None:
     np.savez(tmp_path / "counts.npz", counts=np.ones((2, 1, 4), dtype=int), num_experts=4, topk=2)
     with pytest.raises(UsageError, match="holds counts only"):
         routing_like(read_trace(tmp_path / "counts.npz").trace)
+
+
+def test_choices_of_no_expert_stay_as_many(tmp_path: Path) -> None:
+    """In each domain and layer as many choices as recorded; what every token chooses is still chosen by all."""
+    rng = np.random.default_rng(0)
+    ids = rng.random((8192, 3, 15)).argsort(axis=2)[:, :, :4]
+    domain_T = np.arange(8192) // 64 % 2
+    left_out = rng.random(ids.shape) < np.where(domain_T == 1, 0.75, 0.5)[:, None, None]
+    left_out[:, 2] = False
+    ids[left_out] = -1
+    ids[:, 0, 0] = 15
+    np.savez(tmp_path / "some.npz", expert_ids=ids, num_experts=16, seq_id=np.arange(8192) // 64, domain_id=domain_T)
+    trace = read_trace(tmp_path / "some.npz").trace
+    write_trace(routing_like(trace), tmp_path / "like.npz", 0)
+    like = read_trace(tmp_path / "like.npz").trace
+    assert isinstance(trace, TokenTrace)
+    assert isinstance(like, TokenTrace)
+    parts = domain_T.astype(np.int32)
+    counts, drawn = (count_by(one, parts, 2) / 4096 for one in (trace, like))
+    assert drawn.sum(axis=2) == pytest.approx(counts.sum(axis=2), abs=0.03)
+    assert drawn[:, 0, 15].min() > 0.99
+    assert drawn == pytest.approx(counts, abs=0.03)
+    assert (like.source.whole("expert_ids")[:, 2] >= 0).all()
 
 
 def test_no_expert_stays_rare_and_bare_traces_are_fitted(tmp_path: Path) -> None:

@@ -60,12 +60,14 @@ def routing_like(trace: Trace) -> Routing:
     )
     group_T = stretch_S[seq_T] * len(names) + domain_S[seq_T]
     order_T = np.argsort(seq_T, kind="stable") if pos_T is None else np.lexsort((pos_T, seq_T))
+    load_GDLE, choices_GDL = _loads(trace, group_T, len(names))
     topics = _Topics(trace, order_T, seq_T)
     return Routing(
         num_experts=trace.num_experts,
         top_k=trace.top_k,
         layer_ids_L=trace.layer_ids_L,
-        load_GDLE=_loads(trace, group_T, len(names)),
+        load_GDLE=load_GDLE,
+        choices_GDL=choices_GDL,
         tilt_ZLE=topics.tilt_ZLE,
         topic_GDZ=topics.frequencies(group_T, len(names)),
         persistence=topics.persistence,
@@ -76,13 +78,16 @@ def routing_like(trace: Trace) -> Routing:
     )
 
 
-def _loads(trace: TokenTrace, group_T: Ints, num_domains: int) -> Floats:
-    """How often each expert is chosen in each stretch and domain [G, D, L, E]."""
+def _loads(trace: TokenTrace, group_T: Ints, num_domains: int) -> tuple[Floats, Floats]:
+    """How often each expert is chosen in each stretch and domain [G, D, L, E], and all together [G, D, L]."""
     counts = count_by(trace, group_T.astype(np.int32), STRETCHES * num_domains).astype(float)
     counts_GDLE = counts.reshape(STRETCHES, num_domains, *counts.shape[1:])
+    tokens_GD1 = np.bincount(group_T, minlength=STRETCHES * num_domains).reshape(STRETCHES, num_domains, 1)
+    choices_DL = counts_GDLE.sum(axis=(0, 3)) / np.maximum(tokens_GD1.sum(axis=0), 1)
+    choices_GDL = (counts_GDLE.sum(axis=3) + _PRIOR_TOKENS * choices_DL) / (tokens_GD1 + _PRIOR_TOKENS)
     domain_DLE = counts_GDLE.sum(axis=0) + _PRIOR_CHOICES
-    prior_DLE = domain_DLE * (_PRIOR_TOKENS * trace.top_k / domain_DLE.sum(axis=2, keepdims=True))
-    return bounded(counts_GDLE + prior_DLE, trace.top_k)
+    prior_DLE = domain_DLE * (_PRIOR_TOKENS * choices_DL[..., None] / domain_DLE.sum(axis=2, keepdims=True))
+    return bounded(counts_GDLE + prior_DLE, choices_GDL[..., None]), choices_GDL
 
 
 class _Topics:

@@ -68,6 +68,7 @@ def routing_of(stated: Stated) -> Routing:
         top_k=stated.top_k,
         layer_ids_L=np.arange(stated.layers, dtype=np.int64),
         load_GDLE=_loads(stated, rng),
+        choices_GDL=np.full((STRETCHES, stated.domains, stated.layers), float(stated.top_k)),
         tilt_ZLE=_tilts(stated, rng),
         topic_GDZ=np.full((STRETCHES, stated.domains, TOPICS), 1 / TOPICS),
         persistence=stated.persistence,
