@@ -93,7 +93,7 @@ def command(
 
 def _checked(files: Sequence[Path], traces: list[Path] | None, *, update: bool, quiet: bool) -> list[Checked]:
     """Every file checked; what is being done is shown on stderr."""
-    from planner.report.check_report import printable
+    from planner.inputs.printable import printable
     from planner.report.progress import ProgressWatch
     from planner.report.style import console
     from planner.review.check_files import check_file

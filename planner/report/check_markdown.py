@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from planner.report.check_report import printable
+from planner.inputs.printable import printable
 from planner.review.checked import Checked
 from planner.review.compare_golden import Compared
 

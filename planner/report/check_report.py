@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from planner.inputs.printable import printable
 from planner.report.style import plain_table
 from planner.review.checked import Checked
 from planner.review.compare_golden import Compared
@@ -17,11 +18,6 @@ from planner.review.map_doctor import Balance
 
 _MARKS = {"wrong": "red", "ok": "green", "new": "cyan"}
 _SHOWN = 10
-
-
-def printable(text: str) -> str:
-    """Text on one line: control characters of names and values as escapes."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
 
 
 def render_checked(results: Sequence[Checked], console: Console, *, verbose: bool = False, quiet: bool = False) -> None:

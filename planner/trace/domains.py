@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import InputError, Place, Problem
+from planner.inputs.printable import printable
 from planner.trace.aggregate import count_by
 from planner.trace.drift import correlation, distance, shares
 from planner.trace.trace import Ints, TokenTrace
@@ -48,6 +49,8 @@ class DomainLoads:
 def domains_of(trace: TokenTrace) -> Domains | None:
     """The domains of a trace that has `domain_id`; names come from `domain_names` where it has them.
 
+    Control characters of names become escapes, which is how a user sees them and can write them.
+
     Raises:
         InputError: the arrays do not fit the tokens, or there are too many domains.
     """
@@ -62,7 +65,8 @@ def domains_of(trace: TokenTrace) -> Domains | None:
     ids, number_T = np.unique(trace.source.whole("domain_id").astype(np.int64), return_inverse=True)
     if len(ids) > _LIMIT_DOMAINS:
         raise InputError(Problem(f"{len(ids):,} domains, at most {_LIMIT_DOMAINS:,} are told apart", where))
-    named = [str(name) for name in trace.source.whole("domain_names").reshape(-1)] if "domain_names" in headers else []
+    texts = trace.source.whole("domain_names").reshape(-1).tolist() if "domain_names" in headers else []
+    named = [printable(str(text)) for text in texts]
     names = tuple(named[number] if 0 <= number < len(named) else f"domain {number}" for number in ids.tolist())
     return Domains(names, number_T.astype(np.int32))
 

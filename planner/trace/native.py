@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from planner.errors import InputError, Place, Problem, ProblemLog
 from planner.inputs.model import LIMIT_LAYERS
+from planner.inputs.printable import printable
 from planner.trace.choices import choice_problems
 from planner.trace.npz import NpzFile
 from planner.trace.trace import CountTrace, Ints, TokenTrace, Trace
@@ -53,14 +54,15 @@ def read_trace(path: Path) -> ReadTrace:
     elif "counts" in file.headers:
         known, reader = _COUNT_ARRAYS, _read_counts
     else:
-        found = ", ".join(file.headers) or "no arrays"
+        found = ", ".join(map(printable, file.headers)) or "no arrays"
         hint = "expected expert_ids [tokens, layers, topk], or counts [windows, layers, experts]"
         raise InputError(Problem(f"not a trace: it holds {found}", Place(str(path)), hint))
     trace = reader(file, log)
     log.raise_if_any()
     assert trace is not None
     unknown = sorted(set(file.headers) - known)
-    warnings = (f"{path}: arrays not known and ignored: {', '.join(unknown)}",) if unknown else ()
+    ignored = ", ".join(map(printable, unknown))
+    warnings = (f"{path}: arrays not known and ignored: {ignored}",) if unknown else ()
     return ReadTrace(trace, warnings)
 
 
@@ -187,4 +189,4 @@ def _names(file: NpzFile, windows: int, log: ProblemLog) -> tuple[str, ...]:
         where = Place(str(file.path), key="scenario_names")
         log.add(f"{values.shape} of {values.dtype} found", where=where, hint=f"expected {windows} texts")
         return ()
-    return tuple(str(name) for name in values)
+    return tuple(printable(str(name)) for name in values)

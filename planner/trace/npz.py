@@ -23,6 +23,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from planner.errors import InputError, Place, Problem, UsageError
+from planner.inputs.printable import printable
 
 CHUNK_BYTES: Final = 32 << 20
 WHOLE_LIMIT_BYTES: Final = 4 << 30
@@ -104,7 +105,7 @@ class NpzFile:
 
     def error(self, name: str, message: str, hint: str = "") -> InputError:
         """An error that names an array of this file."""
-        return InputError(Problem(message, Place(str(self.path), key=name), hint))
+        return InputError(Problem(message, Place(str(self.path), key=printable(name)), hint))
 
     def whole(self, name: str) -> NDArray[Any]:
         """One array, all at once; refused above 4 GiB, or if it grows like a zip bomb."""

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import UsageError
+from planner.inputs.printable import printable
 from planner.trace.batches import file_order
 from planner.trace.domains import domains_of
 from planner.trace.npz import NpzFile
@@ -75,12 +76,13 @@ def by_domain(trace: Trace, held_out: Collection[str]) -> Parting:
             raise UsageError(f"{trace.path} has no domain_id, so its domains are not known", hint="--by time")
         names, number = domains.names, domains.number_T.astype(np.int64)
     known = ", ".join(names)
-    unknown = [name for name in held_out if name not in names]
+    wanted = sorted(map(printable, held_out))
+    unknown = [name for name in wanted if name not in names]
     if unknown or not held_out:
         what = f"there is no domain {', '.join(unknown)}" if unknown else "no domain is named to hold out"
         raise UsageError(f"{trace.path}: {what}", hint=f"--held-out with some of: {known}")
-    outside = np.isin(np.array(names), list(held_out))
-    return _both(~outside[number], f"without {', '.join(sorted(held_out))}")
+    outside = np.isin(np.array(names), wanted)
+    return _both(~outside[number], f"without {', '.join(wanted)}")
 
 
 def _first(order: NDArray[np.int64], part: float, what: str) -> Parting:

@@ -166,6 +166,41 @@ def test_no_good_trace_is_made_out_of_a_bad_one(tmp_path: Path) -> None:
         assert files_in(tmp_path) == {"bad.npz"}
 
 
+def with_odd_names(folder: Path) -> None:
+    """A trace of two domains, one of whose names would colour the terminal and break the line."""
+    ids = np.random.default_rng(0).random((4096, 2, 16)).argsort(axis=2)[:, :, :4]
+    names = np.array(["\x1b[31mred\nline", "plain"])
+    np.savez(
+        folder / "odd.npz", expert_ids=ids, num_experts=16, domain_id=np.arange(4096) // 64 % 2, domain_names=names
+    )
+
+
+def test_control_characters_of_names_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    with_odd_names(tmp_path)
+    shown = r"\x1b[31mred\nline"
+    told = run("trace", "info", "odd.npz", cwd=tmp_path, env={"COLUMNS": "200"})
+    assert (told.code, told.err) == (0, "")
+    assert f"most between {shown} and plain" in told.out
+    assert "\x1b" not in told.out
+    assert run("trace", "info", "odd.npz", "--json", cwd=tmp_path).json()["domains"]["names"] == [shown, "plain"]
+    told = run("trace", "split", "odd.npz", "--by", "domain", cwd=tmp_path)
+    assert told.code == 2
+    assert told.err.endswith(f"\n  --held-out with some of: {shown}, plain\n")
+    assert "\x1b" not in told.err
+
+
+@pytest.mark.parametrize("given", [r"\x1b[31mred\nline", "\x1b[31mred\nline"], ids=["as shown", "as it is"])
+def test_a_domain_is_held_out_by_the_name_that_is_shown(given: str, tmp_path: Path) -> None:
+    with_odd_names(tmp_path)
+    told = run("trace", "split", "odd.npz", "--by", "domain", "--held-out", given, cwd=tmp_path)
+    assert told.err.splitlines() == [
+        r"wrote odd.planning.npz: without \x1b[31mred\nline, 50.0%",
+        "wrote odd.held-out.npz: the rest, 50.0%",
+    ]
+    with np.load(tmp_path / "odd.held-out.npz") as part:
+        assert set(part["domain_id"].tolist()) == {0}
+
+
 def test_both_parts_of_a_split_are_traces(tmp_path: Path) -> None:
     done = run("trace", "split", TINY, "--by", "domain", "--held-out", "chinese", "-o", "parts", cwd=tmp_path)
     assert done.code == 0, done.err

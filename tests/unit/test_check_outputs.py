@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from planner.errors import InputError, Place, Problem
+from planner.inputs.printable import printable
 from planner.report.check_github import annotation_lines, append_summary, without_commands
 from planner.report.check_junit import junit_xml
 from planner.report.check_markdown import escaped, markdown
-from planner.report.check_report import checked_json, printable, render_checked
+from planner.report.check_report import checked_json, render_checked
 from planner.report.style import console
 from planner.review.checked import Checked
 from planner.review.compare_golden import Compared

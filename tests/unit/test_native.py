@@ -107,6 +107,19 @@ def test_unknown_arrays_are_named_in_a_warning(tmp_path: Path) -> None:
     assert read_trace(path).warnings == (f"{path}: arrays not known and ignored: logits, router",)
 
 
+def test_control_characters_of_names_are_read_as_escapes(tmp_path: Path) -> None:
+    path = write(tmp_path, expert_ids=IDS, num_experts=8, **{"a\x1b[2J\nb": 1})
+    assert read_trace(path).warnings == (f"{path}: arrays not known and ignored: a\\x1b[2J\\nb",)
+    (only,) = faults(write(tmp_path, **{"\x1b[2J": 1}))
+    assert only.startswith("not a trace: it holds \\x1b[2J\n")
+    (only,) = faults(write(tmp_path, **{"\x1b[2J": np.array([None])}))
+    assert only.startswith("\\x1b[2J: holds Python objects")
+    names = ["a\nb", "\x1b[31mc", "d\u202ee"]
+    trace = read_trace(write(tmp_path, counts=COUNTS, num_experts=8, topk=2, scenario_names=names)).trace
+    assert isinstance(trace, CountTrace)
+    assert trace.names_S == ("a\\nb", "\\x1b[31mc", "d\\u202ee")
+
+
 def test_known_optional_arrays_bring_no_warning(tmp_path: Path) -> None:
     path = write(
         tmp_path, expert_ids=IDS, num_experts=8, weights=IDS * 0.5, domain_id=np.zeros(30, int), domain_names=["a"]
