@@ -95,8 +95,8 @@ def judged_work(redundant: str) -> Callable[[Function], Function]:
 class Quantity(click.ParamType[float]):
     """A value with a unit, such as `60 s` or `1%`."""
 
-    def __init__(self, dimension: str, *, above_0: bool = False) -> None:
-        self.dimension, self.above_0 = dimension, above_0
+    def __init__(self, dimension: str, *, above_0: bool = False, below_1: bool = False) -> None:
+        self.dimension, self.above_0, self.below_1 = dimension, above_0, below_1
         self.name = dimension
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
@@ -114,6 +114,8 @@ class Quantity(click.ParamType[float]):
             self.fail(f"{value}: must be 0 or more", param, ctx)
         if self.above_0 and number == 0:
             self.fail(f"{value}: must be above 0", param, ctx)
+        if self.below_1 and number >= 1:
+            self.fail(f"{value}: must be below 100%", param, ctx)
         if self.dimension == "fraction" and number > 1:
             self.fail(f"{value}: must be at most 100%", param, ctx)
         return number

@@ -63,7 +63,8 @@ def by_sequence(trace: Trace, part: float) -> Parting:
             raise UsageError(f"{trace.path} has no seq_id, so its sequences are not known", hint="--by time")
         number, what = file_order(seq_id_T), "sequences"
     taken = np.floor((number + 1) * part) > np.floor(number * part)
-    return _both(taken, f"{part:.0%} of the {what}, taken in turn")
+    how = f"{len(np.unique(number[taken])):,} of {len(np.unique(number)):,} {what}, taken in turn"
+    return _both(taken, how)
 
 
 def by_domain(trace: Trace, held_out: Collection[str]) -> Parting:

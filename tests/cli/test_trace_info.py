@@ -201,6 +201,14 @@ def test_a_domain_is_held_out_by_the_name_that_is_shown(given: str, tmp_path: Pa
         assert set(part["domain_id"].tolist()) == {0}
 
 
+@pytest.mark.parametrize(("part", "rule"), [("0%", "above 0"), ("100%", "below 100%"), ("120%", "below 100%")])
+@pytest.mark.parametrize("by", ["time", "sequence"])
+def test_a_part_leaves_something_on_both_sides(part: str, rule: str, by: str, tmp_path: Path) -> None:
+    told = run("trace", "split", TINY, "--by", by, "--part", part, "-o", "parts", cwd=tmp_path)
+    assert (told.code, f"'--part': {part}: must be {rule}" in told.err) == (2, True)
+    assert files_in(tmp_path) == set()
+
+
 def test_both_parts_of_a_split_are_traces(tmp_path: Path) -> None:
     done = run("trace", "split", TINY, "--by", "domain", "--held-out", "chinese", "-o", "parts", cwd=tmp_path)
     assert done.code == 0, done.err

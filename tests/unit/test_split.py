@@ -81,6 +81,17 @@ def test_by_sequence_takes_turns(tmp_path: Path) -> None:
     assert third.tolist() == [False, False, False, True]
 
 
+def test_how_many_went_where_is_told(tmp_path: Path) -> None:
+    """Parts round to whole sequences, so the percentage asked for does not say it."""
+    trace = tokens(tmp_path)
+    assert by_sequence(trace, 0.5).how == "2 of 5 sequences, taken in turn"
+    assert by_time(trace, 1e-9).how == "the first 1 of 5 sequences in file order"
+    assert by_time(trace, 1 - 1e-9).how == "the first 4 of 5 sequences in file order"
+    with pytest.raises(UsageError, match="one part would be empty"):
+        by_sequence(trace, 0.1)
+    assert by_sequence(counted(tmp_path), 0.25).how == "1 of 4 windows, taken in turn"
+
+
 def test_by_domain_and_by_scenario(tmp_path: Path) -> None:
     trace = tokens(tmp_path)
     one, two = parts(trace, by_domain(trace, ["b"]), tmp_path)

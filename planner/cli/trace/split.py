@@ -19,7 +19,13 @@ from planner.cli.options import Quantity, verbosity, warn
     show_default=True,
     help="The later part, sequences in turn, or whole domains are held out.",
 )
-@click.option("--part", type=Quantity("fraction"), default="50%", show_default=True, help="Part to plan on.")
+@click.option(
+    "--part",
+    type=Quantity("fraction", above_0=True, below_1=True),
+    default="50%",
+    show_default=True,
+    help="Part to plan on, above 0% and below 100%.",
+)
 @click.option("--held-out", multiple=True, metavar="DOMAIN", help="By domain: hold this one out.")
 @click.option("-o", "--output", metavar="PREFIX", help="Prefix of both files; default: the trace's name.")
 @verbosity
