@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from planner.cost.instance import Instance, LayerLoad
 from planner.cost.step import SplitCost, StageCost
 from planner.plan.split import Split
+from planner.rules import broken_rules
 from planner.rules.cuts import BestCuts, StageLimits, best_cuts
 from planner.rules.grid import SearchSpace, points
-from planner.rules.ruled import RuledSplit, all_ruled, laid_out
+from planner.rules.least import LeastMemory
+from planner.rules.ruled import RuledSplit, laid_out
 from planner.solve.bounds import layer_bounds
 from planner.solve.problem import LayerProblem
 from planner.trace.windows import TokenSets
@@ -133,9 +135,37 @@ def bounded(candidate: Candidate, bounder: Bounder) -> Candidate:
     return candidate
 
 
-def feasible_split(instance: Instance, space: SearchSpace) -> Split | None:
-    """Some split that breaks no rule, or None; nothing is priced."""
-    return next((one.split for one in all_ruled(instance, space) if one.is_feasible), None)
+def feasible_split(
+    instance: Instance, space: SearchSpace, check_time: Callable[[], None] = lambda: None
+) -> Split | None:
+    """Some split that breaks no rule, or None; nothing is priced.
+
+    Splits that all memory together cannot hold are left out, and those with most room come first. Among equal GPUs
+    memory is looked at only where no other rule is broken, and a split that lacks it is not tried with more copies:
+    they fill no rank less and make no buffer smaller.
+
+    Args:
+        instance: model, machine and work.
+        space: which splits are looked at.
+        check_time: called first and before each split is held against the rules; may raise to end the work.
+    """
+    check_time()
+    least, equal = LeastMemory(instance), not instance.topology.is_mixed
+    found = [(least.excess(split, redundant), split, redundant) for split, redundant in points(instance, space)]
+    full: set[Split] = set()
+    for excess, split, redundant in sorted(found, key=lambda one: one[0]):
+        if excess > 0:
+            break
+        if split in full:
+            continue
+        check_time()
+        if equal and broken_rules(instance, split, redundant, space.limits):
+            continue
+        if any(one.is_feasible for one in laid_out(instance, split, redundant, space.limits)):
+            return split
+        if equal:
+            full.add(split)
+    return None
 
 
 def count_candidates(instance: Instance, space: SearchSpace) -> int:
