@@ -52,7 +52,8 @@ def plan_of(job: PlanJob, workers: Workers, watch: Watch) -> Plan:
     """The plan of a deployment, its time limit kept; raises `InfeasibleError` if there is none."""
     found = _solved(job, workers, watch)
     if found.plan is None:
-        raise infeasible(job.prepared.instance, search_space(job.deployment), found.solution.candidates)
+        space, tried = search_space(job.deployment), found.solution.candidates
+        raise infeasible(job.prepared.instance, space, tried, watch, workers.deadline)
     return found.plan
 
 

@@ -76,8 +76,9 @@ def command(deployment: Path, output: Path, as_json: bool, verbose: bool, quiet:
     with Interrupts(progress) as watch:
         with progress, Workers(deadline=deadline) as workers:
             solved = solve_deployment(loaded, prepared, output, workers, watch)
-        if solved.plan is None:
-            raise infeasible(prepared.instance, search_space(loaded), solved.solution.candidates)
+            if solved.plan is None:
+                tried = solved.solution.candidates
+                raise infeasible(prepared.instance, search_space(loaded), tried, watch, deadline)
         text = plan_text(solved.plan)
         write_whole(output, text)
     with contextlib.suppress(KeyboardInterrupt):  # the plan is there: only the report is cut short

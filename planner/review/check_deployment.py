@@ -47,7 +47,7 @@ def check_deployment(path: Path, traces: tuple[str, ...], watch: Watch, *, updat
     with Workers(deadline=None if limit_s is None else started + limit_s) as workers:
         solved = solve_deployment(loaded, prepared, golden, workers, watch)
     if solved.plan is None:
-        return _without_plan(loaded, prepared, solved, golden)
+        return _without_plan(loaded, prepared, solved, golden, watch, workers.deadline)
     if solved.plan.solver.stopped_by == "interrupt":
         raise KeyboardInterrupt  # nobody waits for a verdict any more, and a plan cut short would be a false one
     if checks.expect == "infeasible":
@@ -70,13 +70,17 @@ def _with_plan(loaded: Deployment, prepared: Prepared, plan: Plan, golden: Path,
     return Checked(loaded.path, "deployment", missed, notes=prepared.warnings, summary=summary, compared=compared)
 
 
-def _without_plan(loaded: Deployment, prepared: Prepared, solved: Solved, golden: Path) -> Checked:
+def _without_plan(
+    loaded: Deployment, prepared: Prepared, solved: Solved, golden: Path, watch: Watch, deadline: float | None
+) -> Checked:
     """Nothing fits: as expected, or with the reasons in words."""
     path = loaded.path
     if loaded.file.checks.expect == "infeasible":
         left = (f"expect: infeasible, but {golden.name} lies beside it: remove one of them",) if golden.exists() else ()
         return Checked(path, "deployment", left, notes=prepared.warnings, summary="nothing fits, as expected")
-    error = infeasible(prepared.instance, search_space(loaded), solved.solution.candidates)
+    error = infeasible(prepared.instance, search_space(loaded), solved.solution.candidates, watch, deadline)
+    if error.data.get("repairs_stopped_by") == "interrupt":
+        raise KeyboardInterrupt  # the files that follow are not to be checked, either
     problem = error.problems[0]
     notes = (*problem.hint.splitlines(), "if that is meant: checks: {expect: infeasible}")
     return Checked(path, "deployment", (f"infeasible: {problem.message}",), notes=(*prepared.warnings, *notes))

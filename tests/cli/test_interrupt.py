@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from planner.solve.interrupts import MESSAGE
-from tests.cli.running import ROOT, Result, files_in, plan_of, run
+from tests.cli.running import ROOT, Result, deployment_file, files_in, plan_of, run
 from tests.cli.terminal import TerminalRun
 
 PINS = ("--split", "tp=1,pp=1,ep=32")
@@ -70,6 +70,34 @@ def test_before_there_is_a_plan(large: Path, tmp_path: Path) -> None:
     assert "interrupted" in result.problems()[0]["message"]
     assert files_in(tmp_path) == {"plan.json"}
     assert (tmp_path / "plan.json").read_text() == "older"
+
+
+def test_while_repairs_are_looked_for(tmp_path: Path) -> None:
+    """What is proved is told. Looking is slowed down by hand: each try takes a minute."""
+    work = "workload: {phase: decode, tokens_per_gpu: 64, context_length: 4096}\n"
+    deployment_file(tmp_path, f"model: deepseek-v3\ntopology: 1 x hgx-h100\n{work}")
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "sitecustomize.py").write_text(
+        "import time\n"
+        "import planner.solve.repairs as repairs\n"
+        "real = repairs.feasible_split\n"
+        "def slow(*arguments):\n"
+        "    time.sleep(60)\n"
+        "    return real(*arguments)\n"
+        "repairs.feasible_split = slow\n"
+    )
+    path = os.pathsep.join([str(tmp_path / "slow"), str(ROOT)])
+    with TerminalRun("solve", "deployment.yaml", "--json", cwd=tmp_path, PYTHONPATH=path) as solving:
+        solving.wait_for("looking for repairs")
+        solving.send(signal.SIGINT, group=True)
+        result = solving.result()
+        assert solving.all_end()
+    assert result.code == 4
+    (problem,) = result.problems()
+    assert "no split of 8 GPUs fits" in problem["message"]
+    assert "the fullest, with" in problem["hint"]
+    assert problem["hint"].endswith("repairs were not all tried: interrupted")
+    assert "interrupted; nothing was written" not in result.err
 
 
 def test_the_first_is_answered_at_once(large: Path, tmp_path: Path) -> None:
