@@ -23,13 +23,16 @@ def summary(layout: Layout, shares: Sequence[NodeShare]) -> str:
     return f"{layout.split}; {nodes}, {layout.num_gpus} GPUs."
 
 
-def node_shares(layout: Layout, order: Sequence[int], what: str) -> list[NodeShare]:
+def node_shares(
+    layout: Layout, order: Sequence[int], what: str, hint: str = "keep each stage on nodes of its own"
+) -> list[NodeShare]:
     """The nodes in the order in which ranks fill them.
 
     Args:
         layout: the plan.
         order: GPU of every rank, as the engine numbers ranks.
         what: the engine or launcher, for the message.
+        hint: how ranks come to follow the nodes; by default for an order stage by stage.
 
     Raises:
         InputError: ranks of a node are not consecutive, so no launcher that counts node by node can do it.
@@ -45,7 +48,7 @@ def node_shares(layout: Layout, order: Sequence[int], what: str) -> list[NodeSha
     nodes = [node for node, _, _ in found]
     if len(set(nodes)) < len(nodes):
         message = f"{what} counts ranks node by node, but those of the plan go back to a node they had left"
-        raise InputError(Problem(message, Place("plan", key="stages"), "keep each stage on nodes of its own"))
+        raise InputError(Problem(message, Place("plan", key="stages"), hint))
     return [NodeShare(tuple(ranks), tuple(devices)) for _, ranks, devices in found]
 
 

@@ -85,7 +85,11 @@ def _script(layout: Layout, options: LaunchOptions, engine: str, visible: str, e
         for stage in range(split.pp)
         for shard in range(split.tp)
     ]
-    shares = node_shares(layout, order, "vLLM")
+    if split.dp > 1 and split.pp > 1:  # stages lie one after the other, so replicas cross them
+        hint = "all stages of a data-parallel replica must lie together: solve with split: {pp: 1} or {dp: 1}"
+        shares = node_shares(layout, order, "vLLM", hint)
+    else:
+        shares = node_shares(layout, order, "vLLM")
     hosts = options.need_hosts(len(shares))
     env = {}
     if split.pp > 1:

@@ -419,6 +419,18 @@ def test_ranks_that_leave_a_node_and_come_back_are_refused() -> None:
         text_of("torchrun", mixed, options())
 
 
+@pytest.mark.parametrize("name", ["launch-vllm", "launch-vllm-ascend"])
+def test_what_keeps_the_stages_of_a_replica_together(name: str) -> None:
+    """Stages on nodes of their own are what vLLM's order crosses; without stages or without replicas it does not."""
+    crossed = layout(Split(1, 8, 2, 8, 1, 1, 2), linear_rows=True)
+    assert [set(crossed.topology.node_G[list(stage)].tolist()) for stage in crossed.gpus] == [{0}, {1}]
+    with pytest.raises(InputError, match="go back to a node") as error:
+        text_of(name, crossed, options())
+    assert "solve with split: {pp: 1} or {dp: 1}" in error.value.problems[0].hint
+    for split in (Split(1, 16, 1, 16), Split(8, 2, 1, 16), Split(8, 1, 2, 8, 1, 1, 2), Split(16, 1, 1, 16)):
+        assert "vllm serve" in text_of(name, layout(split, linear_rows=True), options())
+
+
 def test_unequal_stages_are_refused_where_they_cannot_be_said() -> None:
     cuts = replace(layout(Split(1, 4, 2, 4, 1, 1, 2), linear_rows=True), cuts=(range(3), range(3, 4)))
     with pytest.raises(InputError, match=r"stages of \[3, 1\] layers"):
