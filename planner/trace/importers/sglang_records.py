@@ -128,17 +128,16 @@ def _passes(dumps: Sequence[_Dump], found: Found, experts: int) -> Iterator[Coun
             by_pass.setdefault(dump.number(index, "forward_pass_id"), []).append((dump, index))
     repeats = Repeats()
     for pass_id, members in sorted(by_pass.items()):
-        total_LP = np.zeros_like(dumps[0].expert_LP)
+        total_LE = np.zeros((len(dumps[0].expert_LP), experts), dtype=np.int64)
         for dump, index in members:
             counts_LP = dump.array(index, "global_physical_count", 2)
-            if counts_LP.shape != total_LP.shape or dump.expert_LP.shape != total_LP.shape:
-                message = f"{list(counts_LP.shape)} counts, but a map of {list(total_LP.shape)}"
+            if counts_LP.shape != dump.expert_LP.shape or dump.expert_LP.shape != dumps[0].expert_LP.shape:
+                message = f"{list(counts_LP.shape)} counts, but a map of {list(dumps[0].expert_LP.shape)}"
                 raise bad(dump.path, message, "give the files of one run", key=f"records[{index}]")
             repeats.add(dump.path.name, pass_id, counts_LP)
-            total_LP += counts_LP
-        pairs = zip(total_LP, dumps[0].expert_LP, strict=True)
-        rows = [to_logical_counts(counts, expert, experts) for counts, expert in pairs]
-        yield CountBlock(np.stack(rows), f"pass {pass_id}")
+            pairs = zip(counts_LP, dump.expert_LP, strict=True)  # its own map: a rebalance may lie between two dumps
+            total_LE += np.stack([to_logical_counts(counts, expert, experts) for counts, expert in pairs])
+        yield CountBlock(total_LE, f"pass {pass_id}")
     found.faults.extend(repeats.faults(found.path))
 
 

@@ -174,6 +174,24 @@ def test_sglang_per_pass_sums_ranks_and_maps_slots_back(desk: Desk) -> None:
     same_counts(desk.bring(desk.folder / "dump").arrays, IDS[:40], IDS[40:])
 
 
+def test_sglang_per_pass_takes_each_dump_by_its_own_map(desk: Desk) -> None:
+    """Experts were moved between two dumps: slots of the second hold others than those of the first."""
+    parts = [IDS[:40], IDS[40:], IDS[20:50]]
+    for number, (mapped, held) in enumerate([(PLACED, parts[:2]), (PLACED[:, ::-1], parts[2:])]):
+        counts = [slot_counts(on_slots(part))[:, :: 1 - 2 * number] for part in held]
+        records = [
+            {
+                "forward_pass_id": 10 * number + index,
+                "rank": 0,
+                "gatherer_key": "primary",
+                "global_physical_count": part,
+            }
+            for index, part in enumerate(counts)
+        ]
+        desk.put(f"dump/r_{number}.pt", pt({"records": records, "last_physical_to_logical_map": mapped.copy()}))
+    same_counts(desk.bring(desk.folder / "dump").arrays, *parts)
+
+
 def test_sglang_per_token(desk: Desk) -> None:
     records = []
     for index, (mode, part) in enumerate([(1, IDS[:40]), (4, IDS[:0]), (2, IDS[40:50]), (2, IDS[50:])]):
