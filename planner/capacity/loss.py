@@ -48,12 +48,12 @@ def loss_of(plan: Plan, nodes: tuple[int, ...]) -> Loss:
         if experts - alive
     }
     split = plan.split
-    whole, broken_ranks = [], 0
+    whole, broken_D = [], np.zeros(split.dp, dtype=bool)
     for number, stage in enumerate(plan.stages):
         dead_G = np.isin(stage.gpus, gone)
         if dead_G.all():
             whole.append(number)
-        broken_ranks = max(broken_ranks, int(dead_G.reshape(split.dp, split.tp).any(axis=1).sum()))
+        broken_D |= dead_G.reshape(split.dp, split.tp).any(axis=1)  # a sequence is on its rank in every stage
     work = plan.inputs.workload
     per_rank = work.tokens_per_gpu * plan.inputs.gpus / split.dp / work.tokens_per_sequence
     return Loss(
@@ -62,7 +62,7 @@ def loss_of(plan: Plan, nodes: tuple[int, ...]) -> Loss:
         last_copies=lost,
         copies=sum(copies for _, copies in left.values()),
         whole_stages=tuple(whole),
-        sequences=round(per_rank * broken_ranks),
+        sequences=round(per_rank * int(broken_D.sum())),
         of="sequences" if work.phase == "decode" else "tokens",
         reload_bytes=sum(map(len, lost.values())) * expert_bytes(plan.inputs.model, plan.inputs.cost.precision.experts),
     )

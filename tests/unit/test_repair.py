@@ -8,6 +8,7 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
+from planner.capacity.loss import loss_of
 from planner.capacity.repair import Repair, repair, repaired_plan
 from planner.capacity.survivors import Load, covers
 from planner.check import check, space_of
@@ -131,6 +132,14 @@ def test_a_stage_that_is_gone_is_read_whole() -> None:
     assert loads.storage_bytes == 2 * SLOT
     assert loads.other_storage_bytes == attention + small_ones + head
     assert (loads.copied_bytes, loads.other_copied_bytes) == ({}, {})
+
+
+@pytest.mark.parametrize(("nodes", "ranks"), [((0,), 1), ((0, 2), 1), ((0, 3), 2), ((0, 1, 2), 2)])
+def test_requests_are_lost_with_any_stage_of_their_rank(nodes: tuple[int, ...], ranks: int) -> None:
+    """Two stages of two data-parallel ranks, one GPU each: GPUs 0 and 2 hold rank 0, GPUs 1 and 3 rank 1."""
+    made = building.instance(small(2, layers=2), building.topology(4, 1), tokens=64)
+    plan = in_force(made, Split(1, 2, 2, 2, 1, 1, 2), [[0, 1], [0, 1]], building.space(0, tp=1))
+    assert loss_of(plan, nodes).sequences == ranks * 128
 
 
 def test_never_more_than_solving_anew_and_what_is_told_is_true() -> None:
