@@ -220,7 +220,8 @@ def _by_rank(row: Sequence[int], ranks: int) -> list[list[int]]:
 def _balance(placed: Placement, model: Model, ranks: int, about: About) -> Balance:
     windows = _windows(model, about)
     rows = [placed.layer_ids.index(layer) for layer in windows.layer_ids_L.tolist()]
-    loads_SLR = rank_loads(windows.counts_SLE, placed.expert_LP[rows], ranks)
+    scale_S = 1.0 / windows.tokens_S  # windows weigh the same, however long they were
+    loads_SLR = rank_loads(windows.counts_SLE, placed.expert_LP[rows], ranks) * scale_S[:, None, None]
     experts = model.moe.num_experts
     linear_P = linear(experts, slots_of_ranks(experts, ranks))
     linear_SLR = rank_loads(windows.counts_SLE, np.tile(linear_P, (len(rows), 1)), ranks)

@@ -156,3 +156,13 @@ def test_balance_on_a_trace(tmp_path: Path) -> None:
     broken = examined(tmp_path, "sglang", sglang(FILLER, shared, [0, 0, 1, 2, 3, 1]), traces=(trace,))
     assert broken.balance is None
     assert any("balance: not computed" in note for note in broken.notes)
+
+
+def test_windows_weigh_the_same_however_long_they_were(tmp_path: Path) -> None:
+    """A long even window, and a short one with half as much again on the first rank: (1 + 1) / (1 + 1.5)."""
+    counts = np.array([[[3000] * 4] * 2, [[6, 3, 2, 1]] * 2])
+    trace = tmp_path / "trace.npz"
+    np.savez(trace, counts=counts, num_experts=4, topk=1, layer_ids=[1, 2])
+    found = examined(tmp_path, "sglang", sglang(*[[0, 1, 2, 3]] * 3), traces=(trace,))
+    assert found.balance is not None
+    assert found.balance.balancedness == pytest.approx(2 / 2.5)
