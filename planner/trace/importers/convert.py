@@ -83,6 +83,9 @@ def _import_tokens(name: str, found: Found, given: Given, output: Path) -> Impor
         try:
             _fill(spool, survey, cast("Iterator[TokenBlock]", found.blocks), found, given)
             if not survey.tokens:
+                problems, _ = sort_out(survey.faults(found.path, split_phases=True), given.accepted)
+                if problems:
+                    raise InputError(problems)
                 raise bad(found.path, "no token was routed", "nothing to import; see --phase and --filler if given")
             placed = place_rows(found, survey.live(), given)
             choices = survey.used_K
@@ -108,8 +111,7 @@ def _fill(spool: Spool, survey: Survey, blocks: Iterator[TokenBlock], found: Fou
         if dtype == np.uint8 and survey.none:
             spool.retype("expert_ids", dtype_for(survey.num_experts, with_none=True))
             dtype = dtype_for(survey.num_experts, with_none=True)
-        inside = seen.ids_TLK if not survey.strange else np.where(seen.ids_TLK < survey.num_experts, seen.ids_TLK, 0)
-        spool.append("expert_ids", inside.astype(dtype))
+        spool.append("expert_ids", seen.ids_TLK.astype(dtype))
         columns = (block.seq_id_T, block.pos_T, block.step_id_T, block.domain_id_T, block.weights_TLK)
         for key, column in zip(_COLUMNS, columns, strict=True):
             if column is not None:

@@ -28,7 +28,7 @@ _VALUES = 64
 
 @dataclass(frozen=True)
 class Seen:
-    """A block after the look: without padding."""
+    """A block after the look: without padding, and -1 for ids out of range."""
 
     ids_TLK: Ints
     keep_T: NDArray[np.bool_] | None
@@ -69,7 +69,8 @@ class Survey:
         ids = self._without_fillers(ids_TLK)
         least, most = int(ids.min()), int(ids.max())
         if most >= self.num_experts or least < -1:
-            self._note_strange(ids)
+            ids = self._without_strange(ids)
+            least = -1
         ids_LKT = by_layer(ids)
         same_LT = np.zeros((layers, tokens), dtype=bool)
         none_LT = np.zeros((layers, tokens), dtype=bool)
@@ -84,13 +85,15 @@ class Survey:
         signed = ids_TLK.astype(np.int64)
         return np.where(np.isin(signed, self.fillers), -1, signed)
 
-    def _note_strange(self, ids: Ints) -> None:
+    def _without_strange(self, ids: Ints) -> Ints:
+        """Foreign ids are noted and stand for no expert, so that what is accepted adds to no expert's load."""
         wrong = (ids >= self.num_experts) | (ids < -1)
         self.strange_rows += int(wrong.any(axis=2).sum())
         values, counts = np.unique(ids[wrong], return_counts=True)
         for value, count in zip(values.tolist(), counts.tolist(), strict=True):
             if value in self.strange or len(self.strange) < _VALUES:
                 self.strange[value] += count
+        return np.where(wrong, -1, ids.astype(np.int64))
 
     def _look_at_layer(
         self, layer: int, ids_KT: Ints, same_T: NDArray[np.bool_], none_T: NDArray[np.bool_], *, may_lack: bool
@@ -140,7 +143,7 @@ class Survey:
         faults += self._strange_faults(where)
         live_L = self.live()
         repeated = int(self.repeated_L[live_L].sum())
-        if repeated and not self.strange:
+        if repeated:
             row = int(np.argmax(self.repeated_L * live_L))
             message = f"{repeated:,} tokens chose an expert twice in one layer, most in row {row}"
             cure = "physical ids of copies taken for logical ones, or a filler id (--filler)"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from planner.trace.faults import FAULTS
+from planner.trace.native import read_trace
 from tests.unit.importers.recording import MOE_LAYERS, Desk, Outcome, counted, json_lines, npy, pt, routes, with_dense
 from tests.unit.importers.test_round_trips import IDS, PLACED, megatron, on_slots, same_counts, same_tokens, slot_counts
 
@@ -47,6 +48,35 @@ def test_filler_ids(desk: Desk, filler: int) -> None:
     same_tokens(desk.bring(path, options=[*options, "--filler", filler]).arrays, expected)
 
 
+def test_an_accepted_filler_id_is_no_expert(desk: Desk) -> None:
+    """Also beside expert 0, which it must not choose a second time."""
+    ids = with_dense(IDS).astype(np.uint8)
+    ids[7, 2], ids[9, 3] = (0, 255), (255, 5)
+    path = desk.put("routes.npy", npy(ids))
+    outcome = desk.bring(path, options=["--from", "vllm", "--accept", "filler-ids"])
+    named(outcome, "filler-ids", "id 255 in 2 choices", "accepted", code=0)
+    expected = IDS.copy()
+    expected[7, 1], expected[9, 2] = (0, -1), (-1, 5)
+    same_tokens(outcome.arrays, expected)
+    assert outcome.arrays["expert_ids"].dtype.kind == "i"
+    read_trace(outcome.path)
+
+
+def test_repeats_are_found_beside_an_accepted_filler_id(desk: Desk) -> None:
+    ids = with_dense(IDS).astype(np.uint8)
+    ids[7, 2], ids[9, 3] = (4, 255), (5, 5)
+    outcome = desk.bring(desk.put("routes.npy", npy(ids)), options=["--from", "vllm", "--accept", "filler-ids"])
+    named(outcome, "repeated-expert", "1 tokens chose an expert twice in one layer, most in row 3")
+
+
+def test_foreign_ids_alone_are_named(desk: Desk) -> None:
+    path = desk.put("routes.npy", npy(np.full((4, 5, 2), 255, dtype=np.uint8)))
+    named(desk.bring(path, options=["--from", "vllm"]), "filler-ids", "id 255 in 40 choices", "--filler 255")
+    outcome = desk.bring(path, options=["--from", "vllm", "--accept", "filler-ids"])
+    assert outcome.code == 3
+    assert "no token was routed" in outcome.err
+
+
 def test_filler_ids_that_are_valid_experts(desk: Desk) -> None:
     """255 is an expert where there are 256; a row that it fills is none, and neither is one of zeros."""
     good = routes(40, layers=3, experts=256, top_k=4)
@@ -82,6 +112,17 @@ def test_shared_experts(desk: Desk) -> None:
     options = ["--from", "vllm"]
     named(desk.bring(path, model=False, options=[*options, "--num-experts", 8]), "shared-experts", "--filler 8")
     same_tokens(desk.bring(path, options=[*options, "--filler", 8]).arrays)
+
+
+@pytest.mark.parametrize("model", [True, False])
+def test_an_accepted_shared_expert_leaves_no_column(desk: Desk, model: bool) -> None:
+    shared = np.concatenate([with_dense(IDS), np.full((60, 5, 1), 8)], axis=2)
+    path = desk.put("routes.npy", npy(shared.astype(np.uint8)))
+    said = ["--from", "vllm", "--accept", "shared-experts", *([] if model else ["--num-experts", 8])]
+    outcome = desk.bring(path, model=model, options=said)
+    named(outcome, "shared-experts", "accepted", code=0)
+    same_tokens(outcome.arrays)
+    assert read_trace(outcome.path).trace.top_k == 2
 
 
 def test_double_count_by_ranks_that_saw_the_same(desk: Desk) -> None:
