@@ -3,6 +3,7 @@
 Source: NVIDIA/TensorRT-LLM, tensorrt_llm/_torch/expert_statistic.py (EXPERT_STATISTIC_ITER_RANGE). One
 tensor for each "<iteration>_<hidden layer>": what that rank's own tokens chose, so ranks are added up.
 With a load balancer the numbers belong to slots; the map is its `initial_global_assignments`.
+Several folders are windows after each other.
 
 Legend: L layers, E experts.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,9 +28,41 @@ _RANK: Final = re.compile(r"rank(\d+)\.safetensors")  # not rank0_raw, not coocc
 _KEY: Final = re.compile(r"(\d{1,9})_(\d{1,5})")
 
 
+@dataclass(frozen=True)
+class _Statistics:
+    """What one folder holds."""
+
+    folder: Path
+    files: tuple[SafetensorsFile, ...]
+    """Of all ranks."""
+    iterations: tuple[int, ...]
+    layers: tuple[int, ...]
+    slots: int
+    top_k: int
+
+
 def read(sources: Sequence[Path], given: Given) -> Found:
-    """Open the folder of one recording."""
-    folder = sources[0] if sources[0].is_dir() else sources[0].parent
+    """Open the folders of one recording; those of several runs are windows after each other."""
+    folders = {(path if path.is_dir() else path.parent).resolve(): path for path in sources}
+    every = [_statistics(path if path.is_dir() else path.parent) for path in folders.values()]
+    first = every[0]
+    for other in every[1:]:
+        if (other.layers, other.slots, other.top_k) != (first.layers, first.slots, first.top_k):
+            message = f"other layers, experts or top-k than {first.folder}"
+            raise bad(other.folder, message, "give folders of the same model and pipeline stage, others apart")
+    folder, slots = first.folder, first.slots
+    experts = needs_experts(folder, None if given.physical_map else slots, given)
+    found = Found(
+        folder, "hidden", iter(()), per_token=False, layer_ids=first.layers, num_experts=experts, top_k=first.top_k
+    )
+    if not given.physical_map:
+        found.notes.append(
+            f"{slots} columns taken as experts; with a load balancer they are slots: give --physical-map"
+        )
+    return replace(found, blocks=_blocks(every, experts, given, found))
+
+
+def _statistics(folder: Path) -> _Statistics:
     meta = folder / "meta_info.json"
     numbers = document(meta) if meta.is_file() else None
     slots = numbers.get("num_experts") if isinstance(numbers, dict) else None
@@ -42,19 +75,13 @@ def read(sources: Sequence[Path], given: Given) -> Found:
     files = _files(folder)
     keys = _keys(files)
     layers = tuple(sorted({layer for _, layer in keys}))
-    iterations = sorted({iteration for iteration, _ in keys})
+    iterations = tuple(sorted({iteration for iteration, _ in keys}))
     lacking = len(iterations) * len(layers) - len(keys)
     if lacking:
         first = next(f"{i}_{l}" for i in iterations for l in layers if (i, l) not in keys)
         hint = "every iteration has every layer: cut off, or layers of pipeline stages that overwrote each other"
         raise bad(files[0].path, f"{first} is missing ({lacking} in all) [pipeline-ranks]", hint)
-    experts = needs_experts(folder, None if given.physical_map else slots, given)
-    found = Found(folder, "hidden", iter(()), per_token=False, layer_ids=layers, num_experts=experts, top_k=top_k)
-    if not given.physical_map:
-        found.notes.append(
-            f"{slots} columns taken as experts; with a load balancer they are slots: give --physical-map"
-        )
-    return replace(found, blocks=_blocks(files, iterations, slots, experts, given, found))
+    return _Statistics(folder, tuple(files), iterations, layers, slots, top_k)
 
 
 def _files(folder: Path) -> list[SafetensorsFile]:
@@ -83,22 +110,25 @@ def _keys(files: Sequence[SafetensorsFile]) -> set[tuple[int, int]]:
     return every
 
 
-def _blocks(
-    files: Sequence[SafetensorsFile], iterations: list[int], slots: int, experts: int, given: Given, found: Found
-) -> Iterator[CountBlock]:
-    repeats = Repeats()
-    assert found.layer_ids is not None
-    for iteration in iterations:
-        total: Any = 0
-        for file in files:
-            names = [f"{iteration}_{layer}" for layer in found.layer_ids]
-            rows = [as_whole(file.array(name), file.path, name) for name in names]
-            if any(row.shape != (slots,) for row in rows):
-                raise bad(file.path, f"counts in {iteration}_* are not [{slots}]", "meta_info.json is of another run")
-            repeats.add(file.path.name, iteration, np.stack(rows))
-            total = total + np.stack(rows)
-        yield CountBlock(_logical(total, found.layer_ids, experts, given), f"iteration {iteration}")
-    found.faults.extend(repeats.faults(found.path))
+def _blocks(every: Sequence[_Statistics], experts: int, given: Given, found: Found) -> Iterator[CountBlock]:
+    names = [one.folder.resolve().name for one in every]
+    if len(set(names)) < len(names):
+        names = [str(one.folder) for one in every]
+    for one, folder_name in zip(every, names, strict=True):
+        prefix = f"{folder_name} " if len(every) > 1 else ""
+        repeats = Repeats()
+        for iteration in one.iterations:
+            total: Any = 0
+            for file in one.files:
+                keys = [f"{iteration}_{layer}" for layer in one.layers]
+                rows = [as_whole(file.array(key), file.path, key) for key in keys]
+                if any(row.shape != (one.slots,) for row in rows):
+                    message = f"counts in {iteration}_* are not [{one.slots}]"
+                    raise bad(file.path, message, "meta_info.json is of another run")
+                repeats.add(file.path.name, iteration, np.stack(rows))
+                total = total + np.stack(rows)
+            yield CountBlock(_logical(total, one.layers, experts, given), f"{prefix}iteration {iteration}")
+        found.faults.extend(repeats.faults(one.folder))
 
 
 def _logical(

@@ -209,14 +209,14 @@ def test_sglang_per_token(desk: Desk) -> None:
     assert "per_token keeps 8 choices of a token, but this model makes 10" in outcome.err
 
 
-def trt(desk: Desk, columns: int, by_rank: list[list[Ids]]) -> Path:
+def trt(desk: Desk, columns: int, by_rank: list[list[Ids]], name: str = "stats") -> Path:
     """A statistics folder: counts [layers, columns] by rank and iteration, as hidden layers 1..4."""
-    desk.put("stats/meta_info.json", json.dumps({"num_experts": columns, "num_experts_per_token": 2}))
+    desk.put(f"{name}/meta_info.json", json.dumps({"num_experts": columns, "num_experts_per_token": 2}))
     for rank, iterations in enumerate(by_rank):
         tensors = {f"{100 + i}_{1 + row}": c[row] for i, c in enumerate(iterations) for row in range(4)}
-        desk.put(f"stats/rank{rank}.safetensors", safetensors(tensors))
-        desk.put(f"stats/rank{rank}_raw.safetensors", b"not read")
-    return desk.folder / "stats"
+        desk.put(f"{name}/rank{rank}.safetensors", safetensors(tensors))
+        desk.put(f"{name}/rank{rank}_raw.safetensors", b"not read")
+    return desk.folder / name
 
 
 def test_tensorrt_llm_sums_ranks(desk: Desk) -> None:
@@ -224,6 +224,35 @@ def test_tensorrt_llm_sums_ranks(desk: Desk) -> None:
     outcome = desk.bring(folder)
     same_counts(outcome.arrays, IDS[:40], IDS[40:])
     assert outcome.arrays["scenario_names"].tolist() == ["iteration 100", "iteration 101"]
+
+
+@pytest.mark.parametrize(
+    ("folders", "told"), [(("night", "day"), ("night", "day")), (("a/stats", "b/stats"), ("*a/stats", "*b/stats"))]
+)
+def test_tensorrt_llm_folders_are_windows(desk: Desk, folders: tuple[str, ...], told: tuple[str, ...]) -> None:
+    parts = np.split(IDS, 2)
+    paths = [trt(desk, 8, [[counted(part)]], name) for name, part in zip(folders, parts, strict=True)]
+    outcome = desk.bring(*paths)
+    same_counts(outcome.arrays, *parts)
+    expected = [f"{name.replace('*', f'{desk.folder}/')} iteration 100" for name in told]
+    assert outcome.arrays["scenario_names"].tolist() == expected
+
+
+def test_tensorrt_llm_files_of_one_folder_are_read_once(desk: Desk) -> None:
+    folder = trt(desk, 8, [[counted(IDS[:20])], [counted(IDS[20:])]])
+    files = [folder / f"rank{rank}.safetensors" for rank in range(2)]
+    outcome = desk.bring(*files, options=["--from", "tensorrt-llm"])
+    same_counts(outcome.arrays, IDS)
+    assert outcome.arrays["scenario_names"].tolist() == ["iteration 100"]
+
+
+def test_tensorrt_llm_folders_of_different_layers(desk: Desk) -> None:
+    trt(desk, 8, [[counted(IDS)]], "first")
+    desk.put("second/meta_info.json", json.dumps({"num_experts": 8, "num_experts_per_token": 2}))
+    desk.put("second/rank0.safetensors", safetensors({"100_1": counted(IDS)[0]}))
+    outcome = desk.bring(desk.folder / "first", desk.folder / "second")
+    assert outcome.code == 3
+    assert "second: other layers, experts or top-k than" in outcome.err
 
 
 def test_tensorrt_llm_slots(desk: Desk) -> None:
