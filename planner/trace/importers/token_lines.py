@@ -2,7 +2,8 @@
 
 Seen in forks of vLLM as `moe_routes.jsonl` ({layer, token_idx, topk_ids, topk_weights} after an
 optional header), and in johanna-rock/moe-balance ({layer, batch_id, topk_experts}). Records of a pass
-may come layer by layer or token by token. `step` or `batch_id`, where there is one, is the engine step.
+may come layer by layer or token by token, and layers whose records name tokens (`token_idx`) in any order
+of them. `step` or `batch_id`, where there is one, is the engine step.
 """
 
 from __future__ import annotations
@@ -59,7 +60,15 @@ def _records(path: Path, seen: _Seen) -> Iterator[LayerRecord]:
         ids_TK = whole_numbers(ids if nested else [ids], 2, path, key, line)
         step = next((record[name] for name in _STEPS if type(record.get(name)) is int), None)
         seen.steps = seen.steps or step is not None
-        yield LayerRecord(line, step or 0, layer, ids_TK)
+        yield LayerRecord(line, step or 0, layer, ids_TK, _tokens(record.get("token_idx"), len(ids_TK)))
+
+
+def _tokens(said: Any, rows: int) -> tuple[int, ...] | None:
+    """The tokens of a record's rows; None: not told."""
+    every = said if isinstance(said, list) else [said]
+    if len(every) != rows or any(type(token) is not int for token in every):
+        return None
+    return tuple(every)
 
 
 def _blocks(found: Iterator[Pass], first: Pass, seen: _Seen, opened: Found) -> Iterator[TokenBlock]:

@@ -391,6 +391,62 @@ def test_token_lines(desk: Desk, order: str) -> None:
     assert outcome.arrays["step_id"].tolist() == np.repeat([0, 1, 2], 20).tolist()
 
 
+def token_lines(order: dict[int, list[int]], named: bool = True, ids: Ids = IDS) -> str:
+    """Records of one pass, layer by layer, each with tokens in this order."""
+    lines = []
+    for row, tokens in order.items():
+        for token in tokens:
+            record = {"layer": 1 + row, "topk_ids": ids[token, row].tolist()}
+            lines.append(record | {"token_idx": token} if named else record)
+    return json_lines(lines)
+
+
+def test_token_lines_are_joined_by_token(desk: Desk) -> None:
+    """Layers wrote their tokens in different orders; without token_idx the order is all there is."""
+    order = {row: np.random.default_rng(row).permutation(60).tolist() for row in range(4)}
+    same_tokens(desk.bring(desk.put("moe_routes.jsonl", token_lines(order))).arrays)
+    same = dict.fromkeys(range(4), order[0])
+    path = desk.put("moe_routes.jsonl", token_lines(same, named=False))
+    same_tokens(desk.bring(path).arrays, IDS[order[0]])
+
+
+def test_token_lines_of_many_tokens_a_record(desk: Desk) -> None:
+    lines = [
+        {"layer": 1 + row, "token_idx": tokens.tolist(), "topk_ids": IDS[tokens, row].tolist()}
+        for row in range(4)
+        for tokens in np.split(np.random.default_rng(row).permutation(60), 3)
+    ]
+    same_tokens(desk.bring(desk.put("moe_routes.jsonl", json_lines(lines))).arrays)
+
+
+def test_token_lines_of_one_layer(desk: Desk) -> None:
+    """Each pass begins at token 0 again, but nothing tells where."""
+    lines = [{"layer": 1, "token_idx": token % 20, "topk_ids": IDS[token, 0].tolist()} for token in range(60)]
+    path = desk.put("moe_routes.jsonl", json_lines(lines))
+    outcome = desk.bring(path, model=False, options=["--num-experts", 8])
+    np.testing.assert_array_equal(outcome.arrays["expert_ids"], IDS[:, :1])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([0, 1, 3], "layer 2 lacks token 2 in the pass that begins here, another has it [token-sum]"),
+        ([0, 1, 1], "layer 2 has token 1 twice in the pass that begins here [token-sum]"),
+    ],
+)
+def test_token_lines_of_other_tokens(desk: Desk, tokens: list[int], message: str) -> None:
+    outcome = desk.bring(desk.put("moe_routes.jsonl", token_lines({0: [0, 1, 2], 1: tokens, 2: [0, 1, 2]})))
+    assert outcome.code == 3
+    assert f"moe_routes.jsonl:1:1: token_idx: {message}" in outcome.err
+
+
+def test_token_lines_some_of_which_name_no_token(desk: Desk) -> None:
+    text = token_lines({0: [0, 1]}) + token_lines({1: [0, 1]}, named=False)
+    outcome = desk.bring(desk.put("moe_routes.jsonl", text))
+    assert outcome.code == 3
+    assert "2 of 4 records of the pass that begins here name their tokens" in outcome.err
+
+
 def test_native_files_are_joined(desk: Desk) -> None:
     for index, part in enumerate(np.split(IDS, 2)):
         np.savez_compressed(
