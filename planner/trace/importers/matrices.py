@@ -50,8 +50,7 @@ _LIMIT_NUMBERS: Final = 1 << 28
 
 def read(sources: Sequence[Path], given: Given) -> Found:
     """Open files of counts."""
-    del given
-    blocks = _blocks(sources)
+    blocks = _blocks(sources, given.experts())
     first = next(blocks, None)
     if first is None:
         raise bad(sources[0], "no counts in it", _HINT)
@@ -59,18 +58,21 @@ def read(sources: Sequence[Path], given: Given) -> Found:
     return Found(sources[0], "either", chain([first], blocks), per_token=False, num_experts=experts)
 
 
-def _blocks(sources: Sequence[Path]) -> Iterator[CountBlock]:
+def _blocks(sources: Sequence[Path], experts: int | None) -> Iterator[CountBlock]:
     for path in sources:
         prefix = f"{path.stem} " if len(sources) > 1 else ""
-        for name, counts in arrays(path, deepest=3):
+        for name, counts in arrays(path, deepest=3, experts=experts):
             for index, counts_LE in enumerate(counts if counts.ndim == 3 else counts[None]):
                 label = f"window {index}" if counts.ndim == 3 else name
                 yield CountBlock(counts_LE, (prefix + label).strip() or path.stem)
 
 
-def arrays(path: Path, deepest: int) -> Iterator[tuple[str, Counts]]:
-    """Named arrays of a file, with 2 to `deepest` axes; raises `InputError` on anything else."""
-    for name, found in _arrays(path, deepest):
+def arrays(path: Path, deepest: int, experts: int | None = None) -> Iterator[tuple[str, Counts]]:
+    """Named arrays of a file, with 2 to `deepest` axes; raises `InputError` on anything else.
+
+    `experts`, where they are known, are the columns of a list that need not name those which were never chosen.
+    """
+    for name, found in _arrays(path, deepest, experts):
         if not 2 <= found.ndim <= deepest or 0 in found.shape:
             raise bad(path, f"{list(found.shape)} found", _HINT, key=name)
         if found.shape[-1] > LIMIT_EXPERTS or found.shape[-2] > LIMIT_ROWS:
@@ -80,7 +82,7 @@ def arrays(path: Path, deepest: int) -> Iterator[tuple[str, Counts]]:
         yield name, found
 
 
-def _arrays(path: Path, deepest: int) -> Iterator[tuple[str, Counts]]:
+def _arrays(path: Path, deepest: int, experts: int | None) -> Iterator[tuple[str, Counts]]:
     with path.open("rb") as file:
         head = file.read(1 << 16)
     if head.startswith(MAGIC):
@@ -95,7 +97,7 @@ def _arrays(path: Path, deepest: int) -> Iterator[tuple[str, Counts]]:
     elif head.lstrip()[:1] in (b"[", b"{"):
         yield "", _json(path, deepest)
     else:
-        yield "", _csv(path)
+        yield "", _csv(path, experts)
 
 
 def _npy(path: Path) -> Iterator[Counts]:
@@ -131,7 +133,7 @@ def _json(path: Path, deepest: int) -> Counts:
     return whole_numbers(content, max(depth, 2), path, key)
 
 
-def _csv(path: Path) -> Counts:
+def _csv(path: Path, experts: int | None) -> Counts:
     if path.stat().st_size > _CSV_BYTES:
         raise bad(path, f"larger than {_CSV_BYTES >> 20} MiB", "save it as .npy")
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
@@ -143,7 +145,7 @@ def _csv(path: Path) -> Counts:
         raise bad(path, "empty", _HINT)
     header = [cell.strip().lower() for cell in rows[0][1]]
     if set(header) & set(_NAMES["expert"]):
-        return _listed(header, rows[1:], path)
+        return _listed(header, rows[1:], path, experts)
     if not _is_number(header[-1]):
         rows = rows[1:]
     named = bool(rows) and not _is_number(rows[0][1][0])
@@ -151,8 +153,11 @@ def _csv(path: Path) -> Counts:
     return whole_numbers(table, 2, path, "")
 
 
-def _listed(header: Sequence[str], rows: Sequence[tuple[int, list[str]]], path: Path) -> Counts:
-    """Counts of rows that name layer and expert, with steps as windows; without a count each row is one choice."""
+def _listed(header: Sequence[str], rows: Sequence[tuple[int, list[str]]], path: Path, experts: int | None) -> Counts:
+    """Counts of rows that name layer and expert, with steps as windows; without a count each row is one choice.
+
+    Experts that no row names were never chosen, also the last ones, where it is known how many there are.
+    """
     place = _columns(header, path)
     found: dict[tuple[int, int, int], int] = {}
     for number, row in rows:
@@ -168,7 +173,8 @@ def _listed(header: Sequence[str], rows: Sequence[tuple[int, list[str]]], path: 
     if not found:
         raise bad(path, "no rows", f"expected {','.join(header)}")
     steps = sorted({step for step, _, _ in found})
-    shape = (len(steps), max(key[1] for key in found) + 1, max(key[2] for key in found) + 1)
+    columns = max(experts or 0, max(key[2] for key in found) + 1)
+    shape = (len(steps), max(key[1] for key in found) + 1, columns)
     if int(np.prod(shape, dtype=object)) > _LIMIT_NUMBERS:
         raise bad(path, f"{list(shape)} is more than can be counted at once", "add steps up, or split the file")
     counts = np.zeros(shape, dtype=np.int64)

@@ -357,6 +357,27 @@ def test_windows_of_matrices(desk: Desk) -> None:
     same_counts(desk.bring(desk.put("steps.csv", "step,layer_id,expert_id,tokens\n" + "".join(rows))).arrays, *parts)
 
 
+@pytest.mark.parametrize("model", [True, False])
+@pytest.mark.parametrize("header", ["layer,expert,count", "layer,expert", "step,layer,expert,count"])
+def test_experts_that_a_list_never_names(desk: Desk, header: str, model: bool) -> None:
+    """Nobody chose expert 7; files without a list have a column for it, or lack it."""
+    ids = routes(60, experts=7)
+    cells = [(1 + layer, expert, count) for layer, row in enumerate(counted(ids).tolist())
+             for expert, count in enumerate(row)]  # fmt: skip
+    if header == "layer,expert":
+        rows = [f"{layer},{expert}\n" * count for layer, expert, count in cells]
+    else:
+        step = "0," if header.startswith("step") else ""
+        rows = [f"{step}{layer},{expert},{count}\n" for layer, expert, count in cells if count]
+    path = desk.put("list.csv", f"{header}\n" + "".join(rows))
+    options = [] if model else ["--num-experts", 8, "--top-k", 2]
+    same_counts(desk.bring(path, model=model, options=options).arrays, ids)
+    outcome = desk.bring(path, model=False, options=["--num-experts", 6, "--top-k", 2])
+    assert "7 experts recorded, but 6 are expected" in outcome.err
+    outcome = desk.bring(desk.put("plain.npy", npy(counted(ids, experts=7))), options=["--from", "matrix"])
+    assert "7 experts recorded, but 8 are expected" in outcome.err
+
+
 @pytest.mark.parametrize(
     ("header", "message"),
     [
