@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from planner.trace.importers.found import CountBlock, Found, Given, TokenBlock, 
 from planner.trace.native import read_trace
 from planner.trace.trace import CountTrace, TokenTrace
 
+_LIMIT_ID: Final = 1 << 63
 Part = Callable[[slice], NDArray[Any]]
 
 
@@ -42,24 +43,41 @@ def read(sources: Sequence[Path], given: Given) -> Found:
 def _tokens(traces: Sequence[TokenTrace], found: Found) -> Iterator[TokenBlock]:
     """Sequences and steps of each trace are numbered after those of the one before."""
     weighed = np.result_type(np.float16, *(_weight_type(trace) for trace in traces))
-    after = 0
-    for trace in traces:
+    starts = _starts(traces)
+    for trace, start_at in zip(traces, starts, strict=True):
         columns = {name: _column(trace, name) for name in ("seq_id", "pos", "step_id", "weights")}
         domain = _domain_column(trace, found.domain_names)
-        last = -1
         for start, ids in trace.blocks():
             part = slice(start, start + len(ids))
             seq_T, pos_T, step_T, weights = (column and column(part) for column in columns.values())
-            last = max([last, *(int(numbers.max()) for numbers in (seq_T, step_T) if numbers is not None)])
             yield TokenBlock(
                 ids,
-                None if seq_T is None else seq_T.astype(np.int64) + after,
+                None if seq_T is None else seq_T.astype(np.int64) + start_at,
                 pos_T,
-                None if step_T is None else step_T.astype(np.int64) + after,
+                None if step_T is None else step_T.astype(np.int64) + start_at,
                 domain and domain(part),
                 None if weights is None else weights.astype(weighed),
             )
-        after += last + 1
+
+
+def _starts(traces: Sequence[TokenTrace]) -> list[int]:
+    """What is added to the ids of each trace, so that the least comes after the greatest of the one before."""
+    if len(traces) == 1:
+        return [0]
+    starts: list[int] = []
+    after = 0
+    for trace in traces:
+        least, most = 0, -1
+        for name in sorted(trace.columns & {"seq_id", "step_id"}):
+            for _, numbers in trace.column(name):
+                least, most = min(least, int(numbers.min())), max(most, int(numbers.max()))
+        start = after - least if starts else 0
+        if start + max(most, 0) >= _LIMIT_ID:
+            hint = "number sequences and steps of each file from 0"
+            raise bad(trace.path, f"ids from {least} to {most} cannot follow those of the files before", hint)
+        starts.append(start)
+        after = start + most + 1
+    return starts
 
 
 def _weight_type(trace: TokenTrace) -> np.dtype[Any]:

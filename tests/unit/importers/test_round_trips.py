@@ -482,6 +482,36 @@ def test_native_files_are_joined(desk: Desk) -> None:
     assert arrays["seq_id"].tolist() == np.repeat(range(6), 10).tolist()
 
 
+@pytest.mark.parametrize("name", ["seq_id", "step_id"])
+@pytest.mark.parametrize(
+    "ids", [([-3, -1], [-3, -1], [-1, 0]), ([-1, 4], [-9, 2], [0, 1]), ([0, 1], [-2, -1], [-2, -1])]
+)
+def test_ids_of_joined_native_files_stay_apart(desk: Desk, ids: tuple[list[int], ...], name: str) -> None:
+    """Negative ones, too, and those of the first file are kept."""
+    paths = [desk.folder / f"{index}.npz" for index in range(3)]
+    for path, part, own in zip(paths, np.split(IDS, 3), ids, strict=True):
+        columns: dict[str, Any] = {name: np.repeat(own, 10)}
+        np.savez(path, expert_ids=part, layer_ids=MOE_LAYERS, num_experts=8, **columns)
+    arrays = desk.bring(*paths).arrays
+    same_tokens(arrays)
+    joined = arrays[name].reshape(6, 10)
+    assert (joined == joined[:, :1]).all()
+    assert len(set(joined[:, 0].tolist())) == 6
+    assert joined[:2, 0].tolist() == ids[0]
+    assert [joined[2 * i + 1, 0] - joined[2 * i, 0] for i in range(3)] == [own[1] - own[0] for own in ids]
+
+
+def test_ids_of_joined_native_files_that_leave_no_room(desk: Desk) -> None:
+    paths = [desk.folder / f"{index}.npz" for index in range(2)]
+    for path, part in zip(paths, np.split(IDS, 2), strict=True):
+        seq_id = np.repeat([-5, (1 << 63) - 1], 15)
+        np.savez(path, expert_ids=part, layer_ids=MOE_LAYERS, num_experts=8, seq_id=seq_id)
+    outcome = desk.bring(*paths)
+    assert outcome.code == 3
+    assert "1.npz: ids from -5 to 9223372036854775807 cannot follow those of the files before" in outcome.err
+    assert desk.bring(paths[0]).arrays["seq_id"].tolist() == np.repeat([-5, (1 << 63) - 1], 15).tolist()
+
+
 def test_nothing_of_a_native_trace_is_lost(desk: Desk) -> None:
     """Weights, positions and domains of two traces that name their domains differently; one is compressed."""
     weights = np.random.default_rng(0).random((2, 30, 4, 2))
