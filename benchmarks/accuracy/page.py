@@ -219,7 +219,8 @@ class _Judged:
             ("gain by EPLB", [outcome for _, outcome in self.gains]),
             ("ranks' inequality", [outcome for _, _, outcome in self.spreads]),
         )
-        for what, outcomes in kinds:
+        every = [one for what, outcomes in kinds for one in outcomes if outcomes is not decodes]
+        for what, outcomes in (*kinds, ("all figures", every)):
             errors = np.abs([outcome.error for outcome in outcomes])
             within = f"{(errors <= _WITHIN).mean():.0%}"
             yield what, f"{len(errors)}", f"{np.median(errors):.0%}", within, f"{errors.max():.0%}"
