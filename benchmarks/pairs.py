@@ -51,6 +51,8 @@ from planner.solve.watch import NoWatch
 _BATCHES: Final = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 """Sequences per GPU that are tried; users are served fastest where there are fewer of them than GPUs."""
 _ACCEPTED: Final = 0.8
+_NARROW: Final = 8
+"""EP that 8 B200 can have, too: the fp4 pairs tell where wider ones win, which alone set GB200 and B200 apart."""
 _TIE: Final = 0.01
 """Predictions nearer than this tell nothing apart."""
 
@@ -61,15 +63,22 @@ def rate(case: Case, loads: Path | None = None) -> float:
     return case.tokens_per_gpu / work.tokens_per_sequence * work.tokens_gained / predicted_s(case, loads)
 
 
-def best_rate(topologies: Sequence[str], user_tok_s: float, **given: Any) -> float:
-    """Most tokens per second and GPU of any split and batch on these machines, so fast for each user."""
+def best_rate(topologies: Sequence[str], user_tok_s: float, wider_than: int = 0, **given: Any) -> float:
+    """Most tokens per second and GPU of any split and batch on these machines, so fast for each user.
+
+    Args:
+        topologies: the machines.
+        user_tok_s: tokens per second of a user, at least.
+        wider_than: splits with an expert parallelism of so much or less are left out.
+        given: formats and drafts.
+    """
     every = (one for topology in topologies for one in _best_of_batches(topology, tuple(given.items())))
-    return max((found for found, user in every if user >= user_tok_s), default=0.0)
+    return max((found for found, user, ep in every if user >= user_tok_s and ep > wider_than), default=0.0)
 
 
 @cache
-def _best_of_batches(topology: str, given: tuple[tuple[str, Any], ...]) -> tuple[tuple[float, float], ...]:
-    """Rate, and tokens per second of a user, of every batch and split that fits, without stages and without copies."""
+def _best_of_batches(topology: str, given: tuple[tuple[str, Any], ...]) -> tuple[tuple[float, float, int], ...]:
+    """Rate, tokens per second of a user, and EP of every batch and split that fits, without stages and copies."""
     weights, drafts = (dict(given).get(name, usual) for name, usual in (("weights", "fp8_block"), ("drafts", 0)))
     found = []
     for batch in _BATCHES:
@@ -80,7 +89,7 @@ def _best_of_batches(topology: str, given: tuple[tuple[str, Any], ...]) -> tuple
             if one.is_feasible:
                 step_s = predict(one.cost, cuts_of(one.cost), balanced(one.cost)).step_s
                 user = instance.workload.tokens_gained / step_s
-                found.append((batch * user, user))
+                found.append((batch * user, user, one.split.ep))
     return tuple(found)
 
 
@@ -206,15 +215,15 @@ def _at_a_speed(got: dict[str, Any]) -> Iterator[Pair]:
             "measured: prompts included; predicted: decode alone",
         )
     fp4 = got["inferencex-r1-gb200-vs-b200"]
-    given = {"weights": "nvfp4", "drafts": 1}
+    given: dict[str, Any] = {"weights": "nvfp4", "drafts": 1}
     above = fp4["b200_wins_above_tok_s_user"]
     for speed, measured in ((0, (fp4["peak"]["GB200"], fp4["peak"]["B200"])), (above + 1, (0.0, 1.0))):
-        racks = [f"{trays} x gb200-nvl72" for trays in (2, 4, 8)]
+        racks = [f"{trays} x gb200-nvl72" for trays in (4, 8)]
         yield Pair(
             f"GPU and width, {f'above {above}' if speed else 'any'} tok/s for each user, fp4",
-            ("GB200, up to 32 GPUs", "8 B200"),
+            ("GB200, EP above 8, up to 32", "8 B200, EP up to 8"),
             measured,
-            (best_rate(racks, speed, **given), best_rate(["1 x hgx-b200"], speed, **given)),
+            (best_rate(racks, speed, _NARROW, **given), best_rate(["1 x hgx-b200"], speed, **given)),
             f"drafts not stated: one, {_ACCEPTED:.0%} accepted",
         )
 
