@@ -60,6 +60,9 @@ def _solver(plan: Plan) -> Iterator[Finding]:
         yield Finding("solver.objective_s", detail)
     if record.bound_s > record.objective_s * (1 + CLOSE):
         yield Finding("solver.bound_s", f"{record.bound_s!r} is above the objective {record.objective_s!r}")
+    if record.objective_s <= 0:
+        yield Finding("solver.objective_s", f"{record.objective_s!r} is no time")
+        return
     gap = (record.objective_s - record.bound_s) / record.objective_s
     if not math.isclose(record.gap, max(0.0, gap), rel_tol=1e-6, abs_tol=1e-12):
         yield Finding("solver.gap", f"booked {record.gap!r}, objective and bound give {gap!r}")

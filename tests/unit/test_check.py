@@ -209,6 +209,7 @@ MUTATIONS: list[tuple[str, Callable[[Data], None]]] = [
     ("predicted.rank_tokens[0][0]", edit("predicted", "rank_tokens", 0, 0, to=lambda count: count + 1)),
     ("predicted.step_s", edit("predicted", "step_s", to=lambda seconds: seconds * (1 + 1e-8))),
     ("solver.objective_s", edit("solver", "objective_s", to=lambda seconds: seconds * (1 - 1e-8))),
+    ("solver.objective_s", edit("solver", "objective_s", to=lambda seconds: seconds * 0.0)),
     ("solver.bound_s", edit("solver", "bound_s", to=lambda seconds: seconds * 2)),
     ("solver.gap", edit("solver", "gap", to=lambda gap: gap + 1e-5)),
     ("solver.status", edit("solver", "status", to=lambda status: {"optimal": "feasible"}.get(status, "optimal"))),
