@@ -45,8 +45,10 @@ def order(split: Split, rules: EngineRules, name: str, grids: Sequence[StageGrid
 
 def _all_alike(grid: StageGrid) -> bool:
     """Whether it makes no difference which GPU of a stage is which."""
-    joined_alike = all(len(np.unique(unit_G)) in (1, len(unit_G)) for unit_G in grid.unit_VG)
-    return joined_alike and len(np.unique(grid.kind_G)) == 1
+    machine = grid.topology
+    if machine.shares_ports or machine.pairs or not machine.links_alike or len(np.unique(grid.kind_G)) > 1:
+        return False
+    return all(len(np.unique(unit_G)) in (1, len(unit_G)) for unit_G in grid.unit_VG)
 
 
 def _copies(split: Split, redundant: int, rules: EngineRules, name: str) -> Verdict:

@@ -8,10 +8,12 @@ import pytest
 from planner.cost.instance import Instance
 from planner.inputs import profiles
 from planner.inputs.constants import Constants
+from planner.inputs.documents import validated
 from planner.inputs.engines import EngineRules, load_engine
 from planner.inputs.model import Model
 from planner.inputs.model_files import read_model
-from planner.inputs.topology import topology_of_nodes
+from planner.inputs.topology import resolve, topology_of_nodes
+from planner.inputs.topology_file import TopologyFile
 from planner.plan.placement import slots_of_ranks
 from planner.plan.split import Split
 from planner.rules import Limits, broken_rules, groups_fit
@@ -149,6 +151,13 @@ def test_tensorrt_llm_gives_neighbours_different_experts() -> None:
         "engine order: neighbours hold different experts, so the 2 shards of one lie 2 GPUs apart"
     ]
     assert broken(split, rules=rules, of=building.instance(on=building.topology(1, 4))) == []
+    card = {"memory": "80 GiB", "hbm_bandwidth": "1 TB/s", "compute": {"bf16": "100 TFLOP/s"}}
+    link = {"level": "node", "bandwidth": "100 GB/s", "latency": "1 us"}
+    node: dict[str, object] = {"gpu": card, "nodes": 1, "gpus_per_node": 4}
+    slow = {"between": [{"node": 0, "gpu": 0}, {"node": 0, "gpu": 1}], "bandwidth": "1 GB/s"}
+    for more in ({"links": [{**link, "shared_by": 2}]}, {"links": [link], "overrides": [slow]}):
+        one_node = building.instance(on=resolve(validated(TopologyFile, node | more)))
+        assert len(broken(split, rules=rules, of=one_node)) == 1  # one node, and yet not all joined alike
     for degrees in ({"ep": 4}, {"ep": 1, "etp": 4}):
         assert broken(Split(tp=1, dp=4, pp=1, **degrees), rules=rules, of=apart) == []
     assert broken(split, rules=load_engine("sglang").rules, of=apart) == []
