@@ -54,10 +54,16 @@ class Sweep:
 
     @property
     def redundancy(self) -> tuple[Copies, ...]:
-        """The curve of redundant experts where they alone are varied, by rising number; else nothing."""
+        """The curve of redundant experts where they alone are varied, by rising number; else nothing.
+
+        A curve is of one split with as many copies as were asked for: others differ in more than that.
+        """
         if [axis.key for axis in self.axes] != [REDUNDANT_EXPERTS]:
             return ()
         planned = [point.figures for point in self.points if point.figures is not None]
+        asked = [point.values[0] for point in self.points if point.figures is not None]
+        if len({one.split for one in planned}) > 1 or [one.redundant_experts for one in planned] != asked:
+            return ()
         found = [Copies(one.redundant_experts, one.step_s, one.max_over_mean, one.spare_kv_tokens) for one in planned]
         return tuple(sorted(dict.fromkeys(found), key=lambda one: one.redundant_experts))
 
