@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from planner.cost.kv_cache import kv_bytes_per_sequence
 from planner.cost.ports import Ports
 from planner.inputs.deployment import Deployment
@@ -37,8 +39,8 @@ def passage(prefill: Deployment, machine: Topology, num_bytes: int) -> Passage:
     """
     ports = Ports(machine, prefill.collectives.collective_reach, tuple(range(machine.num_gpus)))
     level = len(machine.links) - 1
-    neck = next(one for one in ports.bottlenecks if one.level == level)
-    rate = float(neck.rate_U.min())
-    users = machine.num_gpus / len(neck.rate_U)
-    seconds = num_bytes / rate + float(machine.latency_VG[level].max())
-    return Passage(machine.links[level].level, seconds, rate / users)
+    necks = [one for one in ports.bottlenecks if one.level == level]  # ports, and uplinks where there are too few
+    alone = min(float(neck.rate_U.min()) for neck in necks)
+    together = min(float((neck.rate_U / np.bincount(neck.unit_G)).min()) for neck in necks)
+    seconds = num_bytes / alone + float(machine.latency_VG[level].max())
+    return Passage(machine.links[level].level, seconds, together)

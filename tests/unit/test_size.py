@@ -13,6 +13,7 @@ import pytest
 from planner.capacity.jobs import job_of, plan_of
 from planner.capacity.pair import Requests, kv_transfer, pair
 from planner.capacity.size import Answer, Kind, Point, Sizes, Wanted, kinds_of, size
+from planner.capacity.transfer import passage
 from planner.cost.prepare import load
 from planner.errors import UsageError
 from planner.inputs.deployment import Deployment
@@ -166,6 +167,17 @@ def test_a_pair_by_hand() -> None:
     assert together.point is not None and together.point.figures is not None  # noqa: PT018
     assert 0 < together.prefill_share < 1
     assert together.point.figures.tokens_per_s * (1 - together.prefill_share) >= 200 * (1 - 1e-9)
+
+
+def test_what_all_can_send_passes_the_uplinks() -> None:
+    """A port of 20 GB/s for each of 2 GPUs, 4:1 into the fabric: 5 GB/s each where all send, 10 for one alone."""
+    made, free = deployment("workload.phase=prefill"), kind().one
+    inside, outside = free.links
+    narrow = free.model_copy(update={"links": (inside, outside.model_copy(update={"oversubscription": 4.0}))})
+    reach = made.collectives.collective_reach.scale_out
+    found = [passage(made, Kind("pair", file).of(2), 10**9) for file in (free, narrow)]
+    assert [one.bytes_per_s_per_gpu for one in found] == pytest.approx([20e9 * reach, 5e9 * reach])
+    assert [one.seconds for one in found] == pytest.approx([1 / (20 * reach) + 10e-6, 1 / (10 * reach) + 10e-6])
 
 
 def test_in_turn_prefill_takes_the_batch_that_puts_most_through() -> None:
