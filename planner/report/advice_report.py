@@ -92,7 +92,8 @@ def render_watch(found: DriftWatch, console: Console) -> None:
     table.columns[0].no_wrap = True
     table.add_row(Text("plan in force", "bold"), Text(word, f"bold {colour}"))
     error = "" if found.error is None else f" (standard error {format_percent(found.error, 2)})"
-    saves = f"placing anew would save {format_percent(found.stale)} of a step on unseen windows{error}"
+    where = "the windows that it is made from" if found.error is None else "unseen windows"
+    saves = f"placing anew would save {format_percent(found.stale)} of a step on {where}{error}"
     table.add_row("", f"{saves}; threshold {format_percent(found.threshold)}")
     booked = "-" if found.booked_max_over_mean is None else f"{found.booked_max_over_mean:.3f}"
     table.add_row("", f"max/mean {found.max_over_mean:.3f}, booked {booked}")
