@@ -21,6 +21,7 @@ from planner.capacity.survivors import Bringing, Loads, Survivors, same_weights
 from planner.check import cost_of
 from planner.cost.instance import Instance
 from planner.cost.step import Cuts, SplitCost, predict, stage_of_layers
+from planner.inputs.units import format_number_of
 from planner.plan.decision import cuts_of, placement_of, split_of
 from planner.plan.placement import Placement, widened
 from planner.plan.plan import Plan, PlanInputs
@@ -86,6 +87,9 @@ def repair(before: Plan, lost_nodes: tuple[int, ...], after: Plan, instance: Ins
     """
     machine = before.inputs.machine
     ids_G = np.flatnonzero(~np.isin(machine.node_G, lost_nodes))
+    if len(ids_G) < instance.topology.num_gpus and same_weights(before, instance):
+        idle = format_number_of(instance.topology.num_gpus - len(ids_G), "GPU")
+        return Repair(None, None, f"{idle} not in use until now would step in for those lost", None)
     if len(ids_G) != instance.topology.num_gpus or not same_weights(before, instance):
         return Repair(None, None, "more than the lost nodes is changed: GPUs, model or number formats", None)
     left = Survivors(before, ids_G)

@@ -208,3 +208,12 @@ def test_finer_parts_are_held() -> None:
     assert not covers((0, 2), (3, 4))
     assert not covers((0, 2), (0, 1))
     assert not covers((1, 3), (1, 2))
+
+
+def test_idle_gpus_that_step_in_are_told() -> None:
+    """Three of four GPUs are in use; with the first node gone the fourth is used, too."""
+    made = building.instance(small(3), building.topology(2, 2, gpus=3))
+    space = building.space(0, tp=1)
+    found, _ = after_loss(in_force(made, Split(1, 3, 1, 3), [[0, 1, 2]], space), made, 0, space)
+    assert found.cheapest is None
+    assert found.why_not == "1 GPU not in use until now would step in for those lost"
