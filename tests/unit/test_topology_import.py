@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from planner.errors import InputError, UsageError
+from planner.errors import InputError, Place, UsageError
 from planner.inputs.importers.choose import Given, drawn
 from planner.inputs.importers.drawn import Drawn
 from planner.inputs.topology import Topology, load_topology
@@ -310,9 +310,42 @@ def test_slurm_one_rack_needs_no_further_level(tmp_path: Path) -> None:
 
 
 def test_slurm_smaller_blocks_say_so(tmp_path: Path) -> None:
-    made = _import(BLOCKS.replace("-036]", "-034]"), node="gb200-nvl72")
-    assert _load(made, tmp_path).file.spans() == [16, 34]
-    assert any("16 or 18 nodes" in sentence for sentence in made.left_out)
+    made = _import(BLOCKS.replace("-018]", "-016]").replace("-036]", "-034]"), node="gb200-nvl72")
+    assert _load(made, tmp_path).file.spans() == [16, 32]
+    assert any("blocks of 16 nodes" in sentence and "16 share a link" in sentence for sentence in made.left_out)
+
+
+def test_slurm_blocks_of_several_racks_are_cut_into_racks(tmp_path: Path) -> None:
+    made = _import("BlockName=b1 Nodes=n[00-35]\nBlockName=b2 Nodes=n[36-71]\n", node="gb200-nvl72")
+    assert _load(made, tmp_path).file.spans() == [18, 72]
+    assert any("blocks of 36 nodes" in sentence and "18 share a link" in sentence for sentence in made.left_out)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "sizes", "line", "repair"),
+    [
+        ("00-17", "20-36", "17 and 18", 1, 17),
+        ("00-16", "20-37", "17 and 18", 2, 17),
+        ("00-17", "20-55", "18 and 36", 2, 18),
+        ("00-26", "30-56", "27", 1, 18),
+    ],
+)
+def test_slurm_blocks_that_share_a_domain_with_the_next_are_refused(
+    first: str, second: str, sizes: str, line: int, repair: int
+) -> None:
+    """Levels count nodes through: the last of the larger block would be in the domain of the other."""
+    text = f"BlockName=b1 Nodes=n[{first}]\nBlockName=b2 Nodes=n[{second}]\n"
+    with pytest.raises(InputError, match=f"blocks of {sizes} nodes: 18 nodes share a link") as caught:
+        _import(text, node="gb200-nvl72")
+    (problem,) = caught.value.problems
+    assert problem.where == Place("topo.txt", line, 11)
+    assert problem.hint == f"leave nodes out of the file, so that every block has {repair}"
+
+
+def test_slurm_blocks_of_unequal_size_without_a_shared_link_are_one_level(tmp_path: Path) -> None:
+    made = _import("BlockName=b1 Nodes=n[0-3]\nBlockName=b2 Nodes=n[4-6]\n", node="hgx-h100")
+    assert _load(made, tmp_path).file.spans() == [1, 7]
+    assert any("2 blocks of 3 or 4 nodes" in sentence for sentence in made.left_out)
 
 
 def test_slurm_with_a_gpu_instead_of_a_node(tmp_path: Path) -> None:

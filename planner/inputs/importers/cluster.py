@@ -23,7 +23,12 @@ def draw_cluster(groups: Groups, node: NodeFile) -> Drawn:
     """The topology of a cluster of such nodes.
 
     Slurm tells which nodes are close, not how fast anything is: rates come from the node.
+
+    Raises:
+        InputError: blocks that domains of as many nodes, one after the other, do not tell apart.
     """
+    if groups.kind == "block":
+        _refuse_uneven(groups, node.links[0].nodes)
     left_out = _unsaid(groups, node)
     links: list[DrawnLink] = []
     for link in node.links:
@@ -38,6 +43,28 @@ def draw_cluster(groups: Groups, node: NodeFile) -> Drawn:
         links.insert(1, replace(links[-1], level=name, nodes=size))
     hosts = tuple(name for members in groups.members.values() for name in members)
     return Drawn(node.gpu, groups.num_nodes, node.gpus_per_node, tuple(links), tuple(left_out), hosts)
+
+
+def _refuse_uneven(groups: Groups, domain: int | None) -> None:
+    """A level has parts of as many nodes each, counted through: with others, a part would reach into the next block."""
+    if domain is None:
+        return
+    sizes = {name: len(members) for name, members in groups.members.items()}
+    least = min(sizes.values())
+    part = min(domain, least)
+    wrong = next((name for name, size in sizes.items() if size != least or (size % part and len(sizes) > 1)), None)
+    if wrong is None:
+        return
+    repair = least if least <= domain else least // domain * domain
+    some = " and ".join(map(str, sorted(set(sizes.values()))))
+    raise InputError(
+        Problem(
+            f"blocks of {some} nodes: {domain} nodes share a link, so blocks are of equal size, at most {domain} "
+            "nodes or a multiple",
+            groups.places[next(name for name, size in sizes.items() if size > repair)],
+            f"leave nodes out of the file, so that every block has {repair}",
+        )
+    )
 
 
 def _tiers(groups: Groups, node: NodeFile) -> list[tuple[str, int]]:
@@ -93,7 +120,8 @@ def _unsaid(groups: Groups, node: NodeFile) -> list[str]:
             f"{count} blocks of {some} nodes: such nodes have no link that a block shares, so all are equally far"
         )
     if groups.kind == "block" and domain is not None and sizes != [domain]:
-        said.append(f"blocks of {some} nodes, where {domain} of these make a full domain: the smallest block is taken")
+        taken = min(domain, *sizes)
+        said.append(f"blocks of {some} nodes, where {domain} of these make a full domain: {taken} share a link here")
     if groups.unread:
         said.append(f"the keys {', '.join(groups.unread)}, which mean nothing here")
     return said

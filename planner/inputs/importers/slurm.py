@@ -34,6 +34,8 @@ class Groups:
     """Leaf switch or block -> its nodes, in the order of the tree."""
     tiers: tuple[tuple[int, ...], ...]
     """Nodes under each switch above the leaves, tier by tier, the lowest first; none for blocks."""
+    places: dict[str, Place]
+    """Leaf switch or block -> where its name stands."""
     unread: tuple[str, ...]
     """Keys of the file that mean nothing here."""
 
@@ -77,7 +79,8 @@ def read_groups(text: str, file: str) -> Groups:
     known = {entry.name: entry for entry in entries}
     leaves, tiers = _tree(known)
     members = {name: known[name].nodes for name in leaves}
-    return Groups(entries[0].kind, members, tiers, tuple(sorted(unread)))
+    places = {name: known[name].where for name in leaves}
+    return Groups(entries[0].kind, members, tiers, places, tuple(sorted(unread)))
 
 
 def _joined(text: str) -> Iterator[tuple[int, str]]:
