@@ -359,6 +359,10 @@ def test_slurm_with_a_gpu_instead_of_a_node(tmp_path: Path) -> None:
     ("change", "line", "message"),
     [
         (("gpu[01-04]", "gpu[04-01]"), 2, "'gpu[04-01]' is not a host list"),
+        (("gpu[01-04]", "gpu[01-04],gpu02"), 2, "'gpu02' stands twice in a host list"),
+        (("gpu[05-07]", "gpu[05-07],gpu[06-08]"), 3, "'gpu06' stands twice in a host list"),
+        (("gpu[01-04]", "gpu[01-02,02-04]"), 2, "'gpu02' stands twice in a host list"),
+        (("leaf[1-2]", "leaf[1-2],leaf1"), 4, "'leaf1' stands twice in a host list"),
         (("gpu[01-04]", "gpu[01-04"), 2, "is not a host list"),
         (("leaf2 Nodes", "leaf1 Nodes"), 3, "switch 'leaf1' stands twice"),
         (("gpu[05-07]", "gpu[04-07]"), 3, "node 'gpu04' under switch 'leaf2'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -171,7 +172,11 @@ def _expanded(text: str, where: Place, log: ProblemLog) -> tuple[str, ...]:
             log.add(f"{item!r} is not a host list: {rule}", where=where, hint=_HOSTS)
             return ()
         names += ["".join(parts) for parts in product(*choices)]
-    return tuple(names)
+    counts = Counter(names)
+    twice = next((name for name, count in counts.items() if count > 1), None)
+    if twice is not None:
+        log.add(f"{twice!r} stands twice in a host list", where=where, hint="name it once, in one range")
+    return tuple(counts)
 
 
 def _numbers(text: str) -> list[str]:
