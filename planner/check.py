@@ -101,6 +101,27 @@ def refuse_broken(plan: Plan, instance: Instance, path: Path) -> None:
         raise BadAnswerError(f"{path}: {broken[0]}", hint=f"see: ep-plan check {path}")
 
 
+def refuse_untellable(plan: Plan, path: Path) -> None:
+    """Raise `BadAnswerError` for a plan that no report can tell; looks at no trace."""
+    inputs = plan.inputs
+    refuse_broken(plan, Instance(inputs.model, inputs.machine, inputs.workload, inputs.cost, None), path)
+    broken = next(_untellable(plan), None)
+    if broken is not None:
+        raise BadAnswerError(f"{path}: {broken}", hint=f"see: ep-plan check {path}")
+
+
+def _untellable(plan: Plan) -> Iterator[Finding]:
+    """What reports count on besides: one split is the plan's, each stage has its memory, a step takes time."""
+    chosen = sum(record.outcome == "chosen" for record in plan.candidates)
+    if chosen != 1:
+        yield Finding("candidates", f"{chosen} are chosen, expected one")
+    if len(plan.predicted.memory) != len(plan.stages):
+        detail = f"{len(plan.predicted.memory)} lists of lines, expected one for each of {len(plan.stages)} stages"
+        yield Finding("predicted.memory", detail)
+    if plan.predicted.step_s <= 0:
+        yield Finding("predicted.step_s", f"{plan.predicted.step_s!r} is not above 0")
+
+
 def windows_of(instance: Instance) -> str:
     """How the windows were made, as a plan says it."""
     return "no trace: uniform routing" if instance.windows is None else instance.windows.how

@@ -29,6 +29,7 @@ def command(plan: Path, html: Path | None, traces: tuple[str, ...], as_json: boo
     ep-plan show plan.json -v
     ep-plan show plan.json --html report.html
     """
+    from planner.check import refuse_untellable
     from planner.plan.plan_file import plan_text, read_plan
     from planner.report.plan_report import render_plan
     from planner.report.style import console
@@ -36,6 +37,7 @@ def command(plan: Path, html: Path | None, traces: tuple[str, ...], as_json: boo
     if traces and html is None:
         raise click.UsageError("--trace is for --html: the plan itself holds all that is printed")
     read = read_plan(plan)
+    refuse_untellable(read, plan)
     if html is not None:
         _write(read, plan, html, paths(traces), quiet=quiet)
     if as_json:

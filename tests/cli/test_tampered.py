@@ -183,3 +183,50 @@ def test_a_plan_that_lacks_what_readers_need_is_invalid(
         result = run(command, path, cwd=tmp_path)
         assert result.code == 3, result.out + result.err
         assert "plan.json" in result.out + result.err
+
+
+def none_chosen(plan: Plan) -> None:
+    plan["candidates"] = [record for record in plan["candidates"] if record["outcome"] != "chosen"]
+
+
+def another_chosen(plan: Plan) -> None:
+    plan["candidates"] += [record for record in plan["candidates"] if record["outcome"] == "chosen"]
+
+
+def other_ranks(plan: Plan) -> None:
+    plan["split"]["ep"] += 1
+
+
+def memory_of_another_stage(plan: Plan) -> None:
+    plan["predicted"]["memory"] *= 2
+
+
+def memory_left_out(plan: Plan) -> None:
+    plan["predicted"]["memory"] = []
+
+
+def no_time(plan: Plan) -> None:
+    plan["predicted"]["step_s"] = 0.0
+
+
+UNTELLABLE: dict[Callable[[Plan], None], str] = {
+    none_chosen: "candidates: 0 are chosen",
+    another_chosen: "candidates: 2 are chosen",
+    short_row: "slots: ",
+    other_ranks: "split: ",
+    memory_of_another_stage: "predicted.memory: 2 lists of lines",
+    memory_left_out: "predicted.memory: 0 lists of lines",
+    no_time: "predicted.step_s: 0.0 is not above 0",
+}
+
+
+@pytest.mark.parametrize("change", UNTELLABLE, ids=lambda change: change.__name__)
+def test_a_plan_that_no_report_can_tell_is_sent_to_check(
+    change: Callable[[Plan], None], mixtral_plan: Path, tmp_path: Path
+) -> None:
+    path = changed(mixtral_plan, tmp_path, change)
+    result = run("show", path, "-v", cwd=tmp_path)
+    assert result.code == 6, result.out + result.err
+    assert f"plan.json: {UNTELLABLE[change]}" in " ".join(result.err.split())
+    assert "see: ep-plan check" in result.err
+    assert run("check", path, cwd=tmp_path).code == 6
