@@ -90,6 +90,8 @@ class Replan:
     """All answers, the first of them to do nothing, and the best."""
 
     interval_s: float
+    budget: int | None
+    """Most moves that were allowed; None: as many as help."""
     windows: int
     answers: tuple[Answer, ...]
     best: int
@@ -142,7 +144,9 @@ def replanned_from(deck: Deck, asked: Asked, watch: Watch) -> Replan:
             placements.append(placed)
     best = max(range(len(answers)), key=lambda index: (_worth(answers[index]), -index))
     migrations = tuple(_ordered(deck, placed) for placed in placements)
-    return Replan(asked.interval_s, instance.num_windows, tuple(answers), best, migrations, tuple(placements))
+    return Replan(
+        asked.interval_s, asked.budget, instance.num_windows, tuple(answers), best, migrations, tuple(placements)
+    )
 
 
 def _worth(answer: Answer) -> float:

@@ -47,7 +47,10 @@ def render_replan(found: Replan, console: Console, *, verbose: bool = False) -> 
 
 def _reason(found: Replan) -> str:
     if not any(answer.moves for answer in found.answers):
-        return "no placement is faster on this trace"
+        if found.budget == 0:
+            return "no move is allowed (--budget 0)"
+        within = "" if found.budget is None else f" within {format_number_of(found.budget, 'move')}"
+        return f"no placement{within} is faster on this trace"
     index = max(range(len(found.answers)), key=lambda one: (found.answers[one].moves > 0, found.answers[one].net_s))
     nearest, lacking = found.answers[index], found.migrations[index].lacking_bytes
     more = f", {format_bytes(lacking)} more would have to be free on a GPU" if lacking else ""

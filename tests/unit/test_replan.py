@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from rich.console import Console
 
 from planner.capacity.replan import Asked, Deck, Replan, replanned_from
 from planner.check import check
@@ -15,6 +17,7 @@ from planner.cost.booking import memory_G
 from planner.cost.instance import Instance
 from planner.plan.plan import Plan
 from planner.plan.split import Split
+from planner.report.replan_report import render_replan
 from planner.solve.solution import Options
 from planner.solve.solver import GivenPlacement, booked_placement, solve
 from planner.solve.watch import NoWatch
@@ -85,6 +88,23 @@ def test_a_budget_is_kept(budget: int, in_force: Plan) -> None:
     assert max(answer.moves for answer in found.answers) <= budget
     whole = asked(in_force, drawn(skew(9), 1))
     assert found.answers[-1].step_s >= whole.answers[-1].step_s
+
+
+@pytest.mark.parametrize(
+    ("budget", "reason"),
+    [
+        (0, "no move is allowed (--budget 0)"),
+        (5, "no placement within 5 moves is faster on this trace"),
+        (None, "no placement is faster on this trace"),
+    ],
+)
+def test_a_budget_that_leaves_nothing_to_do_is_named(budget: int | None, reason: str, in_force: Plan) -> None:
+    """No answer moves anything; which limit that was under is what the reason tells."""
+    found = replace(asked(in_force, drawn(skew(9), 1), budget=0), budget=budget)
+    console = Console(file=io.StringIO(), width=100)
+    with console.capture() as printed:
+        render_replan(found, console)
+    assert printed.get().splitlines()[:2] == ["do nothing", reason]
 
 
 def test_what_does_not_pay_in_time_is_left(in_force: Plan) -> None:
