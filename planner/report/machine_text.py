@@ -12,8 +12,7 @@ def machine_text(machine: Topology) -> str:
     """Such as "4 x h200-sxm + 4 x h100-sxm on 2 nodes"."""
     counts = np.bincount(machine.kind_G, minlength=len(machine.kinds)).tolist()
     text = " + ".join(f"{count} x {gpu.name}" for count, gpu in zip(counts, machine.kinds, strict=True))
-    nodes = machine.num_nodes if machine.file.out_of_service else machine.file.num_nodes
-    return f"{text} on {nodes} nodes" if nodes > 1 else text
+    return f"{text} on {machine.num_nodes} nodes" if machine.num_nodes > 1 else text
 
 
 def fullest_gpus(plan: Plan, machine: Topology) -> list[tuple[str, int, int, int]]:

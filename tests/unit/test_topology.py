@@ -8,6 +8,8 @@ import pytest
 
 from planner.errors import InputError
 from planner.inputs.topology import Topology, load_topology, topology_of_nodes
+from planner.report.machine_text import machine_text
+from tests import building
 
 GPU = "gpu: {memory: 80 GiB, hbm_bandwidth: 3.35 TB/s, compute: {bf16: 989 TFLOP/s}}"
 NODE = "{level: node, bandwidth: 450 GB/s, latency: 3 us}"
@@ -132,3 +134,11 @@ def test_a_count_of_nodes_out_of_range(count: int) -> None:
     with pytest.raises(InputError) as caught:
         topology_of_nodes(count, "hgx-h100", None)
     assert caught.value.problems[0].hint == "expected 1..8192"  # 65 536 / 8
+
+
+@pytest.mark.parametrize(
+    ("gpus", "text"),
+    [(None, "16 x test-gpu on 2 nodes"), (9, "9 x test-gpu on 2 nodes"), (8, "8 x test-gpu"), (4, "4 x test-gpu")],
+)
+def test_words_count_the_nodes_with_a_gpu_in_use(gpus: int | None, text: str) -> None:
+    assert machine_text(building.topology(2, 8, gpus=gpus)) == text
