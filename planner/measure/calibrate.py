@@ -9,6 +9,7 @@ that is reached. All constants of a curve are scaled alike, because one plan mea
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import yaml
@@ -21,6 +22,7 @@ from planner.inputs.documents import validated
 from planner.inputs.efficiency import Curve, Efficiency, Work, curves_of
 from planner.inputs.engines import load_engine
 from planner.inputs.gpu import Gpu
+from planner.inputs.kernels import on_machine
 from planner.inputs.topology import resolve
 from planner.inputs.topology_file import TopologyFile
 from planner.inputs.units import exact_text
@@ -50,11 +52,14 @@ def calibrated_text(validation: Validation, plan: Plan, cost: SplitCost) -> str:
     source = f"ep-plan validate --calibrate: {validation.run.ranks} ranks, {validation.run.backend}"
     for gpu, described in zip(_gpus(file), _gpu_data(data), strict=True):
         _correct_gpu(gpu, described, ratios, cost.instance, source)
-    _correct_exchange(data, ratios, cost, source)
     _correct_collectives(data, ratios, plan.inputs.engine, cost, source)
+    _correct_exchange(data, ratios, plan.inputs.engine, cost, source)
     resolve(validated(TopologyFile, data))
-    head = f"# {validation.plan}, corrected: " + ", ".join(f"{name} x {ratio:.3g}" for name, ratio in ratios.items())
-    return head + "\n" + yaml.safe_dump({"schema": "ep-plan/topology/1", **data}, sort_keys=False, width=120)
+    head = [f"{validation.plan}, corrected: " + ", ".join(f"{name} x {ratio:.3g}" for name, ratio in ratios.items())]
+    if "dispatch" in ratios and cost.split.etp > 1:
+        head.append("dispatch, combine: bytes gathered among GPUs that share an expert stay as collectives take them")
+    body = yaml.safe_dump({"schema": "ep-plan/topology/1", **data}, sort_keys=False, width=120)
+    return "".join(f"# {line}\n" for line in head) + body
 
 
 def uncertain(validation: Validation) -> tuple[str, ...]:
@@ -123,8 +128,13 @@ def _part(value: float) -> str:
     return exact_text(float(f"{value:.6g}"), "fraction")
 
 
-def _correct_exchange(data: dict[str, Any], ratios: Mapping[str, float], cost: SplitCost, source: str) -> None:
-    """Constant time of dispatch and combine, and the part of the bandwidth that they reach at every level."""
+def _correct_exchange(
+    data: dict[str, Any], ratios: Mapping[str, float], engine_name: str | None, cost: SplitCost, source: str
+) -> None:
+    """Constant time of dispatch and combine, and the part of the bandwidth that they reach at every level.
+
+    Collectives come before it: what a gather among the GPUs of a rank takes in any case is added to the launch again.
+    """
     if "dispatch" not in ratios:
         return
     constants, topology, moe = cost.instance.constants, cost.instance.topology, cost.stages[0].moe
@@ -139,16 +149,25 @@ def _correct_exchange(data: dict[str, Any], ratios: Mapping[str, float], cost: S
         if reached is None:
             reached = kernel.reach.scale_up if level <= topology.scale_up_level else kernel.reach.scale_out
         levels[link.level] = {"value": _part(reached / out), **note}
-    latency_s = moe.exchange.latency_s
+    added_s = moe.exchange.latency_s + _gather_s(data, engine_name, cost)
     ways = {}
     for name, ratio, fixed, slower in (
         ("dispatch", out, moe.dispatch_fixed.seconds, kernel.dispatch.value.slower),
         ("combine", back, moe.combine_fixed.seconds, kernel.combine.value.slower * back / out),
     ):
-        launch_s = max(0.0, ratio * fixed - latency_s)
+        launch_s = max(0.0, ratio * fixed - added_s)
         value = {"launch": exact_text(launch_s, "time"), "slower": float(f"{slower:.6g}")}
         ways[name] = {"value": value, **note}
     _put(data, {"kernel": constants.communication.kernel, **ways, "levels": levels})
+
+
+def _gather_s(data: dict[str, Any], engine_name: str | None, cost: SplitCost) -> float:
+    """Constant time of a gather among the GPUs that share an expert, by the collectives as the file has them now."""
+    name, constants = load_engine(engine_name).collectives, cost.instance.constants
+    measured = validated(TopologyFile, data).calibration
+    collectives = on_machine(constants.collectives, name, (), measured)
+    instance = replace(cost.instance, constants=constants.model_copy(update={"collectives": collectives}))
+    return Blocks(instance, cost.stages[0].grid.gpus, cost.split.etp).linear()[0]
 
 
 def _correct_collectives(

@@ -29,7 +29,7 @@ SPLIT = Split(tp=2, dp=2, pp=1, ep=4)
 TERMS = ("attention", "attention all-reduce", "dispatch", "experts", "combine")
 
 
-def cost_on(file: TopologyFile | None, *, several: bool = False) -> SplitCost:
+def cost_on(file: TopologyFile | None, *, several: bool = False, split: Split = SPLIT) -> SplitCost:
     """The same model and work on the machine as described, or as a calibrated file says."""
     windows = building.random_windows(np.random.default_rng(0), building.model(), 2)
     using = building.constants(several=several)
@@ -46,15 +46,15 @@ def cost_on(file: TopologyFile | None, *, several: bool = False) -> SplitCost:
             )
         }
         made = building.instance(on=machine, windows=made.windows, using=made.constants.model_copy(update=kernels))
-    return split_cost(made, SPLIT, 0)
+    return split_cost(made, split, 0)
 
 
 def predicted(cost: SplitCost) -> dict[str, float]:
-    linear = Placement((0, 1), 2, np.tile(np.arange(8), (2, 1)))
+    linear = Placement((0, 1), 8 // cost.split.ep, np.tile(np.arange(8), (2, 1)))
     return predicted_parts(cost, (range(2),), linear, (0, 1), (0, 1)).terms
 
 
-def calibrated(cost: SplitCost, ratios: dict[str, float], counts: str = "pass") -> TopologyFile:
+def text_of(cost: SplitCost, ratios: dict[str, float], counts: str = "pass") -> str:
     terms = [SimpleNamespace(name=name, predicted_s=1.0, measured_s=ratio) for name, ratio in ratios.items()]
     validation: Any = SimpleNamespace(
         terms=terms,
@@ -64,7 +64,11 @@ def calibrated(cost: SplitCost, ratios: dict[str, float], counts: str = "pass") 
         plan="plan.json",
     )
     inputs = SimpleNamespace(topology=cost.instance.topology.file, engine=None)
-    data = yaml.safe_load(calibrated_text(validation, SimpleNamespace(inputs=inputs), cost))  # type: ignore[arg-type]
+    return calibrated_text(validation, SimpleNamespace(inputs=inputs), cost)  # type: ignore[arg-type]
+
+
+def calibrated(cost: SplitCost, ratios: dict[str, float], counts: str = "pass") -> TopologyFile:
+    data = yaml.safe_load(text_of(cost, ratios, counts))
     assert data.pop("schema") == "ep-plan/topology/1"
     return validated(TopologyFile, data)
 
@@ -89,6 +93,22 @@ def test_each_term_is_corrected_alone(term: str, several: bool) -> None:
     others = [name for name in TERMS if name != term and not (term == "dispatch" and name == "combine")]
     for name in others:
         assert new[name] == pytest.approx(old[name], rel=1e-3), name
+
+
+@pytest.mark.parametrize("all_reduce", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("exchange", [1.0, 2.0])
+def test_gathers_among_gpus_that_share_an_expert_are_counted_once(exchange: float, all_reduce: float) -> None:
+    split = Split(tp=2, dp=2, pp=1, ep=2, etp=2)
+    before = cost_on(None, split=split)
+    told = {"dispatch": exchange, "combine": exchange, "attention all-reduce": all_reduce}
+    after = cost_on(calibrated(before, told), split=split)
+    old, new = before.stages[0].moe, after.stages[0].moe
+    assert new.dispatch_fixed.seconds == pytest.approx(exchange * old.dispatch_fixed.seconds, rel=1e-4)
+    assert new.combine_fixed.seconds == pytest.approx(exchange * old.combine_fixed.seconds, rel=1e-4)
+    if exchange == all_reduce == 1.0:
+        assert predicted(after) == pytest.approx(predicted(before), rel=1e-4)
+    assert "gathered among GPUs that share an expert stay" in text_of(before, told)
+    assert "gathered" not in text_of(cost_on(None), told)
 
 
 def test_calibrating_twice_replaces_what_was_written_first() -> None:
