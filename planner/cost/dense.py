@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from planner.cost.attention import FIRST_ENTRIES, Core, split_chain, tiled_keys
 from planner.cost.collectives import Blocks
@@ -28,7 +28,7 @@ from planner.cost.kv_cache import (
 from planner.cost.products import Product, attention_products, ffn_products, shared_products
 from planner.cost.roofline import Kernel, kernel
 from planner.cost.term import Term, merged
-from planner.inputs.efficiency import Work
+from planner.inputs.efficiency import AttentionName, Work
 from planner.inputs.model import (
     Attention,
     CompressedAttention,
@@ -41,6 +41,8 @@ from planner.inputs.model import (
 )
 from planner.inputs.precision import CACHE_BITS, WEIGHTS, WeightName
 from planner.inputs.sourced import Sourced
+
+AttentionKind = Literal["gqa", "mla"]
 
 BF16_BYTES = 2
 SHARED_EXPERTS: Final = "shared experts"
@@ -204,11 +206,10 @@ class DenseCost:
 
     def _core_term(self, name: str, attention: Attention, core: Core) -> Term:
         work: Work = "attention_decode" if self.instance.workload.phase == "decode" else "attention_prefill"
-        kind = "mla" if isinstance(attention, LatentAttention) else "gqa"
-        cache = "_fp8" if self._cache == "fp8" else ""
+        kind: AttentionKind = "mla" if isinstance(attention, LatentAttention) else "gqa"
         return _by_the_fastest(
             name,
-            self._kernels(work, kind + cache, "bf16"),
+            self._kernels(work, attention_curve(kind, self._cache), "bf16"),
             lambda k: k.seconds(core.computed_flop, core.read_bytes, core.moved_bytes, chain=core.chain),
             lambda k: k.light_s(core.flop, core.least_bytes),
         )
@@ -228,6 +229,13 @@ class DenseCost:
         """An all-reduce over the tensor-parallel group; nothing for tp = 1."""
         num_bytes = self.tokens * self.instance.model.hidden_size * BF16_BYTES
         return Blocks(self.instance, self.grid.gpus, self.grid.split.tp).term("all_reduce", num_bytes).named(name)
+
+
+def attention_curve(kind: AttentionKind, cache: str) -> AttentionName:
+    """The curve by which attention over a cache of some format is priced."""
+    if cache == "fp8":
+        return "mla_fp8" if kind == "mla" else "gqa_fp8"
+    return kind
 
 
 def _by_the_fastest(

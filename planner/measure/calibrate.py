@@ -15,6 +15,7 @@ from typing import Any, Final
 import yaml
 
 from planner.cost.collectives import Blocks
+from planner.cost.dense import attention_curve
 from planner.cost.instance import Instance
 from planner.cost.step import SplitCost
 from planner.errors import BadAnswerError
@@ -89,8 +90,8 @@ def _correct_gpu(gpu: Gpu, data: dict[str, Any], ratios: Mapping[str, float], in
     wanted: list[tuple[Work, str, str]] = [
         ("experts", precision.experts, "experts"),
         ("gemm", precision.dense, "attention"),
-        (_ATTENTION[phase], "gqa", "attention"),
-        (_ATTENTION[phase], "mla", "attention"),
+        (_ATTENTION[phase], attention_curve("gqa", precision.kv_cache), "attention"),
+        (_ATTENTION[phase], attention_curve("mla", precision.kv_cache), "attention"),
     ]
     for work, name, term in wanted:
         if term in ratios:

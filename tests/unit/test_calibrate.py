@@ -29,10 +29,18 @@ SPLIT = Split(tp=2, dp=2, pp=1, ep=4)
 TERMS = ("attention", "attention all-reduce", "dispatch", "experts", "combine")
 
 
-def cost_on(file: TopologyFile | None, *, several: bool = False, split: Split = SPLIT) -> SplitCost:
+def cost_on(
+    file: TopologyFile | None,
+    *,
+    several: bool = False,
+    split: Split = SPLIT,
+    cache: str = "bf16",
+) -> SplitCost:
     """The same model and work on the machine as described, or as a calibrated file says."""
     windows = building.random_windows(np.random.default_rng(0), building.model(), 2)
     using = building.constants(several=several)
+    precision = using.precision.model_copy(update={"kv_cache": cache})
+    using = using.model_copy(update={"precision": precision})
     made = building.instance(on=building.topology(2, 2), windows=windows, using=using)
     if file is not None:
         machine = resolve(file)
@@ -93,6 +101,15 @@ def test_each_term_is_corrected_alone(term: str, several: bool) -> None:
     others = [name for name in TERMS if name != term and not (term == "dispatch" and name == "combine")]
     for name in others:
         assert new[name] == pytest.approx(old[name], rel=1e-3), name
+
+
+def test_attention_over_an_fp8_cache_is_corrected() -> None:
+    before = cost_on(None, cache="fp8")
+    default = before.instance.constants.efficiency.attention_decode
+    assert default["gqa_fp8"] != default["gqa"]
+    file = calibrated(before, {"attention": 2.0})
+    old, new = predicted(before), predicted(cost_on(file, cache="fp8"))
+    assert new["attention"] == pytest.approx(2.0 * old["attention"], rel=1e-3)
 
 
 @pytest.mark.parametrize("all_reduce", [0.5, 1.0, 2.0])
