@@ -193,7 +193,7 @@ def _calibrate(validation: Any, ready: Any, target: Path, *, quiet: bool) -> Non
 
     write_whole(target, calibrated_text(validation, ready.plan, ready.cost))
     if not quiet:
-        warn(uncertain(validation))
+        warn(uncertain(validation, ready.cost))
         click.echo(f"wrote {target}", err=True)
 
 

@@ -2,8 +2,8 @@
 
 Each measured term corrects what its prediction rests on: experts their curve, attention the curves of GEMM
 and attention, exchanges and tensor-parallel collectives their constant time and the part of the bandwidth
-that is reached. All constants of a curve are scaled alike, because one plan measures one point of it;
-`ep-plan probe` measures whole curves.
+that is reached. Terms that the micro-run runs otherwise than they are priced are left as they were. All constants
+of a curve are scaled alike, because one plan measures one point of it; `ep-plan probe` measures whole curves.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from planner.inputs.topology import resolve
 from planner.inputs.topology_file import TopologyFile
 from planner.inputs.units import exact_text
 from planner.measure.document import Validation
+from planner.measure.verdict import run_otherwise
 from planner.plan.plan import Plan
 
 _ALL_REDUCE: Final = "attention all-reduce"
@@ -38,16 +39,18 @@ def calibrated_text(validation: Validation, plan: Plan, cost: SplitCost) -> str:
     """The plan's topology, corrected by what was measured, as a topology file.
 
     Raises:
-        BadAnswerError: nothing was measured, or counts or results were wrong: then times mean nothing.
+        BadAnswerError: nothing was measured that is run as it is priced, or counts or results were wrong: then times
+            mean nothing.
     """
-    ratios = {
-        term.name: term.measured_s / term.predicted_s
-        for term in validation.terms
-        if term.predicted_s and term.measured_s
-    }
-    if not ratios or validation.counts.judged == "fail" or validation.outputs.judged == "fail":
-        why = "no times were measured" if not ratios else "counts or results are wrong"
+    measured = _ratios(validation)
+    left_out = {name: how for name in measured if (how := run_otherwise(cost, name)) is not None}
+    ratios = {name: ratio for name, ratio in measured.items() if name not in left_out}
+    told = [f"{name}: not corrected, {how}" for name, how in left_out.items()]
+    if not measured or validation.counts.judged == "fail" or validation.outputs.judged == "fail":
+        why = "no times were measured" if not measured else "counts or results are wrong"
         raise BadAnswerError(f"nothing to calibrate with: {why}")
+    if not ratios:
+        raise BadAnswerError(f"nothing to calibrate with: {'; '.join(told)}")
     file = plan.inputs.topology
     data = file.model_dump(mode="json")
     source = f"ep-plan validate --calibrate: {validation.run.ranks} ranks, {validation.run.backend}"
@@ -57,19 +60,32 @@ def calibrated_text(validation: Validation, plan: Plan, cost: SplitCost) -> str:
     _correct_exchange(data, ratios, plan.inputs.engine, cost, source)
     resolve(validated(TopologyFile, data))
     head = [f"{validation.plan}, corrected: " + ", ".join(f"{name} x {ratio:.3g}" for name, ratio in ratios.items())]
+    head += told
     if "dispatch" in ratios and cost.split.etp > 1:
         head.append("dispatch, combine: bytes gathered among GPUs that share an expert stay as collectives take them")
     body = yaml.safe_dump({"schema": "ep-plan/topology/1", **data}, sort_keys=False, width=120)
     return "".join(f"# {line}\n" for line in head) + body
 
 
-def uncertain(validation: Validation) -> tuple[str, ...]:
+def _ratios(validation: Validation) -> dict[str, float]:
+    """Measured over predicted seconds of each term that has both."""
+    return {
+        term.name: term.measured_s / term.predicted_s
+        for term in validation.terms
+        if term.predicted_s and term.measured_s
+    }
+
+
+def uncertain(validation: Validation, cost: SplitCost) -> tuple[str, ...]:
     """Corrections that rest on samples spread wider than the tolerance, to be told where the file is written."""
     return tuple(
         f"{term.name}: corrected by x {term.measured_s / term.predicted_s:.3g}, but its samples spread over "
         f"{term.spread:.0%}: measure again on a quieter machine, or with more --repeats"
         for term in validation.terms
-        if term.predicted_s and term.measured_s and term.spread > validation.tolerance
+        if term.predicted_s
+        and term.measured_s
+        and term.spread > validation.tolerance
+        and run_otherwise(cost, term.name) is None
     )
 
 

@@ -156,11 +156,19 @@ def _judged(found: Evidence, name: str, expected: float | None, seconds: float, 
     """One term; those that hardly count, and those that this run computes otherwise, decide nothing."""
     if expected is None or max(expected, seconds) < _SMALL * total:
         return "not judged"
-    if name in ("dispatch", "combine") and found.cost.instance.gathers(found.cost.split):
-        return "not judged"  # priced as a gather, run as an all-to-all
-    if name == "experts" and not is_native(found.cost.instance.constants.precision.experts):
+    if run_otherwise(found.cost, name) is not None:
         return "not judged"
     return _within(expected, seconds, spread, found.job.tolerance)
+
+
+def run_otherwise(cost: SplitCost, name: str) -> str | None:
+    """How a term is run otherwise than it is priced, so that its time tells nothing of the plan's; None: it is not."""
+    if name in ("dispatch", "combine") and cost.instance.gathers(cost.split):
+        return "priced as a gather, run as an all-to-all"
+    experts = cost.instance.constants.precision.experts
+    if name == "experts" and not is_native(experts):
+        return f"priced in {experts}, run in bf16"
+    return None
 
 
 def _within(expected: float, seconds: float, spread: float, tolerance: float) -> Verdict:

@@ -34,12 +34,13 @@ def cost_on(
     *,
     several: bool = False,
     split: Split = SPLIT,
-    cache: str = "bf16",
+    kernel: str = "all-to-all",
+    **formats: str,
 ) -> SplitCost:
     """The same model and work on the machine as described, or as a calibrated file says."""
     windows = building.random_windows(np.random.default_rng(0), building.model(), 2)
-    using = building.constants(several=several)
-    precision = using.precision.model_copy(update={"kv_cache": cache})
+    using = building.constants(several=several, kernel=kernel)
+    precision = using.precision.model_copy(update=formats)
     using = using.model_copy(update={"precision": precision})
     made = building.instance(on=building.topology(2, 2), windows=windows, using=using)
     if file is not None:
@@ -103,12 +104,33 @@ def test_each_term_is_corrected_alone(term: str, several: bool) -> None:
         assert new[name] == pytest.approx(old[name], rel=1e-3), name
 
 
+def test_terms_that_are_run_otherwise_than_priced_are_left_as_they_were() -> None:
+    told = dict.fromkeys(TERMS, 2.0)
+    gathering, narrow = cost_on(None, kernel="allgather-reducescatter"), cost_on(None, experts="fp8")
+    file = calibrated(gathering, told)
+    assert {one.kernel for one in file.calibration} == {"nccl", "vllm-all-reduce"}
+    head = text_of(gathering, told).partition("schema")[0].splitlines()
+    assert head == [
+        "# plan.json, corrected: attention x 2, attention all-reduce x 2, experts x 2",
+        "# dispatch: not corrected, priced as a gather, run as an all-to-all",
+        "# combine: not corrected, priced as a gather, run as an all-to-all",
+    ]
+    after = predicted(cost_on(calibrated(narrow, told), experts="fp8"))
+    assert after["experts"] == pytest.approx(predicted(narrow)["experts"], rel=1e-4)
+    assert "# experts: not corrected, priced in fp8, run in bf16\n" in text_of(narrow, told)
+    with pytest.raises(BadAnswerError, match="experts: not corrected, priced in fp8"):
+        calibrated(narrow, {"experts": 2.0})
+    noisy = SimpleNamespace(name="experts", predicted_s=1.0, measured_s=2.0, spread=1.0)
+    validation: Any = SimpleNamespace(terms=[noisy], tolerance=0.25)
+    assert not uncertain(validation, narrow)
+
+
 def test_attention_over_an_fp8_cache_is_corrected() -> None:
-    before = cost_on(None, cache="fp8")
+    before = cost_on(None, kv_cache="fp8")
     default = before.instance.constants.efficiency.attention_decode
     assert default["gqa_fp8"] != default["gqa"]
     file = calibrated(before, {"attention": 2.0})
-    old, new = predicted(before), predicted(cost_on(file, cache="fp8"))
+    old, new = predicted(before), predicted(cost_on(file, kv_cache="fp8"))
     assert new["attention"] == pytest.approx(2.0 * old["attention"], rel=1e-3)
 
 
@@ -144,7 +166,7 @@ def test_corrections_that_rest_on_noise_are_told() -> None:
 
     terms = [term("experts", 0.1), term("dispatch", 1.06), term("counts", 2.0, None)]
     validation: Any = SimpleNamespace(terms=terms, tolerance=0.25)
-    (told,) = uncertain(validation)
+    (told,) = uncertain(validation, cost_on(None))
     assert told.startswith("dispatch: corrected by x 3, but its samples spread over 106%")
 
 
