@@ -123,7 +123,7 @@ class PlacementRun(Frozen):
     name: str
     """plan, or a baseline."""
     imbalance: float
-    """Mean over layers of max/mean choices served."""
+    """Mean over layers and windows of the ranks' max/mean choices served."""
     step_s: float | None
     """Modelled parts of the step as measured; null in an emulation."""
     predicted_s: float | None

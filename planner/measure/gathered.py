@@ -1,6 +1,6 @@
 """What all ranks found, put together by layer, slot and phase.
 
-Legend: L replayed layers, P slots, G ranks of the run, V link levels, W timed windows.
+Legend: L replayed layers, P slots, G ranks of the run, R EP ranks, V link levels, S windows, W timed windows.
 """
 
 from __future__ import annotations
@@ -37,6 +37,16 @@ class Gathered:
             for layer, counts in run["served"].items():
                 total[row_of[int(layer)], seat.ep_rank] += counts
         return total.reshape(len(self.layers), -1)
+
+    def served_LSR(self) -> Ints:
+        """Choices that each EP rank served in each window; all copies of the grid, and all its GPUs, together."""
+        windows = max((len(served_S) for run in self.runs for served_S in run["served_windows"].values()), default=0)
+        total = np.zeros((len(self.layers), windows, self.seating.plan.split.ep), dtype=np.int64)
+        row_of = {layer: row for row, layer in enumerate(self.layers)}
+        for seat, run in zip(self.seating.seats, self.runs, strict=True):
+            for layer, served_S in run["served_windows"].items():
+                total[row_of[int(layer)], :, seat.ep_rank] += served_S
+        return total
 
     def sent_LGV(self, levels: int) -> Ints:
         """Copies that each rank handed to each level in dispatch."""

@@ -72,6 +72,14 @@ class Found:
     """Sums of the hidden states that came from the stage before, or went to the next."""
     passes_s: list[float] = field(default_factory=list)
     """Seconds of each whole pass over a window."""
+    windows_LS: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+    """Choices that the rank served in each window, by hidden layer."""
+
+    def end_window(self) -> None:
+        """Note what was served since the window before."""
+        for layer, served_P in self.served_LP.items():
+            before = self.windows_LS[layer]
+            before.append(int(served_P.sum()) - sum(before))
 
 
 @dataclass

@@ -119,6 +119,7 @@ class PlanRun:
         for number, window in enumerate(self._windows()):
             self.watch.window(f"{name}, window {number}")
             run.run_window(window, found)
+            found.end_window()
             windows = number + 1
         counted = summary(run.clock, run.layers, per_window=run.split.micro_batches)
         if not self.job.emulates:
@@ -126,6 +127,7 @@ class PlanRun:
         return {
             "layers": list(run.layers),
             "served": {str(layer): counts.tolist() for layer, counts in found.served_LP.items()},
+            "served_windows": {str(layer): served_S for layer, served_S in found.windows_LS.items()},
             "sent": {str(layer): counts.tolist() for layer, counts in found.sent_LV.items()},
             "worst": {
                 str(layer): [worst.error, worst.allowed, worst.part, worst.token]

@@ -4,7 +4,7 @@ Counts, results and copies must agree whatever the machine. Seconds are judged o
 no rank shares a core. A time outside tolerance fails, unless its own samples are spread wider than the
 tolerance: then nothing is known.
 
-Legend: L replayed layers, P slots, G ranks, V link levels, S windows, E experts.
+Legend: L replayed layers, P slots, G ranks, R EP ranks, V link levels, S windows, E experts.
 """
 
 from __future__ import annotations
@@ -197,9 +197,7 @@ def placement_runs(found: Evidence) -> tuple[PlacementRun, ...]:
     """The plan and the baselines: balance as served, and seconds where they count."""
     records = []
     for name, gathered in found.gathered.items():
-        placement = found.placements[name]
-        served_LR = gathered.served_LP(placement.slots_per_rank).reshape(len(found.layers), placement.num_ranks, -1)
-        load_LR = served_LR.sum(axis=2)
+        served_LSR = gathered.served_LSR()
         step_s = predicted_s = None
         if not found.job.emulates and gathered.num_timed:
             predicted = _predicted(found, name)
@@ -208,7 +206,7 @@ def placement_runs(found: Evidence) -> tuple[PlacementRun, ...]:
         records.append(
             PlacementRun(
                 name=name,
-                imbalance=float((load_LR.max(axis=1) / np.maximum(load_LR.mean(axis=1), 1e-9)).mean()),
+                imbalance=float((served_LSR.max(axis=2) / np.maximum(served_LSR.mean(axis=2), 1e-9)).mean()),
                 step_s=step_s,
                 predicted_s=predicted_s,
                 whole_s=gathered.whole_s(),

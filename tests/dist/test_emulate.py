@@ -42,6 +42,8 @@ def test_tiny_moe(tiny_plan: Path, tmp_path: Path) -> None:
     assert document["run"]["windows"] == 16
     assert document["run"]["scale"] == 2
     assert document["counts"]["layers"] == 8
+    booked = [window.imbalance for window in plan_of(tiny_plan).predicted.windows]
+    assert document["placements"][0]["imbalance"] == pytest.approx(sum(booked) / len(booked), rel=1e-3)
     assert sum(level["counted"] for level in document["levels"]) > 900_000
     assert "no seconds" in result.out
     assert "own" in result.words or "handed to gloo" in result.words
