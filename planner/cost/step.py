@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from planner.cost.grid import Grid, stages_of
 from planner.cost.instance import Instance, LayerLoad
-from planner.cost.moe import LayerTimes, MoeCost, moe_cost
+from planner.cost.moe import LayerTimes, MoeCost
 from planner.cost.once import OncePerLayer
 from planner.cost.roofline import Kernel
 from planner.cost.stage_dense import StageDense, send_terms
+from planner.cost.stage_moe import moe_cost
 from planner.cost.term import Term, merged
 from planner.inputs.model import LayerRun
 from planner.inputs.sourced import BASES

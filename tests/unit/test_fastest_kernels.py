@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from planner.cost.dense import DenseCost
 from planner.cost.grid import Grid
 from planner.cost.instance import Instance, LayerLoad
-from planner.cost.moe import moe_cost
+from planner.cost.stage_moe import moe_cost
 from planner.cost.term import Term
 from planner.errors import InputError
 from planner.inputs import documents
