@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from planner.capacity.size import Answer, Kind, Point, SizeJob, Wanted, fastest_on, size, tried_on
-from planner.capacity.transfer import cache_bytes, passage
+from planner.capacity.transfer import cache_bytes, way_out
 from planner.inputs.deployment import Deployment
 from planner.solve.watch import Watch
 
@@ -116,7 +116,7 @@ def _with_context(deployment: Deployment, tokens: int) -> Deployment:
 def kv_transfer(prefill: Deployment, kind: Kind, point: Point, requests: Requests) -> Transfer:
     """What the KV cache of a request takes over the outermost link, and how much of that link all take."""
     each = cache_bytes(prefill, requests.input_tokens)
-    out = passage(prefill, kind.of(max(2, point.nodes)), each)
+    out = way_out(prefill, kind.of(max(2, point.nodes)), each)
     share = requests.per_s * each / (point.gpus * out.bytes_per_s_per_gpu)
     return Transfer(each, out.seconds, share, out.level)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from planner.capacity.figures import Figures, figures_of
 from planner.capacity.jobs import job_of, plan_or_why, run_all
-from planner.capacity.transfer import passage
+from planner.capacity.transfer import way_out
 from planner.errors import InputError, Place, UsageError
 from planner.inputs.deployment import Deployment
 from planner.inputs.edits import on_machine, with_tokens
@@ -218,11 +218,15 @@ class SizeJob:
     nodes: int
     wanted: Wanted
 
+    @property
+    def machine(self) -> Deployment:
+        """The deployment on these nodes."""
+        return on_machine(self.deployment, self.kind.of(self.nodes), f"{self.nodes} x {self.kind.name}")
+
 
 def tried_on(job: SizeJob) -> list[Point]:
     """What so many nodes can do: every batch that was planned, the one that decides last."""
-    machine = on_machine(job.deployment, job.kind.of(job.nodes), f"{job.nodes} x {job.kind.name}")
-    return list(_batches(job, machine))
+    return list(_batches(job, job.machine))
 
 
 def _batches(job: SizeJob, machine: Deployment) -> Iterator[Point]:
@@ -244,13 +248,13 @@ def _fewest_tokens(machine: Deployment, wanted: Wanted) -> int:
 
 def fastest_on(job: SizeJob) -> Point | None:
     """The batch that puts most through within the times allowed, among doubled ones; None if none keeps them."""
-    machine = on_machine(job.deployment, job.kind.of(job.nodes), f"{job.nodes} x {job.kind.name}")
+    machine = job.machine
     point, plan = _planned(job, machine, _fewest_tokens(machine, job.wanted))
     room = 0 if plan is None else _most_tokens(plan)
     best, most = None, 0.0
     while point.figures is not None:
         rate = point.figures.tokens_per_s
-        if too_slow(point, job.wanted):
+        if _too_slow(point, job.wanted):
             if not point.takes_prompts_in_parts:
                 break
         elif rate < most * _MORE:
@@ -270,7 +274,7 @@ def _until_fast(job: SizeJob, machine: Deployment, point: Point, plan: Plan) -> 
         yield point
         if _reaches(point, job.wanted) or point.figures is None:
             break
-        if below >= room or (too_slow(point, job.wanted) and not point.takes_prompts_in_parts):
+        if below >= room or (_too_slow(point, job.wanted) and not point.takes_prompts_in_parts):
             return
         below, tokens = point.tokens_per_gpu, min(2 * point.tokens_per_gpu, room)
         point, _ = _planned(job, machine, tokens)
@@ -299,10 +303,10 @@ def _reaches(point: Point, wanted: Wanted) -> bool:
     rate = wanted.tokens_per_s
     if point.figures is None or (rate is not None and point.figures.tokens_per_s < rate):
         return False
-    return not (point.takes_prompts_in_parts and too_slow(point, wanted))
+    return not (point.takes_prompts_in_parts and _too_slow(point, wanted))
 
 
-def too_slow(point: Point, wanted: Wanted) -> bool:
+def _too_slow(point: Point, wanted: Wanted) -> bool:
     """Whether it takes longer than it may."""
     limited = ((point.time_s, wanted.max_step_s), (point.ttft_s, wanted.max_ttft_s))
     return any(time_s is not None and limit is not None and time_s > limit for time_s, limit in limited)
@@ -319,7 +323,7 @@ def _planned(job: SizeJob, machine: Deployment, tokens: int) -> tuple[Point, Pla
     time_s = figures.step_s if figures.time_per_output_token_s is None else figures.time_per_output_token_s
     ttft_s = figures.time_to_first_token_s
     if ttft_s is not None and job.wanted.moved_bytes:
-        ttft_s += passage(machine, job.kind.of(max(2, job.nodes)), job.wanted.moved_bytes).seconds
+        ttft_s += way_out(machine, job.kind.of(max(2, job.nodes)), job.wanted.moved_bytes).seconds
     point = Point(name, job.nodes, gpus, asked.workload.tokens_per_gpu, figures, time_s, does=False, ttft_s=ttft_s)
     why = "; ".join(_missed(point, job.wanted, plan))
     return replace(point, does=not why, why_not=why), plan

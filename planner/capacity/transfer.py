@@ -13,7 +13,7 @@ from planner.inputs.topology import Topology
 
 
 @dataclass(frozen=True)
-class Passage:
+class WayOut:
     """The outermost link of a machine, as one transfer and as all of them find it."""
 
     level: str
@@ -29,7 +29,7 @@ def cache_bytes(prefill: Deployment, tokens: int) -> int:
     return sum(run.count * kv_bytes_per_sequence(run.attention, 1, cache, tokens) for run in prefill.model.layers)
 
 
-def passage(prefill: Deployment, machine: Topology, num_bytes: int) -> Passage:
+def way_out(prefill: Deployment, machine: Topology, num_bytes: int) -> WayOut:
     """What a transfer takes to leave a machine.
 
     Args:
@@ -43,4 +43,4 @@ def passage(prefill: Deployment, machine: Topology, num_bytes: int) -> Passage:
     alone = min(float(neck.rate_U.min()) for neck in necks)
     together = min(float((neck.rate_U / np.bincount(neck.unit_G)).min()) for neck in necks)
     seconds = num_bytes / alone + float(machine.latency_VG[level].max())
-    return Passage(machine.links[level].level, seconds, together)
+    return WayOut(machine.links[level].level, seconds, together)

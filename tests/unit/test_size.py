@@ -13,7 +13,7 @@ import pytest
 from planner.capacity.jobs import job_of, plan_of
 from planner.capacity.pair import Requests, kv_transfer, pair
 from planner.capacity.size import Answer, Kind, Point, Sizes, Wanted, kinds_of, size
-from planner.capacity.transfer import passage
+from planner.capacity.transfer import way_out
 from planner.cost.prepare import load
 from planner.errors import UsageError
 from planner.inputs.deployment import Deployment
@@ -175,7 +175,7 @@ def test_what_all_can_send_passes_the_uplinks() -> None:
     inside, outside = free.links
     narrow = free.model_copy(update={"links": (inside, outside.model_copy(update={"oversubscription": 4.0}))})
     reach = made.collectives.collective_reach.scale_out
-    found = [passage(made, Kind("pair", file).of(2), 10**9) for file in (free, narrow)]
+    found = [way_out(made, Kind("pair", file).of(2), 10**9) for file in (free, narrow)]
     assert [one.bytes_per_s_per_gpu for one in found] == pytest.approx([20e9 * reach, 5e9 * reach])
     assert [one.seconds for one in found] == pytest.approx([1 / (20 * reach) + 10e-6, 1 / (10 * reach) + 10e-6])
 
