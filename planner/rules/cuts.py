@@ -14,6 +14,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.plan.placement import slots_of_ranks
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -33,7 +35,7 @@ class StageLimits:
 
 def even_layers(layers: int, stages: int) -> tuple[int, ...]:
     """Layers of each stage, as equally many as can be, the first stages longer."""
-    return tuple(layers // stages + (stage < layers % stages) for stage in range(stages))
+    return tuple(slots_of_ranks(layers, stages).tolist())
 
 
 @dataclass(frozen=True)
