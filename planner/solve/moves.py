@@ -64,7 +64,7 @@ def few_moves(job: MoveJob) -> tuple[Moved, ...]:
     """Ever faster placements with ever more moves; the first is the one in force. Deterministic."""
     problem, now_s = job.problem, job.problem.seconds(job.before_P)
     away_ER = (~Held.of(problem, job.before_P).member_ER).astype(np.int64)
-    table_kSE = smooth_table(weight_table(problem), problem.num_ranks)
+    table_kSE = smooth_table(weight_table(problem), problem.num_ranks, problem.num_groups)
     found = [Moved(0, now_s, job.before_P)]
     free_P = relabelled(problem, job.before_P, searched(problem, job.before_P, now_s)[0])
     outwards = _Walk(Held.of(problem, job.before_P), away_ER, table_kSE)
@@ -77,7 +77,8 @@ def few_moves(job: MoveJob) -> tuple[Moved, ...]:
 
 def no_more_moves(problem: LayerProblem, start_P: Ints, away_ER: Ints) -> Ints:
     """The fastest placement found from a start that is no further away; moves as of `_Walk`."""
-    walk = _Walk(Held.of(problem, start_P), away_ER, smooth_table(weight_table(problem), problem.num_ranks))
+    table_kSE = smooth_table(weight_table(problem), problem.num_ranks, problem.num_groups)
+    walk = _Walk(Held.of(problem, start_P), away_ER, table_kSE)
     found = [start_P, *(placed_P for _, placed_P in walk.outwards(walk.moves))]
     return min(found, key=problem.seconds)
 

@@ -43,6 +43,8 @@ class LayerProblem:
     """Routing group of each expert if groups must stay on a node, or on a block of ranks."""
     block_R: Ints | None = None
     """Block of each rank, if blocks keep the groups and not nodes: a placement for a permuted checkpoint."""
+    num_groups: int = 1
+    """Groups of consecutive experts that the model routes to first."""
 
     @property
     def num_windows(self) -> int:
@@ -148,7 +150,7 @@ def layer_problem(stage: StageCost, load: LayerLoad, moe: MoeFfn, limits: Limits
         group_E = np.arange(moe.num_experts) // (moe.num_experts // moe.num_groups)
     if limits.for_checkpoint and moe.num_groups > 1:
         block_R = group_blocks(moe.num_groups, len(stage.slots_R))
-    return LayerProblem(stage.moe, load, stage.slots_R, group_E, block_R)
+    return LayerProblem(stage.moe, load, stage.slots_R, group_E, block_R, moe.num_groups)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class SmoothSearch:
         self.choice_RR = np.zeros((ranks, ranks), dtype=np.int64)
         """That swap: slot of the first rank times `_wide` plus slot of the second."""
         self._wide = int(self.problem.slots_R.max())
-        self.load_SR = np.empty((self.problem.num_windows, ranks))
+        self.load_SR = np.empty((weight_kSE.shape[1], ranks))
         self.power_R = np.empty(ranks)
         self.unit_SE = held.unit_weights(weight_kSE)
         self._weigh(range(ranks))

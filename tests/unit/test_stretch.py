@@ -65,4 +65,24 @@ def test_one_window_or_many_are_taken_as_recorded(windows: int) -> None:
 
 def test_no_stretched_load_is_negative() -> None:
     table = np.random.default_rng(2).exponential(1.0, (3, 4, 30)) ** 3
-    assert smooth_table(table, 4, Stretch(4.0, 0.9)).min() == 0.0
+    assert smooth_table(table, 4, stretch=Stretch(4.0, 0.9)).min() == 0.0
+
+
+def test_a_window_is_added_for_each_group_that_may_rise() -> None:
+    table_kSE = np.random.default_rng(3).uniform(1, 2, (2, 5, 12))
+    alone, joined = smooth_table(table_kSE, 4), smooth_table(table_kSE, 4, groups=3)
+    np.testing.assert_array_equal(joined[:, :5], alone)
+    mean_kE = (table_kSE / (table_kSE[0].sum(axis=1) / 4)[:, None]).mean(axis=1)
+    for group, window_kE in enumerate(joined[:, 5:].swapaxes(0, 1)):
+        factor_kE = window_kE / mean_kE
+        risen_E = np.arange(12) // 4 == group
+        np.testing.assert_allclose(factor_kE[:, risen_E], 1.25 * factor_kE[0, (4 * group + 4) % 12])
+        np.testing.assert_allclose(factor_kE[:, ~risen_E], factor_kE[0, (4 * group + 4) % 12])
+        assert (window_kE[0].sum() / 4) ** 8 == pytest.approx(1 / 4), "a quarter of what a window counts"
+    assert joined.shape == (2, 8, 12)
+
+
+@pytest.mark.parametrize(("windows", "groups"), [(1, 4), (5, 1), (8, 4), (20, 4)])
+def test_no_group_rises_where_nothing_calls_for_it(windows: int, groups: int) -> None:
+    table_kSE = np.random.default_rng(4).uniform(1, 2, (1, windows, 12))
+    np.testing.assert_array_equal(smooth_table(table_kSE, 4, groups), smooth_table(table_kSE, 4))
