@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cases import DEEPSEEK, DEEPSEEK_NO_COPIES, Case, arrays_of, trace_in
-from benchmarks.generalisation import imbalance, placed
+from benchmarks.generalisation import DEEPSEEK_GROUPS, imbalance, placed
 from planner.baselines import eplb_layer
 from planner.solve.problem import plain_load_problem
 from planner.solve.weights import Stretch, stretch_of
@@ -61,12 +61,12 @@ def excesses(seen_SE: Floats, unseen_E: Floats, ranks: int, slots: int, seed: in
     share_E = unseen_E / unseen_E.mean()
     mixture_E = best_mixture(share_SE, share_E)
 
-    def search(windows_SE: Floats, stretch: Stretch, *, polish: bool = True) -> Ints:
-        return placed(plain_load_problem(windows_SE, slots_R), stretch, polish=polish)
+    def search(windows_SE: Floats, stretch: Stretch, groups: int = 1, *, polish: bool = True) -> Ints:
+        return placed(plain_load_problem(windows_SE, slots_R), stretch, groups, polish=polish)
 
     placements = (
         eplb_layer(seen_SE.sum(axis=0), slots, 1, 1, ranks),
-        search(share_SE, stretch_of(len(share_SE))),
+        search(share_SE, stretch_of(len(share_SE)), DEEPSEEK_GROUPS, polish=False),
         search(mixture_E[None], Stretch()),
         search(draws(mixture_E, share_E, seed), Stretch(), polish=False),
         search(share_E[None], Stretch()),
