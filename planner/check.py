@@ -170,8 +170,9 @@ def _placement(plan: Decided, instance: Instance) -> Iterator[Finding]:
         detail = f"expected {len(record.layer_ids)} rows of ep x slots_per_rank = {width} slots"
         yield Finding("slots", f"{detail}; layer {wrong[0]} has another length" if wrong else detail)
         return
-    if record.copy_rule != instance.constants.copy_rule:
-        yield Finding("copy_rule", f"copies share tokens as {record.copy_rule}, here {instance.constants.copy_rule}")
+    copy_rule = instance.copy_rule(split_of(plan))
+    if record.copy_rule != copy_rule:
+        yield Finding("copy_rule", f"copies share tokens as {record.copy_rule}, here {copy_rule}")
     placement = placement_of(plan)
     broken = violations(placement, moe.num_experts)
     yield from (Finding(violation.rule, violation.message) for violation in broken)

@@ -19,7 +19,7 @@ from planner.inputs.efficiency import Curve, Efficiency, Work, curves_of
 from planner.inputs.model import Model
 from planner.inputs.sourced import Sourced
 from planner.inputs.topology import Topology
-from planner.inputs.workload import Workload
+from planner.inputs.workload import CopyRule, Workload
 from planner.plan.split import Split
 from planner.trace.windows import TokenSets, Windows
 
@@ -83,6 +83,10 @@ class Instance:
     def gathers(self, split: Split) -> bool:
         """Whether all tokens of an expert grid come to all its ranks, whatever the placement."""
         return not self.exchanges(split) or self.constants.kernel.method == "all_gather"
+
+    def copy_rule(self, split: Split) -> CopyRule:
+        """How copies of an expert share its tokens: evenly where all tokens come to every rank, as none is nearer."""
+        return "even" if split.ep > 1 and self.gathers(split) else self.constants.copy_rule
 
     def curves(self, kind: int, work: Work, name: str) -> tuple[Curve, ...]:
         """What each kernel reaches on a kind of GPU, for some work in a number format (or kind of attention)."""

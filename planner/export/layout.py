@@ -102,6 +102,6 @@ def layout_of(plan: Plan, file: Path) -> Layout:
         placement=placement_of(plan),
         redundant_experts=plan.placement.redundant_experts,
         kernel=inputs.cost.communication.kernel,
-        copy_rule=inputs.cost.copy_rule,
+        copy_rule=plan.placement.copy_rule,
         for_checkpoint=plan.inputs.target == "checkpoint",
     )

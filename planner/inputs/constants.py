@@ -32,4 +32,5 @@ class Constants(Frozen):
     engine_memory: EngineMemory
     """Memory of a GPU that the model cannot use."""
     copy_rule: CopyRule
-    """How copies of an expert share its tokens: evenly, or the nearest serves: own rank, own node, any."""
+    """How copies of an expert share tokens that an exchange brings: evenly, or the nearest serves: own rank, own node,
+    any. Where all tokens come to every rank they share evenly."""

@@ -63,7 +63,7 @@ class CommunicationSection(Frozen):
     default: the engine's for this phase."""
     copies: CopyRule | None = None
     """How copies of an expert share its tokens: even, or nearest (own rank, else own node, else evenly);
-    default: the engine's."""
+    default: the engine's. Where all tokens come to every rank, always even."""
 
 
 class SplitPins(Frozen):

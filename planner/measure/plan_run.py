@@ -159,7 +159,7 @@ class PlanRun:
             groups=groups,
             lane=lane,
             placement=placement,
-            sharing=Sharing(instance.constants.copy_rule, grid.node_R),
+            sharing=Sharing(instance.copy_rule(self.split), grid.node_R),
             layers=layers,
             column_of={layer: column for column, layer in enumerate(traced)},
             shape=self.shape,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from planner.inputs.workload import CopyRule
 from planner.plan.decision import Decision
 from planner.plan.plan import PlacementRecord, Plan, Positive, Slot, SplitRecord, StageRecord, Whole
 from planner.plan.plan_file import is_by_hand, plan_data, read_plan
+from planner.plan.split import Split
 
 Row = Annotated[tuple[Slot, ...], Field(min_length=1)]
 
@@ -46,13 +48,13 @@ class HandPlan(Frozen):
     placement: HandPlacement
     """Experts in slots."""
 
-    def decision(self, path: Path, model: Model, copy_rule: CopyRule) -> Decision:
+    def decision(self, path: Path, model: Model, copy_rule_of: Callable[[Split], CopyRule]) -> Decision:
         """What the plan decides, with what is left out filled in.
 
         Args:
             path: the plan's file.
             model: the deployment's model.
-            copy_rule: how copies share tokens there.
+            copy_rule_of: how copies share tokens there under a split.
 
         Raises:
             InputError: the stages are left out of a plan of several.
@@ -72,7 +74,7 @@ class HandPlan(Frozen):
             redundant_experts=max(0, filled - model.moe.num_experts)
             if given.redundant_experts is None
             else given.redundant_experts,
-            copy_rule=given.copy_rule or copy_rule,
+            copy_rule=given.copy_rule or copy_rule_of(Split(**split.model_dump())),
             physical_to_logical=given.physical_to_logical,
         )
         return Decision(split, stages, record)

@@ -41,7 +41,7 @@ def _by_hand(path: Path, plan: HandPlan, traces: Sequence[Path] | None) -> Check
         raise InputError(Problem(f"{deployment}: no such file", Place(str(path), key="deployment"), hint))
     loaded = load(deployment, Overrides(traces=tuple(map(str, traces or ()))))
     prepared = from_deployment(loaded)
-    decided = plan.decision(path, prepared.instance.model, prepared.instance.constants.copy_rule)
+    decided = plan.decision(path, prepared.instance.model, prepared.instance.copy_rule)
     priced = price(decided, prepared.instance, search_space(loaded))
     told = f"made by hand, no rule is broken: {decided.split.text}"
     findings = tuple(map(str, priced.findings))

@@ -95,7 +95,7 @@ def _by_hand(path: Path, found: HandPlan, deployment: Deployment, instance: Inst
     if (path.parent / found.deployment).resolve() != deployment.path.resolve():
         message = f"is for {found.deployment}, but lies beside {deployment.path.name}"
         raise InputError(Problem(message, Place(str(path), key="deployment"), f'say "{deployment.path.name}"'))
-    decided = found.decision(path, instance.model, instance.constants.copy_rule)
+    decided = found.decision(path, instance.model, instance.copy_rule)
     today = price(decided, instance, search_space(deployment))
     side = None if today.predicted is None else Side(decided, today.predicted, today.cost)
     return Golden(path, None, side, (), None, traces_gone=False, today=today)

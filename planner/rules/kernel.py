@@ -25,7 +25,7 @@ def verdicts(
     name, limits = instance.constants.communication.kernel, instance.constants.kernel.limits
     yield from _whole_stage(split, name, rules)
     slots = instance.model.moe.num_experts + redundant
-    if redundant and instance.constants.copy_rule == "nearest":
+    if redundant and instance.copy_rule(split) == "nearest":
         yield _alike(grids)
     if limits.ep_sizes:
         known = ", ".join(map(str, limits.ep_sizes))

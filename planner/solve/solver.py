@@ -194,7 +194,7 @@ def _booked(
             layer_ids=placement.layer_ids,
             slots_per_rank=placement.slots_per_rank,
             redundant_experts=best.candidate.redundant_experts,
-            copy_rule=instance.constants.copy_rule,
+            copy_rule=instance.copy_rule(best.candidate.split),
             physical_to_logical=tuple(tuple(row) for row in placement.expert_LP.tolist()),
         ),
         predicted=book(cost, best.cuts, placement, best.prediction),

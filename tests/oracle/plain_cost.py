@@ -304,11 +304,16 @@ class PlainCost:
     def serving(self, k: int, placement: Placement, expert: int, home: int) -> dict[int, float]:
         """Ranks that serve an expert's tokens from a home, with their parts."""
         pool = [r for r, held in enumerate(placement) if expert in held]
-        if self.i.constants.copy_rule == "nearest":
+        if self.i.constants.copy_rule == "nearest" and not self.gathers():
             node = [self.node[gpu] for gpu in self.groups(k)[0]]
             nearer = [r for r in pool if node[r] == node[home]]
             pool = [home] if home in pool else nearer or pool
         return dict.fromkeys(pool, 1 / len(pool))
+
+    def gathers(self) -> bool:
+        """Whether every rank gets all tokens."""
+        joined = self.i.constants.exchange_needs_dp and self.s.dp == 1
+        return self.s.ep == 1 or self.kernel.method == "all_gather" or joined
 
     def served(self, k: int, placement: Placement, expert: int, rank: int) -> float:
         """Part of an expert's tokens that a rank serves."""
@@ -318,7 +323,7 @@ class PlainCost:
         """Dispatch and combine: collectives where every rank gets all tokens, else an all-to-all."""
         s, kernel, token_bytes = self.s, self.kernel, 2 * self.i.model.hidden_size
         size = s.ep * s.etp
-        if s.ep == 1 or kernel.method == "all_gather":
+        if self.gathers():
             if s.tp % size == 0:
                 return self.collective_s(k, size, routed.tokens * token_bytes, 2)
             return 2 * self.collective_s(k, size, routed.tokens * token_bytes, 1)

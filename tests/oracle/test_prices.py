@@ -23,12 +23,14 @@ def test_every_stage_and_layer_costs_what_plain_python_says(dedup: Dedup, copies
         machine = building.unequal_topology(seed)
         model = building.model(experts=4, layers=2, dense_layers=1, shared=int(rng.choice([0, 96])))
         windows = building.random_windows(rng, model, 2)
+        using = building.constants(dedup, copies=copies, several=bool(rng.spawn(1)[0].integers(2)))
+        needs_dp = bool(seed % 2)
         whole = building.instance(
             model,
             machine,
             tokens=200,
             windows=windows,
-            using=building.constants(dedup, copies=copies, several=bool(rng.spawn(1)[0].integers(2))),
+            using=using.model_copy(update={"exchange_needs_dp": needs_dp}),
         )
         space = building.space()
         for split in all_splits(whole, {"micro_batches": 4}):
@@ -37,6 +39,7 @@ def test_every_stage_and_layer_costs_what_plain_python_says(dedup: Dedup, copies
                     continue
                 stages = candidate.cost.stages
                 plain = PlainCost(whole, split, [stage.grid.gpus for stage in stages])
+                priced["joined"] += needs_dp and split.ep > 1 and split.dp == 1
                 priced[f"pp={split.pp}" if split.pp > 1 else candidate.layout] += 1
                 for k, stage in enumerate(stages):
                     last = k == len(stages) - 1
@@ -50,3 +53,4 @@ def test_every_stage_and_layer_costs_what_plain_python_says(dedup: Dedup, copies
                     assert total_S == pytest.approx(plain.moe_windows(k, 1, held), rel=1e-9), (seed, split)
     assert priced["slots by speed"] > 20
     assert priced["pp=2"] > 20
+    assert priced["joined"] > 10

@@ -96,6 +96,23 @@ def test_plans_of_the_solver_are_accepted_as_read_back(seed: int, tmp_path: Path
     assert plan_text(plan) == text  # nothing is lost, to the last digit
 
 
+def test_a_plan_says_by_which_rule_copies_share_under_its_split() -> None:
+    """Asked for is nearness, but without data parallelism the engine brings every token to all ranks."""
+    using = building.constants(copies="nearest").model_copy(update={"exchange_needs_dp": True})
+    model = building.model(experts=4, layers=1)
+    windows = building.counted(np.array([[[90, 40, 40, 20]]]), [0], 2)
+    space = building.space(4, pp=1, tp=4, ep=4)
+    of = building.instance(model, building.topology(2, 2), windows=windows, using=using)
+    with Workers(cores=1) as workers:
+        found = solve(of, space, Options(gap=0.01, effort=0.2), building.inputs_of(of, space), workers, NoWatch())
+    assert found.plan is not None
+    assert found.plan.placement.copy_rule == "even"
+    assert check(found.plan, of) == []
+    other = found.plan.placement.model_copy(update={"copy_rule": "nearest"})
+    (finding, *_) = check(found.plan.model_copy(update={"placement": other}), of)
+    assert str(finding) == "copy_rule: copies share tokens as nearest, here even"
+
+
 # --- mutations of the placement -----------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from planner.inputs.constants import Constants
 from planner.inputs.deployment import load_kernel
 from planner.inputs.engines import load_engine
 from planner.inputs.kernels import Collective, Fitted
+from planner.inputs.workload import CopyRule
 from planner.plan.split import Split
 from planner.rules import Limits, verdicts
 from tests import building
@@ -216,3 +217,20 @@ def test_engines_that_exchange_tokens_only_between_data_parallel_ranks_join_expe
         assert bool(exchange_buffers(instance, split, 8, 64, crosses_nodes=False)) is exchanges
         ruled = verdicts(instance, split, 0, Limits(building.FREE, "engine", keep_groups=False))
         assert any(one.rule.startswith("deepep-low-latency") for one in ruled) is exchanges
+
+
+def test_where_every_rank_has_all_tokens_no_copy_is_nearer() -> None:
+    """Three copies of expert 0, two of them on one node: by nearness these would serve a quarter each."""
+    alone, spread = Split(tp=4, dp=1, pp=1, ep=4), Split(tp=1, dp=4, pp=1, ep=4)
+    of, machine = building.model(experts=4, layers=1), building.topology(2, 2)
+    windows = building.counted(np.array([[[900, 40, 40, 20]]]), [0], 2)
+    expert_P = np.array([0, 1, 0, 2, 0, 3, 1, 2])
+
+    def layer_s(split: Split, copies: CopyRule) -> float:
+        using = building.constants(copies=copies).model_copy(update={"exchange_needs_dp": True})
+        made = building.instance(of, machine, tokens=2000, windows=windows, using=using)
+        moe = split_cost(made, split, 4).stages[0].moe
+        return float(moe.layer(made.loads[0], expert_P).total_S[0])
+
+    assert layer_s(alone, "nearest") == layer_s(alone, "even")
+    assert layer_s(spread, "nearest") != layer_s(spread, "even")

@@ -65,6 +65,16 @@ def test_what_a_plan_of_solve_says_may_be_said(box: Path) -> None:
     assert checked(box, placement={**MINIMAL["placement"], **placement}, stages=stages).is_good
 
 
+def test_left_out_the_rule_of_copies_is_that_of_the_split(box: Path) -> None:
+    """vLLM without data parallelism brings every token to all ranks: no copy is nearer."""
+    path = box / "deployment.yaml"
+    path.write_text(path.read_text() + "engine: vllm\ncommunication: {copies: nearest}\n")
+    split = {"tp": 4, "dp": 1, "pp": 1, "ep": 4}
+    assert not [told for told in checked(box, split=split).findings if "copy_rule" in told]
+    asked = {"physical_to_logical": [ROW, ROW], "copy_rule": "nearest"}
+    assert [told for told in checked(box, split=split, placement=asked).findings if "here even" in told]
+
+
 @pytest.mark.parametrize("key", ["deployment", "split", "placement"])
 def test_a_missing_key_is_named(box: Path, key: str) -> None:
     with pytest.raises(InputError, match=f"{key} is missing"):
