@@ -25,6 +25,8 @@ _TERMS: Final = 6
 _EXPERTS: Final = 12
 _LAYERS: Final = 4
 _LOADS: Final = 4
+_WAYS: Final = ("from storage", "over links", "takes")
+"""How weights come to GPUs that serve again; a time is known of links only."""
 _NUMBER: Final = re.compile(r"\s*([-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)\s*(.*?)\s*")
 _NAMES: Final = {
     "split": "split",
@@ -127,23 +129,29 @@ def _repair(repair: Repair, console: Console, verbose: bool) -> None:
     shown = [(name, way) for name, way in ways if way is not None]
     if not shown:
         return
-    columns = ("to serve again", "split", "to bring", "from storage", "over links", "takes", "step")
-    table = plain_table(*columns, right=range(2, 7))
-    for name, way in shown:
-        loads, copies = way.loads, f" +{way.redundant_experts}" if way.redundant_experts else ""
-        stored = loads.storage_bytes + loads.other_storage_bytes
+    brought = [_brought(way.loads) for _, way in shown]
+    used = [title for title in _WAYS if any(title in one for one in brought)]
+    table = plain_table("to serve again", "split", "to bring", *used, "step", right=range(2, 4 + len(used)))
+    for (name, way), one in zip(shown, brought, strict=True):
+        copies = f" +{way.redundant_experts}" if way.redundant_experts else ""
+        cells = [one.get(title, "-") for title in used]
+        total = way.loads.total_bytes
         table.add_row(
-            name,
-            way.split + copies,
-            format_bytes(loads.total_bytes),
-            format_bytes(stored),
-            format_bytes(loads.total_bytes - stored),
-            format_seconds(loads.link_s),
-            format_seconds(way.step_s),
+            name, way.split + copies, format_bytes(total) if total else "-", *cells, format_seconds(way.step_s)
         )
     console.print(table)
     if repair.cheapest is not None:
         _loads(repair.cheapest.loads, console, verbose)
+
+
+def _brought(loads: Loads) -> dict[str, str]:
+    """How weights come, by the columns of `_WAYS`; without those by which nothing comes."""
+    stored = loads.storage_bytes + loads.other_storage_bytes
+    linked = loads.total_bytes - stored
+    cells = {"from storage": format_bytes(stored)} if stored else {}
+    if linked:
+        cells |= {"over links": format_bytes(linked), "takes": format_seconds(loads.link_s)}
+    return cells
 
 
 def _loads(loads: Loads, console: Console, verbose: bool) -> None:

@@ -11,6 +11,7 @@ import pytest
 from planner.inputs.units import format_bytes
 from planner.plan.plan_file import read_plan
 from tests.cli.running import example, files_in, plan_of, run
+from tests.golden_box import set_deployment, write_box
 
 SETTINGS = {
     "workload.tokens_per_gpu": "16",
@@ -155,6 +156,19 @@ def test_a_lost_node(two_nodes: Path, tmp_path: Path) -> None:
     words = run("what-if", two_nodes, "--lose", "n1", *settings[:2], cwd=tmp_path).words
     assert f"cheapest repair {cheapest['split']} {format_bytes(cheapest['total_bytes'])}" in words
     assert f"experts: {format_bytes(lost['reload_bytes'])} from storage" in words
+    assert "0 ns" not in words
+
+
+def test_where_nothing_is_lost_nothing_is_said_of_storage(tmp_path: Path) -> None:
+    """Each node holds all experts: the one that is left serves on, and nothing is brought to it."""
+    deployment = set_deployment(write_box(tmp_path).parent, solve="{split: {tp: 1, ep: 2, etp: 1, pp: 1}}")
+    done = run("solve", deployment, "-o", "box/twice.json", "-q", cwd=tmp_path)
+    assert done.code == 0, done.err
+    told = run("what-if", "box/twice.json", "--lose", "n1", cwd=tmp_path)
+    assert told.code == 0, told.err
+    assert "no expert is brought anywhere" in told.out
+    assert "cheapest repair tp=1 dp=2 ep=2 -" in told.words
+    assert not [text for text in ("storage", "0 B", "0 ns") if text in told.words]
 
 
 def test_losing_a_node_that_is_not_there(two_nodes: Path, tmp_path: Path) -> None:
