@@ -6,7 +6,7 @@ drift watch holds a plan against what replanning without limits would save on a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
@@ -82,8 +82,13 @@ class DriftWatch:
     step_s: float
 
 
-def advise(paths: Sequence[Path], work: Work) -> tuple[Advice, tuple[str, ...]]:
+def advise(paths: Sequence[Path], work: Work, asked: Collection[str] = ()) -> tuple[Advice, tuple[str, ...]]:
     """Judge a workload; also the warnings of its traces.
+
+    Args:
+        paths: the traces' files.
+        work: for which they are judged.
+        asked: options of the work that the user gave; of those without effect a warning tells.
 
     Raises:
         InputError: a file is no good trace, or traces disagree.
@@ -93,7 +98,7 @@ def advise(paths: Sequence[Path], work: Work) -> tuple[Advice, tuple[str, ...]]:
     traces = [one.trace for one in read]
     windows = cut(traces, work.phase, work.step_tokens)
     advice = advice_on(paths, traces[0], windows, judged_windows(windows, traces, work.step_tokens), work)
-    return advice, tuple(warning for one in read for warning in one.warnings)
+    return advice, (*(warning for one in read for warning in one.warnings), *without_effect(traces, asked))
 
 
 def advice_on(paths: Sequence[Path], first: Trace, windows: Windows, judged: Windows, work: Work) -> Advice:
@@ -127,6 +132,21 @@ def judged_windows(windows: Windows, traces: Sequence[Trace], step_tokens: int) 
     layers = len(windows.layer_ids_L)
     count = min(layers, JUDGED_LAYERS)
     return of_layers(windows, [row * layers // count for row in range(count)])
+
+
+def without_effect(traces: Sequence[Trace], asked: Collection[str]) -> tuple[str, ...]:
+    """A warning for each of the options `--phase` and `--step-tokens` in `asked` that changes nothing.
+
+    Both say how windows are cut, which recorded steps and counts say themselves; without sequences no phase matters.
+    """
+    cut_here = [trace for trace in traces if isinstance(trace, TokenTrace) and "step_id" not in trace.columns]
+    if not cut_here:
+        idle, why = ("--phase", "--step-tokens"), "steps or windows are those that were recorded"
+    elif not any("seq_id" in trace.columns for trace in cut_here):
+        idle, why = ("--phase",), "without seq_id tokens are taken in file order"
+    else:
+        return ()
+    return tuple(f"{option} changes nothing: {why}" for option in idle if option in asked)
 
 
 def _joined(own: Verdict, windows: Windows, step_tokens: int) -> Verdict:

@@ -7,7 +7,20 @@ from typing import Literal
 
 import click
 
-from planner.cli.options import Quantity, echo_json, json_option, judged_work, paths, trace_option, verbosity, warn
+from planner.cli.options import (
+    Quantity,
+    echo_json,
+    json_option,
+    judged_work,
+    options_given,
+    paths,
+    refuse_given,
+    trace_option,
+    verbosity,
+    warn,
+)
+
+_OF_THE_PLAN = ("phase", "step_tokens", "ranks", "redundant_experts")
 
 
 @click.command("advise")
@@ -54,8 +67,7 @@ def command(
     if not traces:
         raise click.UsageError("give at least one --trace")
     if plan is not None:
-        if ranks is not None or redundant_experts is not None:
-            raise click.UsageError("--ranks and --redundant-experts are the plan's own where --plan is given")
+        refuse_given(_OF_THE_PLAN, "where --plan is given, the plan's own ranks and work hold")
         with ProgressWatch(console(stderr=True), quiet=quiet) as progress:
             watched = drift_watch(read_plan(plan), plan, paths(traces), threshold, progress)
         if as_json:
@@ -63,7 +75,9 @@ def command(
         elif not quiet:
             render_watch(watched, console())
         return BadAnswerError.exit_code if watched.state == "stale" else 0
-    advice, warnings = advise(paths(traces), Work(phase, step_tokens, ranks, redundant_experts))
+    refuse_given(("threshold",), "it is for --plan, which tells whether that is still good")
+    work = Work(phase, step_tokens, ranks, redundant_experts)
+    advice, warnings = advise(paths(traces), work, options_given("phase", "step_tokens"))
     if not quiet:
         warn(warnings)
     if as_json:

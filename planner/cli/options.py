@@ -157,6 +157,26 @@ class CopiesOrAuto(click.ParamType[int | str]):
         return self.name
 
 
+def options_given(*names: str) -> list[str]:
+    """Those of some parameters that the command line gives, as options, even where they say what is the default."""
+    from click.core import ParameterSource
+
+    context = click.get_current_context()
+    given = [name for name in names if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
+    spelled = {
+        param.name: max(param.opts, key=len) if isinstance(param, click.Option) else param.human_readable_name
+        for param in context.command.params
+    }
+    return [spelled[name] for name in given]
+
+
+def refuse_given(names: tuple[str, ...], why: str) -> None:
+    """Raise `UsageError` if the command line gives options that would be ignored, with the reason why they would."""
+    given = options_given(*names)
+    if given:
+        raise click.UsageError(f"{', '.join(given)}: {why}")
+
+
 def paths(texts: tuple[str, ...]) -> list[Path]:
     """Texts as paths."""
     return [Path(text) for text in texts]

@@ -5,7 +5,7 @@ Legend: S windows, L layers, E experts, R ranks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.capacity.advise import Work, advice_on, judged_windows
+from planner.capacity.advise import Work, advice_on, judged_windows, without_effect
 from planner.capacity.placing import Ranks, linear_place
 from planner.capacity.verdict import Verdict, imbalance, rank_loads
 from planner.errors import UsageError
@@ -90,6 +90,7 @@ def describe(
     ranks: int | None = None,
     redundant: int | None = None,
     node_counts: Sequence[int] = (),
+    asked: Collection[str] = (),
 ) -> Description:
     """Describe one or more traces of the same model.
 
@@ -100,6 +101,7 @@ def describe(
         ranks: expert-parallel ranks for imbalance and verdict; default 8.
         redundant: redundant experts for the verdict; default one on each rank.
         node_counts: for each, the distinct nodes per token are counted; default 2 and 4.
+        asked: options that the user gave; of those without effect a warning tells.
 
     Raises:
         InputError: a file is no good trace, or traces disagree.
@@ -140,7 +142,11 @@ def describe(
         judged_tokens=tuple(judged.tokens_S.tolist()),
         verdict=advice.verdict,
         engine_verdict=advice.engine,
-        warnings=(*(warning for one in read for warning in one.warnings), *describe_suspicions(windows, traces)),
+        warnings=(
+            *(warning for one in read for warning in one.warnings),
+            *describe_suspicions(windows, traces),
+            *without_effect(traces, asked),
+        ),
     )
 
 

@@ -75,3 +75,36 @@ def test_wrong_usage(in_force: Path, tmp_path: Path) -> None:
     assert run("advise", "--trace", TINY, "--plan", in_force, "--ranks", 4, cwd=tmp_path).code == 2
     assert run("advise", "--trace", "none.npz", cwd=tmp_path).code == 2
     assert run("advise", "--trace", TINY, "--ranks", 65, cwd=tmp_path).code == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--plan", "plan.json", "--step-tokens", "4096"), "--step-tokens: where --plan is given"),
+        (("--plan", "plan.json", "--phase", "decode"), "--phase: where --plan is given"),
+        (("--plan", "plan.json", "--ranks", "8", "--redundant-experts", "0"), "--ranks, --redundant-experts: where"),
+        (("--threshold", "5%"), "--threshold: it is for --plan"),
+    ],
+)
+def test_no_option_is_ignored(options: tuple[str, ...], told: str, tmp_path: Path) -> None:
+    """Nor one that says what is the default."""
+    done = run("advise", "--trace", TINY, *options, cwd=tmp_path)
+    assert done.code == 2
+    assert told in done.err
+
+
+@pytest.mark.parametrize("command", [("advise", "--trace"), ("trace", "info")])
+def test_options_that_change_nothing_for_a_trace_are_told(command: tuple[str, ...], tmp_path: Path) -> None:
+    counts(tmp_path / "counts.npz", skew(0), 0)
+    with np.load(TINY) as file:
+        arrays = {name: file[name] for name in file.files if name not in ("seq_id", "pos")}
+    np.savez(tmp_path / "loose.npz", **arrays)
+    both = ("--phase", "decode", "--step-tokens", "4096")
+    of_counts = run(*command, "counts.npz", *both, cwd=tmp_path).err
+    assert "--phase changes nothing: steps or windows are those that were recorded" in of_counts
+    assert "--step-tokens changes nothing" in of_counts
+    of_tokens = run(*command, "loose.npz", *both, cwd=tmp_path).err
+    assert "--phase changes nothing: without seq_id" in of_tokens
+    assert "--step-tokens" not in of_tokens
+    assert "changes nothing" not in run(*command, "counts.npz", cwd=tmp_path).err
+    assert "changes nothing" not in run(*command, TINY, *both, cwd=tmp_path).err

@@ -7,7 +7,7 @@ from typing import Literal
 
 import click
 
-from planner.cli.options import echo_json, json_option, judged_work, verbosity, warn
+from planner.cli.options import echo_json, json_option, judged_work, options_given, verbosity, warn
 
 
 @click.command("info")
@@ -52,6 +52,7 @@ def command(
         ranks=ranks,
         redundant=redundant_experts,
         node_counts=nodes,
+        asked=options_given("phase", "step_tokens"),
     )
     if not quiet:
         warn(found.warnings)
