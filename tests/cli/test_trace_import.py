@@ -60,3 +60,10 @@ def test_a_recording_is_never_overwritten(tmp_path: Path) -> None:
         assert "is an input of this command" in result.err
     assert (tmp_path / "trace.npz").read_bytes() == before
     assert files_in(tmp_path) == {"trace.npz", "a.planning.npz"}
+
+
+def test_fillers_are_for_recordings_of_tokens(tmp_path: Path) -> None:
+    np.save(tmp_path / "counts.npy", np.full((2, 100), 4))
+    result = run("trace", "import", "counts.npy", "--top-k", 2, "--filler", 99, cwd=tmp_path)
+    assert (result.code, files_in(tmp_path)) == (2, {"counts.npy"})
+    assert "--filler means nothing for matrix" in result.err

@@ -209,6 +209,12 @@ def test_a_part_leaves_something_on_both_sides(part: str, rule: str, by: str, tm
     assert files_in(tmp_path) == set()
 
 
+def test_a_part_is_not_for_domains(tmp_path: Path) -> None:
+    told = run("trace", "split", TINY, "--by", "domain", "--held-out", "chinese", "--part", "50%", cwd=tmp_path)
+    assert (told.code, "--part: by domain whole domains are held out" in told.err) == (2, True)
+    assert files_in(tmp_path) == set()
+
+
 def test_both_parts_of_a_split_are_traces(tmp_path: Path) -> None:
     done = run("trace", "split", TINY, "--by", "domain", "--held-out", "chinese", "-o", "parts", cwd=tmp_path)
     assert done.code == 0, done.err

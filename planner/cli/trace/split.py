@@ -7,7 +7,7 @@ from typing import Literal
 
 import click
 
-from planner.cli.options import Quantity, verbosity, warn
+from planner.cli.options import Quantity, refuse_given, verbosity, warn
 
 
 @click.command("split")
@@ -51,6 +51,8 @@ def command(
 
     if held_out and by != "domain":
         raise UsageError("--held-out names domains", hint="add --by domain")
+    if by == "domain":
+        refuse_given(("part",), "by domain whole domains are held out, those that --held-out names")
     read = read_trace(trace)
     prefix = output or trace.stem
     paths = [Path(f"{prefix}.{name}.npz") for name in ("planning", "held-out")]

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from planner.cli.options import Quantity, verbosity, warn
+from planner.cli.options import Quantity, options_given, verbosity, warn
 
 
 class Correlation(click.ParamType[float]):
@@ -130,17 +130,10 @@ def command(
 
 def _nothing_else_given() -> None:
     """With --like the figures come from the trace: saying them as well is a mistake."""
-    from click.core import ParameterSource
-
     from planner.errors import UsageError
 
-    context = click.get_current_context()
     free = {"like", "seed", "output", "verbose", "quiet"}
-    given = [
-        name
-        for name in context.params
-        if name not in free and context.get_parameter_source(name) is not ParameterSource.DEFAULT
-    ]
+    names = (str(param.name) for param in click.get_current_context().command.params if param.name not in free)
+    given = options_given(*names)
     if given:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise UsageError(f"{names} cannot be given with --like", hint="its figures come from the trace")
+        raise UsageError(f"{', '.join(given)} cannot be given with --like", hint="its figures come from the trace")

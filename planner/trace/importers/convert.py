@@ -168,6 +168,8 @@ def _pack(spool: Spool, survey: Survey, placed: Placed, found: Found, output: Pa
 
 
 def _import_counts(name: str, found: Found, given: Given, output: Path) -> Imported:
+    if given.fillers:
+        raise UsageError(f"--filler means nothing for {name}: counts hold no ids of single choices")
     top_k = given.choices() or found.top_k
     if top_k is None:
         raise UsageError(
