@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from planner.cli.options import echo_json, json_option, verbosity, warn
+from planner.cli.options import echo_json, json_option, refuse_given, verbosity, warn
 
 
 def _formats(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:  # noqa: ARG001
@@ -51,6 +51,7 @@ def command(plan: Path | None, listing: bool, as_json: bool, verbose: bool, quie
     from planner.report.style import console
 
     if listing:
+        refuse_given(("plan", *given), "--list names the formats, and nothing is exported")
         if as_json:
             echo_json(formats_json())
         else:

@@ -197,12 +197,20 @@ def _of_these_gpus(given: dict[str, Any], kinds: list[Kind]) -> None:
     """Prices and powers are of GPUs that are looked at; some of them may have none.
 
     Raises:
-        UsageError: others are named, such as a node; all of them at once.
+        UsageError: others are named, such as a node, or one twice; all of them at once.
     """
     from planner.errors import Place, Problem, UsageError
     from planner.inputs.profiles import names
     from planner.inputs.topology import load_node
 
+    twice = [
+        Problem(f"the GPU {name} has two values", Place(option))
+        for option, pairs in (("--price", given["prices"]), ("--watts", given["powers"]))
+        for name in dict.fromkeys(name for name, _ in pairs)
+        if [other for other, _ in pairs].count(name) > 1
+    ]
+    if twice:
+        raise UsageError.of(twice)
     gpu_of = {kind.name: kind.of(1).gpu.name for kind in kinds}
     known = list(dict.fromkeys([*gpu_of.values(), "gpu"]))
     problems = []

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from planner.cli.options import Quantity, json_option, paths, trace_option, verbosity, warn
+from planner.cli.options import Quantity, json_option, paths, refuse_given, trace_option, verbosity, warn
 
 
 @click.command("validate")
@@ -73,6 +73,7 @@ def command(plan: Path, output: Path, as_json: bool, verbose: bool, quiet: bool,
     import os
 
     if given["launcher"] is not None:
+        refuse_given(("as_json",), "--print-launch prints a script")
         click.echo(_script(plan, output, given), nl=False)
         return 0
     from planner.errors import BadAnswerError
@@ -107,6 +108,8 @@ def _check_options(plan: Path, output: Path, given: dict[str, Any]) -> None:
             raise click.UsageError(f"--{name} is for --print-launch")
     if given["rendezvous"] is not None and not given["worker"]:
         raise click.UsageError("--rendezvous is for --worker: ranks that are started here meet on the loopback address")
+    if given["emulate"]:
+        refuse_given(("device", "windows", "repeats"), "with --emulate ranks are processes on CPUs, and none is timed")
     if given["calibrate"] is not None and given["emulate"]:
         raise click.UsageError("--calibrate needs measured times; an emulation has none")
     for target in filter(None, (output, given["calibrate"])):

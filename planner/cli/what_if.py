@@ -67,7 +67,13 @@ def command(
     _refuse(settings, lost, axes, output, plot, dask)
     if repaired is not None and (axes or not lost):
         raise click.UsageError("--repaired goes with --lose, and not with --sweep")
+    if output is not None and repaired is not None and output.resolve() == repaired.resolve():
+        raise click.UsageError(f"-o and --repaired both name {output}")
     changes, varied = [parse_setting(text) for text in settings], [parse_axis(text) for text in axes]
+    named = [one.key for one in (*changes, *varied)]
+    twice = [one.path for one in (*changes, *varied) if named.count(one.key) > 1]
+    if twice:
+        raise click.UsageError(f"{', '.join(dict.fromkeys(twice))}: given more than once by --set and --sweep")
     for target in filter(None, (output, repaired)):
         check_target(target)
     if plot is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from planner.errors import UsageError
+from planner.errors import Problem, UsageError
 from planner.export.checkpoint.rewrite import Work, prepare, rewrite
+from planner.export.fits import served_linearly
 from planner.export.launch.options import LaunchOptions
 from planner.export.launch.write import write_launch
 from planner.export.layout import Layout, layout_of
@@ -45,14 +47,27 @@ def export(plan: Plan, plan_file: Path, request: Request) -> Written:
     if request.name in MAPS:
         return write_map(layout, request.name, plan_file, request.output, request.version)
     version = write_launch(layout, request.name, request.launch, request.output, request.version)
-    return Written(request.output, request.name, version, _start(request.name, request.output), ())
+    notes = tuple(_unused(layout, request.name, request.launch))
+    return Written(request.output, request.name, version, _start(request.name, request.output), notes)
+
+
+def _launch_options(launch: LaunchOptions) -> Iterator[tuple[str, bool, frozenset[str]]]:
+    """Options of launches: whether each is given, and which launches read it."""
+    scripts = frozenset(LAUNCHES) - {"slurm", "kubernetes"}
+    engines = scripts - {"torchrun", "launch-megatron"}
+    yield "--model", launch.model is not None, engines
+    yield "--host", bool(launch.hosts), scripts
+    yield "--map", launch.map_path is not None, engines
+    yield "--image", launch.image is not None, frozenset({"kubernetes"})
+    yield "--program", bool(launch.program), frozenset({"kubernetes"})
+    yield "--port", launch.port != LaunchOptions.port, frozenset(LAUNCHES) - {"launch-tensorrt-llm"}
 
 
 def _check_options(request: Request) -> None:
     """Options that would be ignored are refused."""
     if request.name not in FORMATS:
         raise UsageError(f"--to {request.name}: unknown format", hint=f"known: {', '.join(FORMATS)}")
-    checkpoint, launch = request.name == "checkpoint", request.name in LAUNCHES
+    checkpoint = request.name == "checkpoint"
     if request.output is None and not request.dry_run:
         raise UsageError("-o PATH is needed")
     given = {
@@ -60,13 +75,27 @@ def _check_options(request: Request) -> None:
         "--router-only": (request.router_only, checkpoint),
         "--dry-run": (request.dry_run, checkpoint),
         "--engine-version": (request.version is not None, not checkpoint),
-        "--model, --host, --map, --image, --program, --port": (request.launch != LaunchOptions(), launch),
     }
-    for option, (is_given, has_meaning) in given.items():
-        if is_given and not has_meaning:
-            raise UsageError(f"{option}: without meaning for --to {request.name}", hint="leave it out")
+    given |= {option: (one, request.name in readers) for option, one, readers in _launch_options(request.launch)}
+    problems = [
+        Problem(f"{option}: without meaning for --to {request.name}", None, "leave it out")
+        for option, (is_given, has_meaning) in given.items()
+        if is_given and not has_meaning
+    ]
+    if problems:
+        raise UsageError.of(problems)
     if checkpoint and request.weights is None:
         raise UsageError("--weights DIR is needed: the folder of the original checkpoint")
+
+
+def _unused(layout: Layout, name: str, launch: LaunchOptions) -> Iterator[str]:
+    """Options that are given and that the launch of this plan has no use for."""
+    if launch.map_path is not None and served_linearly(layout):
+        yield "--map is not used: the placement is linear, as the engine makes it by itself"
+    if len({layout.topology.node_G[gpu] for stage in layout.gpus for gpu in stage}) > 1 or name == "slurm":
+        return
+    if launch.hosts or launch.port != LaunchOptions.port:
+        yield "--host and --port are not used: the plan runs on one node"
 
 
 def _checkpoint(layout: Layout, plan_file: Path, request: Request) -> Written:

@@ -77,6 +77,14 @@ def test_refusals_name_everything_and_write_nothing(folder: Path) -> None:
         (["--to", "sglang"], "-o PATH is needed"),
         (["--to", "sglang", "-o", "x", "--weights", "."], "--weights: without meaning"),
         (["--to", "sglang", "-o", "x", "--model", "m"], "without meaning for --to sglang"),
+        (["--to", "slurm", "-o", "x", "--model", "m", "--host", "a"], "--model: without meaning for --to slurm"),
+        (["--to", "slurm", "-o", "x", "--model", "m", "--host", "a"], "--host: without meaning for --to slurm"),
+        (["--to", "torchrun", "-o", "x", "--map", "m"], "--map: without meaning"),
+        (["--to", "launch-vllm", "-o", "x", "--image", "i"], "--image: without meaning"),
+        (["--to", "launch-vllm", "-o", "x", "--program", "p"], "--program: without meaning"),
+        (["--to", "kubernetes", "-o", "x", "--host", "a"], "--host: without meaning"),
+        (["--to", "launch-tensorrt-llm", "-o", "x", "--port", "1"], "--port: without meaning"),
+        (["--list"], "PLAN: --list names the formats"),
         (["--to", "checkpoint", "-o", "x"], "--weights DIR is needed"),
         (["--to", "launch-sglang", "-o", "x", "--model", "m", "--map", "m.json"], "--host: 0 hosts given"),
         (["--to", "launch-sglang", "-o", "x"], "--model is needed"),
@@ -94,6 +102,14 @@ def test_wrong_usage(folder: Path, options: list[str], message: str) -> None:
     assert message in done.err
     assert (folder / "plan.json").read_bytes() == before
     assert files_in(folder) == {"plan.json", "trace.npz"}
+
+
+def test_options_that_one_node_or_a_linear_layout_has_no_use_for_are_told(mixtral_plan: Path, tmp_path: Path) -> None:
+    names = ("--model", "m", "--host", "a", "--map", "m.json")
+    done = run("export", mixtral_plan, "--to", "launch-sglang", "-o", "x.sh", *names, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "--map is not used: the placement is linear" in done.err
+    assert "--host and --port are not used: the plan runs on one node" in done.err
 
 
 def test_a_plan_whose_slots_are_wrong_is_not_exported(folder: Path) -> None:

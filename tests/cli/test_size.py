@@ -112,6 +112,12 @@ def test_prices_and_powers_of_other_gpus_are_refused(tmp_path: Path) -> None:
         assert (told.code, f"that is a node, its GPUs are {gpu}\n" in told.err) == (2, True)
 
 
+def test_a_price_is_given_once(tmp_path: Path) -> None:
+    twice = ("--price", "gpu=2/h", "--price", "gpu=3/h")
+    told = run("size", mixtral(tmp_path), "--concurrency", 1, *twice, cwd=tmp_path)
+    assert (told.code, told.err) == (2, "error: --price: the GPU gpu has two values\n")
+
+
 def test_a_price_of_some_kinds_is_enough(tmp_path: Path) -> None:
     kinds = ("--catalogue", "hgx-h100", "--catalogue", "hgx-h200", "--max-nodes", 1)
     asked = ("size", mixtral(tmp_path), "--concurrency", 8, *kinds, "--price", "h200-sxm=3/h", "--json")

@@ -83,6 +83,10 @@ def test_options_that_do_not_go_together(mixtral_plan: Path, tmp_path: Path) -> 
     assert run("what-if", mixtral_plan, "--sweep", "nodes=1", "-o", "a.json", cwd=tmp_path).code == 2
     assert run("what-if", mixtral_plan, "--sweep", "nodes=1", "--plot", "a.txt", cwd=tmp_path).code == 2
     assert run("what-if", mixtral_plan, "--set", "nodes=1", "--repaired", "a.json", cwd=tmp_path).code == 2
+    one_file = ("--lose", "n0", "-o", "a.json", "--repaired", "./a.json")
+    assert "both name a.json" in run("what-if", mixtral_plan, *one_file, cwd=tmp_path).err
+    twice = ("--set", "solve.seed=1", "--sweep", "solve.seed=2,3")
+    assert "solve.seed: given more than once" in run("what-if", mixtral_plan, *twice, cwd=tmp_path).err
 
 
 def test_a_sweep_is_one_solve_for_each_point(mixtral_plan: Path, tmp_path: Path) -> None:
