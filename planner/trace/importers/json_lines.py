@@ -55,13 +55,25 @@ def responses(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Objects of a JSONL file, or of one document over several lines: an object or a list of them."""
     with path.open("rb") as file:
         start = file.read(1024).split(maxsplit=1)
-    if start and (start[0] == b"{" or start[0].startswith(b"[")):
+    if start and (start[0].startswith(b"[") or (start[0] == b"{" and not _begins_with_an_object(path))):
         content = document(path)
         yield from (
             (1, item) for item in (content if isinstance(content, list) else [content]) if isinstance(item, dict)
         )
     else:
         yield from records(path)
+
+
+def _begins_with_an_object(path: Path) -> bool:
+    """Whether the first line that is not empty is an object by itself."""
+    with path.open("rb") as file:
+        raw = b"\n"
+        while raw and not raw.strip():
+            raw = file.readline(_LINE_BYTES + 1)
+    try:
+        return isinstance(json.loads(raw), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def document(path: Path) -> Any:

@@ -146,9 +146,18 @@ def _csv(path: Path, experts: int | None) -> Counts:
     header = [cell.strip().lower() for cell in rows[0][1]]
     if set(header) & set(_NAMES["expert"]):
         return _listed(header, rows[1:], path, experts)
-    if not _is_number(header[-1]):
+    indexed = not header[0] and len(header) > 1  # as pandas writes it
+    if indexed and _is_number(header[-1]) and header[1:] != _numbers(len(header) - 1):
+        hint = "write the file without an index, or experts by number"
+        raise bad(path, "column 1 has no name, and the others are not experts 0, 1, ...", hint, line=1)
+    if indexed or not _is_number(header[-1]):
         rows = rows[1:]
     named = bool(rows) and not _is_number(rows[0][1][0])
+    if indexed and not named:
+        if [row[0].strip() for _, row in rows] != _numbers(len(rows)):
+            hint = "are these layers? write layer,expert,count; else write the file without an index"
+            raise bad(path, "column 1 has no name, and is no index 0, 1, ...", hint, line=1)
+        named = True
     table = [[_count(cell, path, number) for cell in row[named:]] for number, row in rows]
     return whole_numbers(table, 2, path, "")
 
@@ -188,6 +197,8 @@ def _columns(header: Sequence[str], path: Path) -> dict[str, int]:
     """Where each known column stands; raises `InputError` if one is strange, given twice, or lacking."""
     place: dict[str, int] = {}
     for index, cell in enumerate(header):
+        if not index and not cell:
+            continue  # the index that pandas writes: the other columns say what a row is
         name = next((name for name, others in _NAMES.items() if cell in others), None)
         if name is None or name in place:
             why = "is not known" if name is None else "is there twice"
@@ -197,6 +208,10 @@ def _columns(header: Sequence[str], path: Path) -> dict[str, int]:
     if "layer" not in place:
         raise bad(path, "a column of experts, but none of layers", "expected layer,expert,count", line=1)
     return place
+
+
+def _numbers(count: int) -> list[str]:
+    return [str(number) for number in range(count)]
 
 
 def _is_number(text: Any) -> bool:

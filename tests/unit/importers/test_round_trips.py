@@ -143,6 +143,22 @@ def test_sglang_responses(desk: Desk) -> None:
     arrays = desk.bring(path, options=["--phase", "decode"]).arrays
     same_tokens(arrays, np.concatenate([part[8:] for part in np.split(IDS, 3)]))
     assert arrays["seq_id"].tolist() == np.repeat([0, 1, 2], 12).tolist()
+    spaced = json_lines(lines).replace('{"text"', '{ "text"')
+    again = desk.bring(desk.put("spaced.jsonl", spaced), options=["--phase", "decode"])
+    assert again.code == 0, again.err
+    assert again.arrays["seq_id"].tolist() == arrays["seq_id"].tolist()
+    same_tokens(again.arrays, np.concatenate([part[8:] for part in np.split(IDS, 3)]))
+
+
+def test_one_response_over_several_lines(desk: Desk) -> None:
+    """Or on one, whether or not a blank follows its brace."""
+    raw = with_dense(IDS[:20]).astype("<i4").tobytes()
+    meta = {"prompt_tokens": 8, "completion_tokens": 13, "routed_experts": base64.b64encode(raw).decode()}
+    whole = json.dumps({"meta_info": meta}, indent=1)
+    for text in (whole, whole.replace("{\n", "{ ", 1), json.dumps({"meta_info": meta}).replace("{", "{ ", 1)):
+        outcome = desk.bring(desk.put("answer.json", text), options=["--phase", "decode"])
+        assert outcome.code == 0, outcome.err
+        same_tokens(outcome.arrays, IDS[8:20])
 
 
 def test_sglang_stat(desk: Desk) -> None:
@@ -331,6 +347,16 @@ def matrices() -> dict[str, bytes]:
         "triples.csv": triples.encode(),
         "choices.csv": ("Expert_ID,layer\n" + "".join(f"{e},{l}\n" * hidden[l, e] for l, e in cells)).encode(),
         "omni.csv": (",".join(["", *(f"ep_{e}" for e in range(8))]) + "\n" + rows).encode(),
+        "indexed_triples.csv": (
+            ",layer,expert,count\n" + "".join(f"{r + 9},{l},{e},{hidden[l, e]}\n" for r, (l, e) in enumerate(cells))
+        ).encode(),
+        "indexed.csv": (
+            ",0,1,2,3,4,5,6,7\n" + "".join(f"{l},{','.join(map(str, r))}\n" for l, r in enumerate(counts.tolist()))
+        ).encode(),
+        "indexed_named.csv": (
+            ",a,b,c,d,e,f,g,h\n" + "".join(f"{l},{','.join(map(str, r))}\n" for l, r in enumerate(counts.tolist()))
+        ).encode(),
+        "numbered.csv": (",0,1,2,3,4,5,6,7\n" + rows).encode(),
         "plain.csv": "".join(",".join(map(str, row)) + "\n" for row in counts.tolist()).encode(),
     }
 
@@ -385,6 +411,9 @@ def test_experts_that_a_list_never_names(desk: Desk, header: str, model: bool) -
         ("layer,expert,count,load", "c.csv:1:4: column 'load' is there twice"),
         ("token,expert,count", "c.csv:1:1: column 'token' is not known"),
         ("expert,count", "a column of experts, but none of layers"),
+        (",layer,expert,heat", "c.csv:1:4: column 'heat' is not known"),
+        (",4,2", "c.csv:1:1: column 1 has no name, and the others are not experts 0, 1, ..."),
+        (",0,1", "c.csv:1:1: column 1 has no name, and is no index 0, 1, ..."),
     ],
 )
 def test_columns_of_csv_are_never_guessed(desk: Desk, header: str, message: str) -> None:
