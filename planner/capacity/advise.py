@@ -140,6 +140,7 @@ def without_effect(traces: Sequence[Trace], asked: Collection[str]) -> tuple[str
     Both say how windows are cut, which recorded steps and counts say themselves; without sequences no phase matters.
     """
     cut_here = [trace for trace in traces if isinstance(trace, TokenTrace) and "step_id" not in trace.columns]
+    idle: tuple[str, ...]
     if not cut_here:
         idle, why = ("--phase", "--step-tokens"), "steps or windows are those that were recorded"
     elif not any("seq_id" in trace.columns for trace in cut_here):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
+from planner.inputs.units import format_number_of
 from planner.plan.decision import split_of
 from planner.plan.plan import Plan
 
@@ -107,7 +108,7 @@ def old_split(before: Plan, after: Plan) -> OldSplit | None:
     same = [record for record in after.candidates if record.split == before.split]
     if not same:
         gpus = after.inputs.gpus
-        return OldSplit(None, None, (f"no split of {gpus} GPUs has {split_of(before)}",))
+        return OldSplit(None, None, (f"no split of {format_number_of(gpus, 'GPU')} has {split_of(before)}",))
     nearest = min(same, key=lambda record: (record.redundant_experts != copies, record.outcome == "rejected"))
     if nearest.outcome == "chosen":
         return None

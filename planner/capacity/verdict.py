@@ -222,7 +222,7 @@ def saved_text(one: Trial) -> str:
 
 def _told(one: Trial, how: Literal["less", "short"], criteria: Criteria | None = None) -> str:
     better = round(one.better_part * len(one.judged))
-    figures = f"{saved_text(one)} than the linear layout on {len(one.judged)} unseen windows"
+    figures = f"{saved_text(one)} than the linear layout on {format_number_of(len(one.judged), 'unseen window')}"
     often = f"less in {better} of them"
     if how == "less" or criteria is None:
         return f"{figures}, {often}"

@@ -14,6 +14,7 @@ from planner.capacity.loss import Loss, loss_of
 from planner.capacity.repair import Repair, repair, repaired_plan
 from planner.inputs.deployment import Deployment
 from planner.inputs.edits import Setting, edited
+from planner.inputs.units import format_number_of
 from planner.plan.plan import Plan
 from planner.rules.grid import splits_of
 from planner.solve.request import plan_inputs, search_space
@@ -111,5 +112,6 @@ def without_nodes(
     near = max(lower, key=lambda split: math.prod(getattr(split, name) for name in pins))
     values = {name: getattr(near, name) for name in pins if getattr(near, name) != pins[name]}
     instead = [Setting(f"solve.split.{n}={v}", ("solve", "split", n), v) for n, v in values.items()]
-    told = tuple(f"{name}={pins[name]} becomes {value}: {gpus} GPUs are left" for name, value in values.items())
+    left = f"{format_number_of(gpus, 'GPU')} {'is' if gpus == 1 else 'are'} left"
+    told = tuple(f"{name}={pins[name]} becomes {value}: {left}" for name, value in values.items())
     return edited(deployment, [*settings, *instead], lost_nodes), told

@@ -70,10 +70,10 @@ def command(
     if output is not None and repaired is not None and output.resolve() == repaired.resolve():
         raise click.UsageError(f"-o and --repaired both name {output}")
     changes, varied = [parse_setting(text) for text in settings], [parse_axis(text) for text in axes]
-    named = [one.key for one in (*changes, *varied)]
-    twice = [one.path for one in (*changes, *varied) if named.count(one.key) > 1]
+    named = [*(one.path for one in changes), *(one.path for one in varied)]
+    twice = [path for path in dict.fromkeys(named) if named.count(path) > 1]
     if twice:
-        raise click.UsageError(f"{', '.join(dict.fromkeys(twice))}: given more than once by --set and --sweep")
+        raise click.UsageError(f"{', '.join(twice)}: given more than once by --set and --sweep")
     for target in filter(None, (output, repaired)):
         check_target(target)
     if plot is not None:

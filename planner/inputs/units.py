@@ -190,6 +190,6 @@ def format_count(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def format_number_of(number: int, noun: str) -> str:
-    """A number of things: "1 token", "1,024 tokens"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def format_number_of(number: float, noun: str, plural: str | None = None) -> str:
+    """A number of things: "1 token", "1,024 tokens"; "2 copies" with the plural given."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

@@ -33,9 +33,11 @@ def render_advice(found: Advice, console: Console) -> None:
     for number, line in enumerate(_engine_lines(found.engine)):
         table.add_row("" if number else Text("EPLB", "bold"), Text(line))
     copies = found.group.slots - found.num_experts
-    ranks = f"judged for {found.group.ranks} ranks with {copies} redundant experts"
+    ranks, redundant = format_number_of(found.group.ranks, "rank"), format_number_of(copies, "redundant expert")
     windows, layers = format_number_of(found.windows, "window"), format_number_of(found.layers, "layer")
-    table.add_row("", Text(f"{ranks}, on {windows} of {found.tokens:,} tokens, {layers}", "dim"))
+    table.add_row(
+        "", Text(f"judged for {ranks} with {redundant}, on {windows} of {found.tokens:,} tokens, {layers}", "dim")
+    )
     table.add_row("", Text(f"{found.how}; net benefit unknown: no step was timed", "dim"))
     console.print(table)
     if found.verdict.schedules:
@@ -70,7 +72,7 @@ def how_lines(verdict: Verdict) -> Iterator[str]:
         yield "how: place once"
     if verdict.every is not None:
         kept = f"that saves {saved_text(verdict.every.trial)} than the linear layout"
-        yield f"how: place anew every {verdict.every.windows:g} windows; {kept}"
+        yield f"how: place anew every {_windows(verdict.every)}; {kept}"
 
 
 def _schedules(verdict: Verdict) -> Table:
@@ -80,9 +82,13 @@ def _schedules(verdict: Verdict) -> Table:
     return table
 
 
+def _windows(one: Schedule) -> str:
+    return f"{one.windows:g} window{'' if one.windows == 1 else 's'}"
+
+
 def _schedule(one: Schedule) -> tuple[str, str, str]:
     better = round(one.trial.better_part * len(one.trial.judged))
-    return f"{one.windows:g} windows", format_percent(one.trial.mean_saved), f"{better} of {len(one.trial.judged)}"
+    return _windows(one), format_percent(one.trial.mean_saved), f"{better} of {len(one.trial.judged)}"
 
 
 def render_watch(found: DriftWatch, console: Console) -> None:

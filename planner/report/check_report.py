@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.inputs.printable import printable
+from planner.inputs.units import format_number_of
 from planner.report.style import plain_table
 from planner.review.checked import Checked
 from planner.review.compare_golden import Compared
@@ -87,7 +88,7 @@ def _balance(balance: Balance) -> str:
     return (
         f"max/mean {balance.max_mean:.3f} (linear without copies {balance.linear_max_mean:.3f}), "
         f"worst layer {balance.worst_layer} with {balance.worst:.3f}; balancedness {balance.balancedness:.3f}; "
-        f"{balance.windows} windows, copies share evenly"
+        f"{format_number_of(balance.windows, 'window')}, copies share evenly"
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from planner.inputs.units import format_seconds
+from planner.inputs.units import format_number_of, format_seconds
 from planner.report.style import plain_table, shortened
 from planner.review.compare import Comparison
 
@@ -69,7 +69,7 @@ def _windows(comparison: Comparison, console: Console, verbose: bool) -> None:
         table.add_row(shortened(comparison.windows[window], 40), *(f"{value:.3f}" for value in values))
     console.print(table)
     if len(shown) < count:
-        console.print(f"[dim]{len(shown)} of {count} windows shown (-v)[/dim]")
+        console.print(f"[dim]{len(shown)} of {format_number_of(count, 'window')} shown (-v)[/dim]")
 
 
 def comparison_json(comparisons: Sequence[Comparison]) -> dict[str, Any]:

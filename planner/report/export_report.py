@@ -9,6 +9,7 @@ from rich.text import Text
 
 from planner.export.table import FORMATS
 from planner.export.write import Written
+from planner.inputs.units import format_number_of
 from planner.report.style import plain_table
 
 
@@ -47,7 +48,8 @@ def render_written(written: Written, console: Console, *, verbose: bool = False)
     """How it is loaded; of a checkpoint what was moved, and with `verbose` (or nothing written) the permutation."""
     facts = written.facts
     if facts:
-        moved = f"{facts['renamed']} tensors renamed, {facts['reordered']} reordered by rows, of {facts['tensors']}"
+        renamed = format_number_of(facts["renamed"], "tensor")
+        moved = f"{renamed} renamed, {facts['reordered']} reordered by rows, of {facts['tensors']}"
         console.print(Text(moved))
         if verbose or written.path is None:
             console.print(Text("original expert at each position:", "dim"))

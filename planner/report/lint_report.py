@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from planner.export.lint.run import Linted
+from planner.inputs.units import format_number_of
 from planner.report.style import plain_table
 
 _WHAT = {
@@ -25,7 +26,7 @@ def render_linted(linted: Linted, console: Console, *, verbose: bool = False) ->
     """The grid that the engine makes, and every remark with its source."""
     grid = linted.grid
     degrees = f"tp={grid.tp} pp={grid.pp} dp={grid.dp} ep={grid.ep} etp={grid.etp} edp={grid.edp}"
-    console.print(Text(f"{linted.engine} {linted.version} makes {degrees}: {grid.gpus} GPUs"))
+    console.print(Text(f"{linted.engine} {linted.version} makes {degrees}: {format_number_of(grid.gpus, 'GPU')}"))
     if linted.remarks:
         table = plain_table("", "flag", "what happens")
         table.columns[0].no_wrap = table.columns[1].no_wrap = True

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.inputs.units import format_bytes, format_count, format_percent, format_seconds
+from planner.inputs.units import format_bytes, format_count, format_number_of, format_percent, format_seconds
 from planner.plan.decision import slots_of
 from planner.plan.plan import BaselineRecord, CandidateRecord, Plan, TermRecord
 from planner.report.machine_text import fullest_gpus, machine_text
@@ -39,7 +39,8 @@ def headline(plan: Plan) -> tuple[str, str]:
     """Model and machine; the work."""
     inputs, work = plan.inputs, plan.inputs.workload
     engine = f"; {inputs.engine} {inputs.engine_version}" if inputs.engine else ""
-    done = f"{work.phase}, {work.tokens_per_gpu:,} tokens per GPU and step, context {work.context_length:,}"
+    tokens = format_number_of(work.tokens_per_gpu, "token")
+    done = f"{work.phase}, {tokens} per GPU and step, context {work.context_length:,}"
     how = f"experts in {inputs.cost.precision.experts}; {inputs.cost.communication.kernel}{engine}"
     return f"{inputs.name} on {machine_text(plan.inputs.machine)}", f"{done}; {how}"
 
@@ -70,7 +71,8 @@ def _plan_rows(plan: Plan) -> Iterator[str]:
         yield f"{slowest} on average over the slowest {part} of windows, which was minimised"
     if plan.inputs.workload.draft_tokens and predicted.time_per_output_token_s is not None:
         yield f"{format_seconds(predicted.time_per_output_token_s)} per output token, drafts accepted"
-    copies = f" + {placement.redundant_experts} copies" if placement.redundant_experts else ""
+    number = placement.redundant_experts
+    copies = f" + {format_number_of(number, 'copy', 'copies')}" if number else ""
     serving = " (the nearest serves)" if copies and placement.copy_rule == "nearest" else ""
     slots = slots_of(plan)
     if all((slots_R == slots_R[0]).all() for slots_R in slots):
@@ -78,7 +80,7 @@ def _plan_rows(plan: Plan) -> Iterator[str]:
         on = f"on {'each of ' if plan.split.ep > 1 else ''}{plan.split.ep} EP rank{'s' if plan.split.ep > 1 else ''}"
     else:
         held, on = f"{_slot_text(slots)} slots", f"on {plan.split.ep} EP ranks"
-    yield f"{plan.inputs.model.moe.num_experts} experts{copies} per layer{serving}, {held} {on}"
+    yield f"{format_number_of(plan.inputs.model.moe.num_experts, 'expert')}{copies} per layer{serving}, {held} {on}"
     if plan.inputs.machine.is_mixed:
         yield from _stage_rows(plan)
 
@@ -151,7 +153,7 @@ def _stage_rows(plan: Plan) -> Iterator[str]:
     for number, stage in enumerate(plan.stages):
         counts = Counter(machine.kinds[machine.kind_G[gpu]].name for gpu in stage.gpus)
         gpus = " + ".join(f"{count} x {name}" for name, count in counts.items())
-        yield f"stage {number}: {stage.layers[1] - stage.layers[0]} layers on {gpus}"
+        yield f"stage {number}: {format_number_of(stage.layers[1] - stage.layers[0], 'layer')} on {gpus}"
 
 
 def memory_lines(plan: Plan) -> Iterator[Line]:
@@ -186,12 +188,13 @@ def _room(plan: Plan) -> str:
     work, own = plan.inputs.workload, plan.chosen
     parts = []
     if own.spare_kv_tokens is not None:
-        parts.append(f"room for {own.spare_kv_tokens:,} more KV tokens per data-parallel rank")
+        parts.append(f"room for {format_number_of(own.spare_kv_tokens, 'more KV token')} per data-parallel rank")
     most, longest = own.most_sequences, own.longest_context
     now = work.tokens_per_gpu * plan.inputs.gpus // work.tokens_per_sequence
     if work.phase == "prefill":
-        return "; ".join([*parts, f"at most {most:,} tokens per step" if most is not None else "any number of tokens"])
-    sequences = f"at most {most:,} sequences" if most is not None else "any number of sequences"
+        tokens = f"at most {format_number_of(most, 'token')} per step" if most is not None else "any number of tokens"
+        return "; ".join([*parts, tokens])
+    sequences = f"at most {format_number_of(most, 'sequence')}" if most is not None else "any number of sequences"
     context = f"{now:,} of {longest:,}" if longest is not None else f"{now:,} of any length"
     return "; ".join([*parts, f"{sequences} of {work.context_length:,} tokens, or {context}"])
 

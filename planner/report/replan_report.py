@@ -94,7 +94,7 @@ def _moves(moved: Migration, console: Console, verbose: bool) -> None:
             table.add_row(name, format_seconds(part.seconds), _round(part, verbose))
     console.print(table)
     if len(shown) < len(moved.layers):
-        console.print(f"and {len(moved.layers) - len(shown)} more layers (-v)", style="dim")
+        console.print(f"and {format_number_of(len(moved.layers) - len(shown), 'more layer')} (-v)", style="dim")
 
 
 def _room(moved: Migration) -> str:

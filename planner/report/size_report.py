@@ -76,7 +76,7 @@ def _wanted(wanted: Wanted, phase: str) -> str:
     if wanted.tokens_per_s is not None:
         parts.append(f"{format_count(wanted.tokens_per_s)} tokens/s")
     if wanted.sequences is not None:
-        parts.append(f"{wanted.sequences:,} sequences at once")
+        parts.append(f"{format_number_of(wanted.sequences, 'sequence')} at once")
     unit = "per output token" if phase == "decode" else "per step"
     if wanted.max_step_s is not None:
         parts.append(f"at most {format_seconds(wanted.max_step_s)} {unit}")
@@ -102,7 +102,7 @@ def _answers(found: Sizes, rates: Rates, best: Answer | None, console: Console) 
             answer.kind,
             str(point.nodes),
             str(point.gpus),
-            f"{point.figures.split}, {point.tokens_per_gpu:,} tokens per GPU",
+            f"{point.figures.split}, {format_number_of(point.tokens_per_gpu, 'token')} per GPU",
             format_seconds(point.time_s),
             format_count(point.figures.tokens_per_s),
             format_count(point.figures.tokens_per_s_per_gpu),

@@ -44,7 +44,8 @@ def render_trace(found: Description, console: Console, *, verbose: bool = False)
 
 def _lines(found: Description) -> Iterator[tuple[str, str]]:
     layers = found.windows.layer_ids_L
-    size = f"{format_number_of(len(layers), 'MoE layer')} ({layers[0]}..{layers[-1]}), {found.num_experts} experts"
+    experts = format_number_of(found.num_experts, "expert")
+    size = f"{format_number_of(len(layers), 'MoE layer')} ({layers[0]}..{layers[-1]}), {experts}"
     sequences = f" in {format_number_of(found.sequences, 'sequence')}" if found.sequences else ""
     yield "trace", escape(", ".join(str(path) for path in found.paths))
     yield "holds", f"{format_number_of(found.tokens, 'token')}{sequences}; {size}, top-{found.top_k}"
@@ -61,7 +62,9 @@ def _skew_lines(found: Description) -> Iterator[tuple[str, str]]:
     gini = _mean(layer.pooled_gini for layer in found.layers)
     figures = f"max/mean {within:.2f} in a window, {pooled:.2f} over all (chance alone: {found.expert_floor:.2f})"
     yield "experts", f"{figures}; Gini {gini:.2f}"
-    figures = f"max/mean {_mean(found.layer_imbalance):.3f} on {found.group.ranks} ranks, linear layout"
+    figures = (
+        f"max/mean {_mean(found.layer_imbalance):.3f} on {format_number_of(found.group.ranks, 'rank')}, linear layout"
+    )
     floors = f"chance alone: {found.rank_floor:.3f}; no copies: at least {found.least_without_copies:.3f}"
     yield "ranks", f"{figures} ({floors})"
 
@@ -92,7 +95,7 @@ def _affinity_lines(found: Description) -> Iterator[tuple[str, str]]:
         yield "next layer", f"given an expert, the top fifth of the next traced layer {taken}"
     for nodes in found.nodes:
         visited = f"a token visits {nodes.seen:.2f} of them in each layer"
-        yield f"{nodes.nodes} nodes", f"{visited}, linear layout (chance alone: {nodes.by_chance:.2f})"
+        yield format_number_of(nodes.nodes, "node"), f"{visited}, linear layout (chance alone: {nodes.by_chance:.2f})"
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -103,7 +106,7 @@ def _layer_table(found: Description, verbose: bool) -> tuple[Text, Table]:
     moved = found.drift.halves_distance_L if found.drift else ()
     order = sorted(range(len(found.layers)), key=lambda row: -found.layer_imbalance[row])
     shown = sorted(order[: len(order) if verbose else _LAYERS])
-    title = "layers" if len(shown) == len(order) else f"worst {len(shown)} of {len(order)} layers"
+    title = "layers" if len(shown) == len(order) else f"worst {len(shown)} of {format_number_of(len(order), 'layer')}"
     head = Text(f"{title}: max/mean of ranks and experts, choices moved, experts never chosen and hottest", "dim")
     table = plain_table("layer", "ranks", "experts", "Gini", "moved", "never", "hottest (share)", right=range(1, 6))
     table.columns[6].no_wrap = True
@@ -164,11 +167,12 @@ def _verdict(found: Description) -> Table:
     which = "" if layers == all_layers else f" and {layers} of {all_layers} layers"
     table = verdict_table(verdict)
     if engine is not None:
-        often = f"{saved_text(engine)} than linear, on {len(engine.judged)} unseen windows"
+        often = f"{saved_text(engine)} than linear, on {format_number_of(len(engine.judged), 'unseen window')}"
         table.add_row(Text("EPLB", "bold"), Text(f"run again and again: {often}"))
     mean = round(_mean(found.judged_tokens))
     size = f"{format_number_of(len(found.judged_tokens), 'window')} of about {format_number_of(mean, 'token')}"
-    judged = f"judged for {found.group.ranks} ranks with {copies} redundant experts, on {size}{which}"
+    ranks, redundant = format_number_of(found.group.ranks, "rank"), format_number_of(copies, "redundant expert")
+    judged = f"judged for {ranks} with {redundant}, on {size}{which}"
     table.add_row("", Text(f"{judged}; net benefit unknown: no step was timed", "dim"))
     return table
 

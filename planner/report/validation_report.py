@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from planner.inputs.units import format_bytes, format_percent, format_seconds
+from planner.inputs.units import format_bytes, format_number_of, format_percent, format_seconds
 from planner.measure.document import Validation
 from planner.report.style import plain_table, shortened
 
@@ -22,7 +22,7 @@ def render_validation(validation: Validation, console: Console, *, verbose: bool
     for reason in validation.reasons:
         console.print(Text(f"         {reason}"))
     hosts = len(set(run.hosts))
-    where = f"{run.ranks} ranks on {hosts} host{'s' if hosts > 1 else ''}, {run.backend}"
+    where = f"{format_number_of(run.ranks, 'rank')} on {format_number_of(hosts, 'host')}, {run.backend}"
     scale = f", sizes divided by {run.scale}" if run.scale > 1 else ""
     console.print(Text(f"ran      {run.mode}: {where}{scale}"))
     console.print(Text(f"shows    {run.shows}"))
@@ -40,7 +40,8 @@ def _checks(validation: Validation, console: Console) -> None:
     counts, outputs = validation.counts, validation.outputs
     table = plain_table("", "", "")
     table.columns[2].no_wrap = False
-    how = f"{counts.choices:,} choices served over {counts.layers} layers and {validation.run.windows} windows"
+    layers, windows = format_number_of(counts.layers, "layer"), format_number_of(validation.run.windows, "window")
+    how = f"{format_number_of(counts.choices, 'choice')} served over {layers} and {windows}"
     if counts.judged == "pass":
         how += ", every rank exactly as booked"
     elif counts.judged == "not judged":
@@ -53,7 +54,8 @@ def _checks(validation: Validation, console: Console) -> None:
     for level in validation.levels:
         model = "" if level.model is None else f", {level.model:,.0f} by the cost model"
         text = (
-            f"{level.counted:,} copies ({format_bytes(level.bytes)} at real size), {level.predicted:,} predicted{model}"
+            f"{format_number_of(level.counted, 'copy', 'copies')} ({format_bytes(level.bytes)} at real size), "
+            f"{level.predicted:,} predicted{model}"
         )
         table.add_row(f"level {level.level}", Text(level.judged, _COLOUR[level.judged]), Text(text))
     console.print(table)
@@ -113,7 +115,7 @@ def _ranks(validation: Validation, console: Console) -> None:
         table.add_row(str(rank.rank), shortened(rank.host, 24), *cells, format_seconds(rank.wait_s), memory)
     console.print(table)
     if len(validation.ranks) > _RANKS_SHOWN:
-        console.print(f"[dim]and {len(validation.ranks) - _RANKS_SHOWN} more ranks (--json)[/dim]")
+        console.print(f"[dim]and {format_number_of(len(validation.ranks) - _RANKS_SHOWN, 'more rank')} (--json)[/dim]")
 
 
 def node_lists(validation: Validation, output: Path) -> dict[Path, str]:

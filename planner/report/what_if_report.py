@@ -177,7 +177,7 @@ def _loads(loads: Loads, console: Console, verbose: bool) -> None:
         table.add_row(str(layer), ", ".join(told if verbose else told[:_LOADS]) + more)
     console.print(table)
     if len(by_layer) > _LAYERS and not verbose:
-        console.print(f"and {len(by_layer) - _LAYERS} more layers (-v)", style="dim")
+        console.print(f"and {format_number_of(len(by_layer) - _LAYERS, 'more layer')} (-v)", style="dim")
 
 
 def _source(load: Load) -> str:
@@ -288,11 +288,13 @@ def _redundancy(found: Sweep, console: Console) -> None:
             style="green" if one.redundant_experts == bend else None,
         )
     console.print(table)
-    told = f"* the knee: beyond {bend} copies each more gains less than the mean one"
+    told = f"* the knee: beyond {format_number_of(bend or 0, 'copy', 'copies')} each more gains less than the mean one"
     console.print(told if bend is not None else "copies gain nothing here", style="dim")
     for point in found.points:
         if point.figures is None:
-            console.print(f"{point.values[0]} copies: {point.why_not}", style="yellow")
+            console.print(
+                f"{point.values[0]} cop{'y' if point.values[0] == 1 else 'ies'}: {point.why_not}", style="yellow"
+            )
 
 
 def curves(found: Sweep) -> tuple[list[Series], Axes]:

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from planner.cost.instance import Instance
 from planner.errors import InfeasibleError
-from planner.inputs.units import format_bytes
+from planner.inputs.units import format_bytes, format_number_of
 from planner.rules import Verdict
 from planner.rules.grid import SearchSpace, all_splits
 from planner.solve.candidates import Candidate
@@ -99,12 +99,12 @@ def _repairs(
 
 def _message(instance: Instance, rows: dict[str, tuple[Verdict, ...]]) -> str:
     gpus = instance.topology.num_gpus
-    return f"no split of {gpus} GPU{'s' if gpus > 1 else ''} fits ({len(rows)} tried)"
+    return f"no split of {format_number_of(gpus, 'GPU')} fits ({len(rows)} tried)"
 
 
 def _none_message(instance: Instance, space: SearchSpace) -> str:
     pins = ", ".join(f"{name}={value}" for name, value in space.pins.items())
-    return f"no split of {instance.topology.num_gpus} GPUs has {pins}"
+    return f"no split of {format_number_of(instance.topology.num_gpus, 'GPU')} has {pins}"
 
 
 def _as_data(candidate: Candidate) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,17 @@ def test_very_few_experts(experts: int, top_k: int, tmp_path: Path) -> None:
     ids = np.random.default_rng(0).random((100, 2, experts)).argsort(axis=2)[:, :, :top_k]
     np.savez(tmp_path / "few.npz", expert_ids=ids, num_experts=experts)
     assert run("trace", "info", "few.npz", "--json", cwd=tmp_path).json()["num_experts"] == experts
+
+
+def test_one_of_a_kind_is_no_plural(tmp_path: Path) -> None:
+    figures = ("--experts", 1, "--top-k", 1, "--layers", 1, "--skew", 1, "--lift", 1, "--domains", 1)
+    made = run("trace", "synth", *figures, "--tokens", 64, "-o", "one.npz", cwd=tmp_path)
+    assert made.err == "wrote one.npz: 64 tokens, 1 layer, 1 expert\n"
+    told = run("trace", "info", "one.npz", "--ranks", 1, "--nodes", 1, cwd=tmp_path)
+    assert told.code == 0, told.err
+    assert re.findall(r"(?<![\w-])1 [a-z]+s\b", f"{told.words} {told.err}") == []
+    plural = run("trace", "synth", "--tokens", 64, "-o", "more.npz", cwd=tmp_path)
+    assert plural.err == "wrote more.npz: 64 tokens, 8 layers, 64 experts\n"
 
 
 def test_the_report_tells_everything(tmp_path: Path) -> None:

@@ -157,3 +157,11 @@ def test_figures_for_people() -> None:
     assert units.format_count(310_123) == "310 k"
     assert units.format_count(1_000_000) == "1 M"
     assert units.format_count(46_702_792_704) == "46.7 G"
+
+
+def test_numbers_of_things() -> None:
+    assert units.format_number_of(0, "token") == "0 tokens"
+    assert units.format_number_of(1, "token") == "1 token"
+    assert units.format_number_of(1_024, "token") == "1,024 tokens"
+    assert units.format_number_of(1, "copy", "copies") == "1 copy"
+    assert units.format_number_of(8, "copy", "copies") == "8 copies"

@@ -41,6 +41,7 @@ def command(
     """
     from planner.files import check_target, read_text, refuse_overwriting, write_whole
     from planner.inputs.importers.choose import Given, drawn
+    from planner.inputs.units import format_number_of
 
     check_target(output)
     refuse_overwriting(output, [file])
@@ -54,5 +55,5 @@ def command(
     if quiet:
         return
     warn(tuple(f"not expressed: {sentence}" for sentence in made.left_out))
-    gpus = made.nodes * made.gpus_per_node
-    click.echo(f"wrote {output}: {made.nodes} x {made.gpus_per_node} {made.gpu}, {gpus} GPUs", err=True)
+    gpus = format_number_of(made.nodes * made.gpus_per_node, "GPU")
+    click.echo(f"wrote {output}: {made.nodes} x {made.gpus_per_node} {made.gpu}, {gpus}", err=True)

@@ -81,7 +81,7 @@ def command(
     if not quiet:
         rows = format_number_of(made.rows, "token" if made.kind == "tokens" else "counted window")
         layers = format_number_of(len(made.layer_ids), "layer")
-        shape = f"{rows}, {layers}, {made.num_experts} experts, top-{made.top_k}"
+        shape = f"{rows}, {layers}, {format_number_of(made.num_experts, 'expert')}, top-{made.top_k}"
         click.echo(f"wrote {output}: {shape} (from {made.format})", err=True)
         if verbose:
             click.echo(f"layers {', '.join(map(str, made.layer_ids))}", err=True)

@@ -91,10 +91,13 @@ def command(
     recorder.save(output)
     if verbose:
         for router in recorder.routers:
-            click.echo(f"layer {router.layer}: {router.name}, {router.num_experts} experts", err=True)
+            click.echo(
+                f"layer {router.layer}: {router.name}, {format_number_of(router.num_experts, 'expert')}", err=True
+            )
     if not quiet:
         size = (
             f"{format_number_of(recorder.num_tokens, 'token')} in {format_number_of(len(found.sequences), 'sequence')}"
         )
-        layers = f"{format_number_of(len(recorder.layer_ids), 'MoE layer')} of {recorder.num_experts} experts"
-        click.echo(f"wrote {output}: {size}, {layers}", err=True)
+        layers = format_number_of(len(recorder.layer_ids), "MoE layer")
+        experts = format_number_of(recorder.num_experts, "expert")
+        click.echo(f"wrote {output}: {size}, {layers} of {experts}", err=True)

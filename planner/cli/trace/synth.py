@@ -107,6 +107,7 @@ def command(
     ep-plan trace synth --like trace.npz -o shareable.npz
     """
     from planner.files import check_target, refuse_overwriting
+    from planner.inputs.units import format_number_of
     from planner.trace.native import read_trace
     from planner.trace.synthesis.fitted import routing_like
     from planner.trace.synthesis.routing import write_trace
@@ -124,8 +125,9 @@ def command(
         routing = routing_like(read.trace)
     tokens = write_trace(routing, output, seed)
     if not quiet:
-        layers, experts = len(routing.layer_ids_L), routing.num_experts
-        click.echo(f"wrote {output}: {tokens:,} tokens, {layers} layers, {experts} experts", err=True)
+        layers = format_number_of(len(routing.layer_ids_L), "layer")
+        experts = format_number_of(routing.num_experts, "expert")
+        click.echo(f"wrote {output}: {tokens:,} tokens, {layers}, {experts}", err=True)
 
 
 def _nothing_else_given() -> None:

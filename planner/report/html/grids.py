@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.inputs.units import format_bytes, format_percent
+from planner.inputs.units import format_bytes, format_number_of, format_percent
 from planner.plan.plan import Plan
 from planner.report.html import charts
 from planner.report.html.sections import MOST_CELLS, Chart, Section, Table
@@ -52,7 +52,7 @@ def load(plan: Plan, found: Unbooked | str) -> Section | None:
                 ranks = f"EP ranks {first}..{first + merged - 1}"
                 if merged == 1:
                     ranks = f"EP rank {first} ({gpus[layer][rank]})"
-                told = f"{name}, layer {layer}, {ranks}: {ratio:.3f} x mean, {rows:,} rows"
+                told = f"{name}, layer {layer}, {ranks}: {ratio:.3f} x mean, {format_number_of(rows, 'row')}"
                 cells.append({"of": name, "x": first, "y": layer, "value": round(ratio, 4), "told": told})
     chart = charts.heat_maps(cells, ("EP rank", "layer"), len(layers), ratio=True)
     label = "Heat map of rows over the mean, by layer and EP rank"

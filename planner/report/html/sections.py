@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from planner.inputs.units import format_bytes, format_percent, format_rate, format_seconds
+from planner.inputs.units import format_bytes, format_number_of, format_percent, format_rate, format_seconds
 from planner.plan.plan import Plan, RuleRecord
 from planner.report import plan_texts as texts
 from planner.report.html import charts
@@ -210,7 +210,12 @@ def _held_out_table(plan: Plan) -> Table:
     )
     headings = ("placement", "max/mean, all windows", "max/mean, held out", "time of an MoE layer, held out")
     return Table(
-        f"Held-out windows: {held.how}; {held.layers} layers", headings, rows, (1, 2, 3), (0,), is_folded=False
+        f"Held-out windows: {held.how}; {format_number_of(held.layers, 'layer')}",
+        headings,
+        rows,
+        (1, 2, 3),
+        (0,),
+        is_folded=False,
     )
 
 
