@@ -57,6 +57,11 @@ class Work:
 def prepare(layout: Layout, plan_file: Path, weights: Path, *, router_only: bool) -> Work:
     """Check plan and checkpoint against each other; raises with all problems, nothing is written."""
     check_plan(layout, plan_file)
+    if record.load(weights) is not None:
+        message = (
+            f"--weights {weights}: these weights are permuted already ({record.NAME}), the plan numbers the original"
+        )
+        raise UsageError(message, hint="give the original checkpoint")
     source = read_source(weights, layout)
     moves = moves_of(source, layout)
     return Work(source, moves, record.begun(source, layout, sha256_of(plan_file), router_only=router_only))

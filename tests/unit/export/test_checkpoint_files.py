@@ -320,6 +320,14 @@ def test_never_over_anything(original: Path, tmp_path: Path) -> None:
     refused(original, target, UsageError, "another plan, or other weights")
 
 
+def test_permuted_weights_are_not_permuted_again(original: Path, tmp_path: Path) -> None:
+    """The second permutation would be applied to the first: the same model, but not the placement of the plan."""
+    target = tmp_path / "out"
+    rewrite.rewrite(deepseek_work(original), target)
+    with pytest.raises(UsageError, match="permuted already"):
+        deepseek_work(target)
+
+
 def test_links_in_the_target_are_not_followed(original: Path, tmp_path: Path) -> None:
     target = tmp_path / "out"
     work = deepseek_work(original)
