@@ -17,6 +17,8 @@ from planner.capacity.placing import Ranks, eplb_place, ranks_for, search_place
 from planner.capacity.replan import Asked, Deck, replanned_from
 from planner.capacity.verdict import Verdict, verdict
 from planner.cost.prepare import from_plan
+from planner.errors import UsageError
+from planner.inputs.named_files import named_twice
 from planner.inputs.workload import Phase
 from planner.plan.plan import Plan
 from planner.solve.watch import NoWatch, Watch
@@ -92,8 +94,11 @@ def advise(paths: Sequence[Path], work: Work, asked: Collection[str] = ()) -> tu
 
     Raises:
         InputError: a file is no good trace, or traces disagree.
-        UsageError: ranks or copies do not fit the experts.
+        UsageError: ranks or copies do not fit the experts, or a trace is named twice.
     """
+    twice = named_twice(paths)
+    if twice:
+        raise UsageError.of(twice)
     read = [read_trace(path) for path in paths]
     traces = [one.trace for one in read]
     windows = cut(traces, work.phase, work.step_tokens)

@@ -12,7 +12,7 @@ from planner.files import sha256_of, why_no_file
 from planner.inputs.constants import Constants
 from planner.inputs.deployment import Deployment, Overrides, load_deployment
 from planner.inputs.model import Model
-from planner.inputs.named_files import TRACE_OPTION
+from planner.inputs.named_files import TRACE_OPTION, named_twice
 from planner.inputs.workload import Workload
 from planner.plan.plan import Plan
 from planner.trace.choices import choice_problems
@@ -119,7 +119,7 @@ def from_plan(plan: Plan, path: Path, traces: Sequence[Path] | None = None, *, o
 
     Raises:
         InputError: a trace is not there any more, has changed since the plan was made, or does not fit.
-        UsageError: a trace of the command line is not there.
+        UsageError: a trace of the command line is not there, or is named twice.
     """
     inputs = plan.inputs
     topology = inputs.machine
@@ -150,9 +150,10 @@ def _own_paths(plan: Plan, path: Path) -> list[Path]:
 
 
 def _existing(paths: Sequence[Path]) -> list[Path]:
-    missing = [Problem(f"{path}: {why_no_file(path)}", TRACE_OPTION) for path in paths if not path.is_file()]
-    if missing:
-        raise UsageError.of(missing)
+    problems = [Problem(f"{path}: {why_no_file(path)}", TRACE_OPTION) for path in paths if not path.is_file()]
+    problems += named_twice(paths)
+    if problems:
+        raise UsageError.of(problems)
     return list(paths)
 
 

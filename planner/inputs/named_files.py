@@ -107,6 +107,22 @@ def trace_paths(all_named: Sequence[Named], log: ProblemLog) -> tuple[Path, ...]
             continue
         first = found.setdefault(path.resolve(), path)
         if first is not path:
-            message = f"{named.text} is the same file as {first}: its windows would count double"
-            log.add(message, where=named.where, hint="name every trace once")
+            log.extend([_twice(named.text, first, named.where)])
     return tuple(found.values())
+
+
+def named_twice(paths: Sequence[Path], where: Place = TRACE_OPTION) -> list[Problem]:
+    """Traces of the command line that an earlier one names already."""
+    found: dict[Path, Path] = {}
+    problems = []
+    for path in paths:
+        resolved = path.resolve()
+        if resolved in found:
+            problems.append(_twice(str(path), found[resolved], where))
+        found.setdefault(resolved, path)
+    return problems
+
+
+def _twice(text: str, first: Path, where: Place) -> Problem:
+    message = f"{text} is the same file as {first}: its windows would count double"
+    return Problem(message, where, "name every trace once")

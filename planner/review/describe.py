@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from planner.capacity.advise import Work, advice_on, judged_windows, without_effect
 from planner.capacity.placing import Ranks, linear_place
 from planner.capacity.verdict import Verdict, imbalance, rank_loads
-from planner.errors import UsageError
+from planner.errors import Place, UsageError
+from planner.inputs.named_files import named_twice
 from planner.inputs.workload import Phase
 from planner.plan.placement import slots_of_ranks
 from planner.trace import affinity
@@ -107,6 +108,9 @@ def describe(
         InputError: a file is no good trace, or traces disagree.
         UsageError: ranks, copies or nodes do not fit the experts.
     """
+    twice = named_twice(paths, Place("TRACE"))
+    if twice:
+        raise UsageError.of(twice)
     read = [read_trace(path) for path in paths]
     traces = [one.trace for one in read]
     windows, first = cut(traces, phase, step_tokens), traces[0]

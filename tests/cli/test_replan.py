@@ -55,3 +55,20 @@ def test_wrong_usage(mixtral_plan: Path, tmp_path: Path) -> None:
     assert run("replan", mixtral_plan, "--trace", "now.npz", "-o", "now.npz", cwd=tmp_path).code == 2
     np.savez(tmp_path / "other.npz", counts=np.ones((4, 2, 16), int), num_experts=16, topk=2)
     assert run("replan", mixtral_plan, "--trace", "other.npz", cwd=tmp_path).code == 3
+
+
+def test_a_trace_counts_once(mixtral_plan: Path, tmp_path: Path) -> None:
+    """Named twice, its windows would be judged by placements that were made from them."""
+    counts(tmp_path / "now.npz", np.full((32, 8), 1 / 8), 0)
+    twice = ("--trace", "now.npz", "--trace", "./now.npz")
+    asked: list[tuple[object, ...]] = [
+        ("replan", mixtral_plan, *twice),
+        ("advise", *twice),
+        ("advise", "--plan", mixtral_plan, *twice),
+        ("compare", mixtral_plan, *twice),
+        ("trace", "info", "now.npz", "./now.npz"),
+    ]
+    for arguments in asked:
+        told = run(*arguments, cwd=tmp_path)
+        assert told.code == 2, arguments
+        assert "now.npz is the same file as now.npz" in told.err
