@@ -42,7 +42,7 @@ Ints = NDArray[np.int64]
 Why = Literal["nothing", "gains", "too_few_windows", "chance", "small", "costs_more", "no_room"]
 
 _LEAST_WINDOWS: Final = 4
-_FOLDS: Final = 4
+FOLDS: Final = 4
 """Placements that are judged are made from three quarters of the windows, nearly as many as those that serve."""
 LEAST_GAIN: Final = 0.005
 """Part of a step: the search for placements leaves so much on purpose (`solve/place.py`)."""
@@ -225,7 +225,7 @@ class _Fold:
 def _folds(deck: Deck) -> list[_Fold]:
     """Windows are dealt out, each part judges what the others planned; none with fewer than two windows."""
     windows = range(deck.instance.num_windows)
-    parts = min(_FOLDS, len(windows))
+    parts = min(FOLDS, len(windows))
     if parts < 2:
         return []
     judged = [list(windows[start::parts]) for start in range(parts)]

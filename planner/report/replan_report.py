@@ -9,12 +9,13 @@ from rich.console import Console
 from rich.text import Text
 
 from planner.capacity.migration import Migration, MoveRound
-from planner.capacity.replan import Replan
+from planner.capacity.replan import FOLDS, Replan
 from planner.inputs.units import format_bytes, format_number_of, format_seconds
 from planner.report.style import plain_table
 
 _LAYERS: Final = 8
 _EXPERTS: Final = 4
+_PARTS: Final = {2: "half", 3: "third", 4: "quarter"}
 _WHY: Final = {
     "nothing": "",
     "gains": "pays",
@@ -41,7 +42,8 @@ def render_replan(found: Replan, console: Console, *, verbose: bool = False) -> 
     if best.moves:
         console.print()
         _moves(found.migrations[found.best], console, verbose)
-    how = "each quarter of them judges what the others planned" if found.windows > 1 else "nothing to judge on"
+    part = _PARTS.get(min(FOLDS, found.windows))
+    how = f"each {part} of them judges what the others planned" if part else "nothing to judge on"
     console.print(f"{format_number_of(found.windows, 'window')}; {how}; serving waits while a layer moves", style="dim")
 
 

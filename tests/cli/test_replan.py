@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from planner.plan.plan_file import read_plan
@@ -72,3 +73,11 @@ def test_a_trace_counts_once(mixtral_plan: Path, tmp_path: Path) -> None:
         told = run(*arguments, cwd=tmp_path)
         assert told.code == 2, arguments
         assert "now.npz is the same file as now.npz" in told.err
+
+
+@pytest.mark.parametrize(("windows", "part"), [(2, "half"), (3, "third"), (4, "quarter"), (7, "quarter")])
+def test_few_windows_judge_in_as_many_parts(windows: int, part: str, mixtral_plan: Path, tmp_path: Path) -> None:
+    drawn = np.random.default_rng(0).multinomial(4000, np.full((windows, 32, 8), 1 / 8))
+    np.savez(tmp_path / "now.npz", counts=drawn, num_experts=8, topk=2)
+    told = run("replan", mixtral_plan, "--trace", "now.npz", "--budget", 0, cwd=tmp_path)
+    assert f"{windows} windows; each {part} of them judges" in told.words
