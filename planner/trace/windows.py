@@ -38,6 +38,8 @@ LIMIT_COUNTS: Final = 1 << 28
 """Windows x layers x experts that are counted: 2 GiB."""
 SAMPLED_TOKENS: Final = 16_384
 """Tokens over all windows whose expert sets are kept for traffic; see docs/model.md, "Traffic"."""
+_SHOWN_LAYERS: Final = 8
+"""Layers that a message names."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +112,16 @@ def _same_shape(traces: Sequence[Trace]) -> None:
             or trace.top_k != first.top_k
             or not np.array_equal(trace.layer_ids_L, first.layer_ids_L)
         ):
-            message = (
-                f"{trace.num_experts} experts, top-{trace.top_k}, {len(trace.layer_ids_L)} layers, but "
-                f"{first.path} has {first.num_experts} experts, top-{first.top_k}, {len(first.layer_ids_L)} layers"
-            )
+            message = f"{_shape(trace)}, but {first.path} has {_shape(first)}"
             hint = "traces of one deployment must cover the same layers of the same model"
             raise InputError(Problem(message, Place(str(trace.path)), hint))
+
+
+def _shape(trace: Trace) -> str:
+    shown = ", ".join(map(str, trace.layer_ids_L[:_SHOWN_LAYERS].tolist()))
+    more = ", ..." if len(trace.layer_ids_L) > _SHOWN_LAYERS else ""
+    layers = f"{format_number_of(len(trace.layer_ids_L), 'layer')} ({shown}{more})"
+    return f"{trace.num_experts} experts, top-{trace.top_k}, {layers}"
 
 
 def _of_counts(trace: CountTrace) -> Windows:

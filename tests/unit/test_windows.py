@@ -208,6 +208,12 @@ def test_traces_that_disagree_are_refused(tmp_path: Path) -> None:
             cut([first, trace(tmp_path, 40, name="b.npz", **more)], "decode", 2)
 
 
+def test_the_layers_that_disagree_are_named(tmp_path: Path) -> None:
+    first = trace(tmp_path, 40, name="a.npz")
+    with pytest.raises(InputError, match=r"2 layers \(1, 2\), but .*a\.npz has .* 2 layers \(0, 1\)"):
+        cut([first, trace(tmp_path, 40, name="b.npz", layer_ids=[1, 2])], "decode", 2)
+
+
 def test_sets_are_kept_only_if_every_trace_has_tokens(tmp_path: Path) -> None:
     counts = count_trace(tmp_path, np.ones((1, 2, 6), int), ["x"])
     windows = cut([trace(tmp_path, 40), counts], "decode", 2)
