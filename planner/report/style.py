@@ -12,12 +12,13 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from io import TextIOBase
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 _UNLIMITED = 10_000
+_GAP = 2
 _BLOCKS = "▁▂▃▄▅▆▇█"
 BAR_COLOUR = "#4477aa"
 _RAMP = ("#4477aa", "#66a0c8", "#99c4d8", "#d8c9a0", "#e6a85c", "#d9762b", "#b84a12")
@@ -51,11 +52,45 @@ def console(*, stderr: bool = False, quiet: bool = False) -> Console:
     return Console(file=stream, highlight=False, width=width, quiet=quiet)  # type: ignore[arg-type]  # writes text
 
 
+class _WholeTable(Table):
+    """A table whose figures stay on one line where there is room, and are never cut off where there is none."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        free = options.update(width=_UNLIMITED)
+        sizes = [
+            [Measurement.get(console, free, cell) for cell in (column.header, *column.cells)] for column in self.columns
+        ]
+        words = [max(size.minimum for size in column) for column in sizes]
+        whole = [max(size.maximum for size in column) for column in sizes]
+        room = options.max_width - _GAP * (len(sizes) - 1)
+        kept = [
+            most if column.no_wrap else least for column, least, most in zip(self.columns, words, whole, strict=True)
+        ]
+        if sum(kept) > room:
+            for column, width in zip(self.columns, _shared_out(words, whole, room), strict=True):
+                column.no_wrap, column.width = False, width
+        yield from super().__rich_console__(console, options)
+
+
+def _shared_out(least: Sequence[int], most: Sequence[int], room: int) -> list[int | None]:
+    """Widths with which no word is broken, the rest given to the narrowest that want more; None where words must be."""
+    widths = list(least)
+    if sum(widths) > room:
+        return [None] * len(widths)
+    for _ in range(room - sum(widths)):
+        wanting = [index for index, width in enumerate(widths) if width < most[index]]
+        if not wanting:
+            break
+        widths[min(wanting, key=lambda index: widths[index])] += 1
+    return list(widths)
+
+
 def plain_table(*columns: str, right: Sequence[int] = ()) -> Table:
     """A table without lines; the columns numbered in `right` are right-aligned."""
-    table = Table(box=None, pad_edge=False, show_header=any(columns), header_style="dim", padding=(0, 2, 0, 0))
+    table = _WholeTable(box=None, pad_edge=False, show_header=any(columns), header_style="dim", padding=(0, _GAP, 0, 0))
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index in right else "left", no_wrap=index in right)
+        is_figure = index in right
+        table.add_column(column, justify="right" if is_figure else "left", no_wrap=is_figure, overflow="fold")
     return table
 
 
