@@ -14,6 +14,7 @@ from planner.errors import MissingEnvironmentError, UsageError
 from planner.files import check_target
 
 _WIDTH, _HEIGHT = 56, 14
+_LEAST_WIDTH, _BESIDE = 10, 22
 _SUFFIXES: Final = (".svg", ".pdf", ".png")
 _UNDATED: Final[dict[str, dict[str, None]]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
@@ -38,12 +39,17 @@ class Axes:
     """A place on the x axis that stands out."""
 
 
-def terminal_plot(series: Sequence[Series], axes: Axes) -> str:
-    """A plot of braille dots, axes and legend in words."""
+def num_places(series: Sequence[Series]) -> int:
+    """Places with a point; one place alone shows nothing."""
+    return len({place for one in series for place in zip(one.x, one.y, strict=True)})
+
+
+def terminal_plot(series: Sequence[Series], axes: Axes, room: int) -> str:
+    """A plot of braille dots, axes and legend in words, in lines of at most `room` characters where 32 are there."""
     import plotille  # noqa: PLC0415  # only where something is drawn
 
     figure = plotille.Figure()
-    figure.width, figure.height = _WIDTH, _HEIGHT
+    figure.width, figure.height = max(_LEAST_WIDTH, min(_WIDTH, room - _BESIDE)), _HEIGHT
     figure.x_label, figure.y_label = "x", "y"
     figure.color_mode = "names"
     figure.with_colors = False

@@ -12,7 +12,7 @@ from rich.text import Text
 from planner.capacity.pair import Pair
 from planner.capacity.size import Answer, Point, Sizes, Wanted
 from planner.inputs.units import format_bytes, format_count, format_number_of, format_percent, format_seconds
-from planner.report.plots import Axes, Series, terminal_plot
+from planner.report.plots import Axes, Series, num_places, terminal_plot
 from planner.report.style import plain_table
 
 Least = Literal["gpus", "cost", "watts"]
@@ -64,9 +64,9 @@ def render_sizes(found: Sizes, rates: Rates, least: Least, console: Console) -> 
     console.print()
     _front(found, console)
     series, axes = front_plot(found)
-    if sum(len(one.x) for one in series) > 1:
+    if num_places(series) > 1:
         console.print()
-        console.print(Text(terminal_plot(series, axes)))
+        console.print(Text(terminal_plot(series, axes, console.width)))
     told = "not modelled: queueing, bursts, failures; every step finds its batch full"
     console.print(told, style="dim")
 

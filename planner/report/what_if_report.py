@@ -248,7 +248,7 @@ def render_sweep(found: Sweep, console: Console) -> None:
     series, axes = curves(found)
     if series and max(len(one.x) for one in series) > 1:
         console.print()
-        console.print(Text(terminal_plot(series, axes)))
+        console.print(Text(terminal_plot(series, axes, console.width)))
 
 
 def _points(found: Sweep, console: Console) -> None:
