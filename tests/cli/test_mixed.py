@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.building import EXAMPLES
 from tests.cli.running import example, run
 
 LINKS = """links:
@@ -69,6 +71,12 @@ def test_faster_stages_run_more_layers(tmp_path: Path) -> None:
     assert sum(layers) == 48
     assert layers[max(layers)] == [0, 1, 2, 3]  # the H200
     assert max(layers) >= 26
+
+
+def test_a_stage_of_one_layer(tmp_path: Path) -> None:
+    shutil.copy(EXAMPLES / "tiny-moe" / "config.json", tmp_path)
+    solve(tmp_path, two_kinds("h200-sxm", "h100-sxm"), "config.json", 64, "--split", "pp=8,ep=1")
+    assert "stage 0: 1 layer on 1 x h" in run("show", "plan.json", cwd=tmp_path).words
 
 
 def test_a_model_that_fits_only_with_unequal_shares(tmp_path: Path) -> None:
