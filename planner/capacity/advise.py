@@ -23,6 +23,7 @@ from planner.inputs.workload import Phase
 from planner.plan.plan import Plan
 from planner.solve.watch import NoWatch, Watch
 from planner.solve.workers import Workers
+from planner.trace.consistency import suspicions
 from planner.trace.native import read_trace
 from planner.trace.trace import TokenTrace, Trace
 from planner.trace.windows import Windows, cut, of_layers, of_steps
@@ -82,6 +83,8 @@ class DriftWatch:
     """The same on the fresh windows."""
     booked_step_s: float
     step_s: float
+    warnings: tuple[str, ...]
+    """Of the traces."""
 
 
 def advise(paths: Sequence[Path], work: Work, asked: Collection[str] = ()) -> tuple[Advice, tuple[str, ...]]:
@@ -103,7 +106,8 @@ def advise(paths: Sequence[Path], work: Work, asked: Collection[str] = ()) -> tu
     traces = [one.trace for one in read]
     windows = cut(traces, work.phase, work.step_tokens)
     advice = advice_on(paths, traces[0], windows, judged_windows(windows, traces, work.step_tokens), work)
-    return advice, (*(warning for one in read for warning in one.warnings), *without_effect(traces, asked))
+    told = (warning for one in read for warning in (*one.warnings, *suspicions(one.trace)))
+    return advice, (*told, *without_effect(traces, asked))
 
 
 def advice_on(paths: Sequence[Path], first: Trace, windows: Windows, judged: Windows, work: Work) -> Advice:
@@ -179,7 +183,8 @@ def drift_watch(
     Raises:
         BadAnswerError: the plan is broken.
     """
-    instance = from_plan(plan, path, traces, others=True).instance
+    prepared = from_plan(plan, path, traces, others=True)
+    instance = prepared.instance
     deck = Deck.of(plan, instance, path)
     answers = replanned_from(deck, Asked(1.0, None, threshold), watch or NoWatch()).answers
     best = max(answers, key=lambda answer: answer.gained_per_interval_s)
@@ -198,4 +203,5 @@ def drift_watch(
         max_over_mean=deck.max_over_mean(deck.before),
         booked_step_s=plan.predicted.step_s,
         step_s=answers[0].step_s,
+        warnings=prepared.warnings,
     )

@@ -99,6 +99,8 @@ class Replan:
     migrations: tuple[Migration, ...]
     """Of each answer; layers in the order in which to move them."""
     placements: tuple[Placement, ...]
+    warnings: tuple[str, ...] = ()
+    """Of the traces."""
 
 
 def replan(plan: Plan, path: Path, traces: Sequence[Path], asked: Asked, watch: Watch) -> Replan:
@@ -116,7 +118,14 @@ def replan(plan: Plan, path: Path, traces: Sequence[Path], asked: Asked, watch: 
         InputError: the trace covers other layers.
     """
     prepared = from_plan(plan, path, traces, others=True)
-    return replanned_from(Deck.of(plan, prepared.instance, path), asked, watch)
+    found = replanned_from(Deck.of(plan, prepared.instance, path), asked, watch)
+    return replace(found, warnings=(*prepared.warnings, *_untraced(prepared.instance)))
+
+
+def _untraced(instance: Instance) -> tuple[str, ...]:
+    traced, every = len(instance.traced_layer_ids), len(instance.model.moe_layer_ids)
+    stay = "experts of the others stay where they are"
+    return () if traced == every else (f"the traces cover {traced} of {every} MoE layers: {stay}",)
 
 
 def replanned_from(deck: Deck, asked: Asked, watch: Watch) -> Replan:

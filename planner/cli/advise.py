@@ -70,6 +70,8 @@ def command(
         refuse_given(_OF_THE_PLAN, "where --plan is given, the plan's own ranks and work hold")
         with ProgressWatch(console(stderr=True), quiet=quiet) as progress:
             watched = drift_watch(read_plan(plan), plan, paths(traces), threshold, progress)
+        if not quiet:
+            warn(watched.warnings)
         if as_json:
             echo_json(advice_json(None, watched))
         elif not quiet:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from planner.cli.options import echo_json, json_option, paths, trace_option, verbosity
+from planner.cli.options import echo_json, json_option, paths, trace_option, verbosity, warn
 
 
 @click.command("compare")
@@ -45,6 +45,8 @@ def command(
         raise click.UsageError("give at least one --trace to judge on")
     named = [NamedMap(name, Path(file)) for name, file in maps]
     comparisons = [compare(read_plan(path), path, paths(traces), named) for path in paths(plans)]
+    if not quiet:
+        warn(tuple(dict.fromkeys(text for one in comparisons for text in one.warnings)))
     if as_json:
         echo_json(comparison_json(comparisons))
     elif not quiet:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from planner.cli.options import Quantity, echo_json, json_option, paths, trace_option, verbosity
+from planner.cli.options import Quantity, echo_json, json_option, paths, trace_option, verbosity, warn
 
 
 @click.command("replan")
@@ -69,6 +69,8 @@ def command(
         if output is not None and moves:
             made = plan_after(in_force, plan, paths(traces), found.placements[found.best], output, progress)
             write_whole(output, plan_text(made))
+    if not quiet:
+        warn(found.warnings)
     if as_json:
         echo_json(replan_json(found))
     elif not quiet:

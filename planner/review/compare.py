@@ -61,6 +61,8 @@ class Comparison:
     baselines_from: str
     """Which routing the load-driven baselines were made from."""
     scores: tuple[Score, ...]
+    warnings: tuple[str, ...]
+    """Of the traces."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def compare(plan: Plan, path: Path, traces: Sequence[Path], maps: Sequence[Named
         traces: the traces to judge on; cut into windows as the plan's workload says.
         maps: placements for the same model and EP size, from files of engines; scored as an engine runs them.
     """
-    judged = from_plan(plan, path, traces, others=True).instance
+    prepared = from_plan(plan, path, traces, others=True)
+    judged = prepared.instance
     refuse_broken(plan, judged, path)
     cost = cost_of(plan, judged)
     cuts, own = cuts_of(plan), placement_of(plan)
@@ -102,6 +105,7 @@ def compare(plan: Plan, path: Path, traces: Sequence[Path], maps: Sequence[Named
         how=judged.windows.how,
         baselines_from=source,
         scores=tuple(scores),
+        warnings=prepared.warnings,
     )
 
 

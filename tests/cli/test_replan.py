@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -81,3 +82,19 @@ def test_few_windows_judge_in_as_many_parts(windows: int, part: str, mixtral_pla
     np.savez(tmp_path / "now.npz", counts=drawn, num_experts=8, topk=2)
     told = run("replan", mixtral_plan, "--trace", "now.npz", "--budget", 0, cwd=tmp_path)
     assert f"{windows} windows; each {part} of them judges" in told.words
+
+
+def test_what_is_odd_about_a_trace_is_told(mixtral_plan: Path, tmp_path: Path) -> None:
+    drawn = np.random.default_rng(0).multinomial(4000, np.full((4, 30, 8), 1 / 8))
+    drawn[2, 1, 0] += 100
+    np.savez(tmp_path / "odd.npz", counts=drawn, layer_ids=np.arange(30), num_experts=8, topk=2, mood=1)
+    for asked in (("replan", mixtral_plan, "--budget", 0), ("advise",), ("advise", "--plan", mixtral_plan)):
+        told = run(*asked, "--trace", "odd.npz", cwd=tmp_path)
+        assert re.search(r"warning: .*odd\.npz.*mood", told.err), asked
+        assert "[token-sum]" in told.err, asked
+        assert ("30 of 32 MoE layers" in told.err) == (asked[0] == "replan")
+    drawn = np.random.default_rng(0).multinomial(4000, np.full((4, 32, 8), 1 / 8))
+    np.savez(tmp_path / "more.npz", counts=drawn, num_experts=8, topk=2, mood=1)
+    told = run("compare", mixtral_plan, mixtral_plan, "--trace", "more.npz", "--json", cwd=tmp_path)
+    assert told.err.count("mood") == 1
+    assert "mood" in told.json()["plans"][0]["warnings"][0]
