@@ -37,6 +37,12 @@ def notes(instance: Instance, stopped_by: str, gap: float) -> tuple[str, ...]:
             made.append(f"{holds}, a step {instance.step_tokens:,}: single steps vary more than the windows show")
         elif per_window * 2 < instance.step_tokens:
             made.append(f"{holds}, a step {instance.step_tokens:,}: steps are better balanced than the windows show")
+        short = int((windows.tokens_S * 2 < instance.step_tokens).sum())
+        if short and per_window * 2 >= instance.step_tokens:
+            made.append(
+                f"{short} of {len(windows.tokens_S)} windows: less than half of a step's {instance.step_tokens:,} "
+                "tokens; they count as much as the others, and chance alone unbalances them more"
+            )
     if stopped_by in ("time_limit", "interrupt"):
         what = "the time limit" if stopped_by == "time_limit" else "an interrupt"
         made.append(
