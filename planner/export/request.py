@@ -120,7 +120,7 @@ def _facts(work: Work) -> dict[str, Any]:
     return {
         "renamed": work.renamed,
         "reordered": work.reordered,
-        "tensors": len(work.moves),
+        "tensors": len(work.written),
         "experts": {layer: list(row) for layer, row in work.progress.experts.items()},
     }
 

@@ -40,17 +40,19 @@ class Work:
 
     @property
     def renamed(self) -> int:
-        """Tensors that take another expert's name."""
-        return sum(move.name != name for name, move in self.moves.items())
+        """Tensors written that take another expert's name."""
+        return sum(move.name != name for name, move in self.written.items())
 
     @property
     def reordered(self) -> int:
-        """Tensors whose rows move."""
-        return sum(move.rows != tuple(range(len(move.rows))) for move in self.moves.values())
+        """Tensors written whose rows move."""
+        return sum(move.rows != tuple(range(len(move.rows))) for move in self.written.values())
 
     @property
-    def routers(self) -> dict[str, Move]:
-        """The router's tensors alone."""
+    def written(self) -> Mapping[str, Move]:
+        """Tensors that new files hold: all that move, or the router's alone."""
+        if not self.progress.router_only:
+            return self.moves
         return {name: move for name, move in self.moves.items() if move.is_router}
 
 
@@ -124,9 +126,9 @@ def _files(work: Work) -> Iterator[tuple[str, Header, Mapping[str, Move]]]:
     """New files of weights: name, old header, moves."""
     for header in work.source.headers:
         if not work.progress.router_only:
-            yield header.path.name, header, work.moves
-        elif not work.routers.keys().isdisjoint(header.tensors):
-            yield f"{header.path.stem}.{ROUTERS}", header, work.routers
+            yield header.path.name, header, work.written
+        elif not work.written.keys().isdisjoint(header.tensors):
+            yield f"{header.path.stem}.{ROUTERS}", header, work.written
 
 
 def _opened(work: Work, output: Path) -> Progress:

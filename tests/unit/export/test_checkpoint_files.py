@@ -131,6 +131,7 @@ def test_a_plan_that_changes_nothing_gives_the_same_tensors(original: Path, tmp_
 
 def test_routers_alone(original: Path, tmp_path: Path) -> None:
     work = deepseek_work(original, router_only=True)
+    assert (work.renamed, work.reordered, len(work.written)) == (0, 4, 4), "what is told is what is written"
     rewrite.rewrite(work, tmp_path / "out")
     found = all_tensors(tmp_path / "out")
     assert {name.rpartition(".mlp.")[2] for name in found} == {"gate.weight", "gate.e_score_correction_bias"}
