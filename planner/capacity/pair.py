@@ -129,7 +129,7 @@ def _aggregated(
     share, why = 0.0, ""
     for nodes in range(1, most_nodes + 1):
         watch.begin(f"{nodes} nodes, both phases", 2)
-        fastest = fastest_on(SizeJob(prefill, kind, nodes, need))
+        fastest = fastest_on(SizeJob(prefill, kind, nodes, need, nodes))
         watch.advance()
         if fastest is None:
             why = "prefill does not fit, or not in time"
@@ -142,7 +142,7 @@ def _aggregated(
         left = 1 - share
         step_s = None if requests.max_step_s is None else requests.max_step_s * left
         wanted = Wanted(requests.per_s * requests.output_tokens / left, None, step_s)
-        point = tried_on(SizeJob(decode, kind, nodes, wanted))[-1]
+        point = tried_on(SizeJob(decode, kind, nodes, wanted, nodes))[-1]
         watch.advance()
         if point.does and point.time_s is not None:
             return Aggregated(point, share, point.time_s / left, nodes)

@@ -9,6 +9,7 @@ Nothing is said about queueing: a step always finds its batch full.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,12 +17,12 @@ from pathlib import Path
 from planner.capacity.figures import Figures, figures_of
 from planner.capacity.jobs import job_of, plan_or_why, run_all
 from planner.capacity.transfer import way_out
-from planner.errors import InputError, Place, UsageError
+from planner.errors import InputError, Place, Problem, UsageError
 from planner.inputs.deployment import Deployment
 from planner.inputs.edits import on_machine, with_tokens
 from planner.inputs.named_files import Named, existing_file
 from planner.inputs.topology import Topology, links_within, load_topology, resolve, topology_of_nodes
-from planner.inputs.topology_file import TopologyFile
+from planner.inputs.topology_file import JOIN_NODES, TopologyFile
 from planner.inputs.units import format_count, format_seconds
 from planner.plan.plan import Plan
 from planner.solve.diagnosis import Short
@@ -33,6 +34,10 @@ _EXACT = 16
 """The smallest batch is found to this part of it, or exactly where it decides."""
 _MORE = 1.01
 """A doubled batch must put so much more through to be worth its time."""
+_MARGIN = 2.0
+"""A rate is out of reach if it is so many times what larger batches and more nodes could come to."""
+
+_FAR = "out of reach of larger batches and more nodes"
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,22 @@ def kinds_of(deployment: Deployment, catalogue: Sequence[str]) -> list[Kind]:
     return [_named(text) for text in dict.fromkeys(catalogue)]
 
 
+def refuse_unjoined(kinds: Sequence[Kind], hint: str = "") -> None:
+    """Several nodes of a kind need a level of links that joins them.
+
+    Raises:
+        UsageError: there is none; all such kinds at once.
+    """
+    repair = JOIN_NODES + (f"; {hint}" if hint else "")
+    problems = [
+        Problem(f"{kind.name}: only the level {kind.one.links[-1].level!r} inside a node", None, repair)
+        for kind in kinds
+        if not kind.one.joins_nodes
+    ]
+    if problems:
+        raise UsageError.of(problems)
+
+
 def _named(text: str) -> Kind:
     """An entry of a catalogue."""
     option = Place("--catalogue")
@@ -187,7 +208,7 @@ def size(
     tried: dict[str, list[list[Point]]] = {kind.name: [] for kind in kinds}
     looking = list(kinds)
     while looking:
-        jobs = [SizeJob(deployment, kind, len(tried[kind.name]) + 1, wanted) for kind in looking]
+        jobs = [SizeJob(deployment, kind, len(tried[kind.name]) + 1, wanted, most_nodes) for kind in looking]
         watch.begin(f"{jobs[0].nodes} nodes", len(jobs))
         for kind, batches in zip(looking, run_all(tried_on, jobs, watch, dask), strict=True):
             tried[kind.name].append(batches)
@@ -217,6 +238,8 @@ class SizeJob:
     kind: Kind
     nodes: int
     wanted: Wanted
+    most_nodes: int
+    """The largest count that is looked at."""
 
     @property
     def machine(self) -> Deployment:
@@ -235,7 +258,7 @@ def _batches(job: SizeJob, machine: Deployment) -> Iterator[Point]:
     if wanted.tokens_per_s is None or plan is None or point.does:
         yield point
         return
-    yield from _until_fast(job, machine, point, plan)
+    yield from _until_fast(job, machine, point, _most_tokens(plan))
 
 
 def _fewest_tokens(machine: Deployment, wanted: Wanted) -> int:
@@ -267,16 +290,22 @@ def fastest_on(job: SizeJob) -> Point | None:
     return best
 
 
-def _until_fast(job: SizeJob, machine: Deployment, point: Point, plan: Plan) -> Iterator[Point]:
-    """Ever larger batches until the throughput is reached; then the smallest that reaches it, to a sixteenth."""
-    below, room = point.tokens_per_gpu, _most_tokens(plan)
+def _until_fast(job: SizeJob, machine: Deployment, point: Point, room: int) -> Iterator[Point]:
+    """Ever larger batches until the throughput is reached; then the smallest that reaches it, to a sixteenth.
+
+    Ends early where the throughput is out of reach of any batch on any number of nodes.
+    """
+    below, before = point.tokens_per_gpu, None
     while True:
+        if before is not None and _is_out_of_reach(job, before, point, room):
+            yield replace(point, why_not=f"{point.why_not}; {_FAR}")
+            return
         yield point
         if _reaches(point, job.wanted) or point.figures is None:
             break
         if below >= room or (_too_slow(point, job.wanted) and not point.takes_prompts_in_parts):
             return
-        below, tokens = point.tokens_per_gpu, min(2 * point.tokens_per_gpu, room)
+        below, tokens, before = point.tokens_per_gpu, min(2 * point.tokens_per_gpu, room), point
         point, _ = _planned(job, machine, tokens)
     above = point
     while above.tokens_per_gpu - below > (max(1, above.tokens_per_gpu // _EXACT) if above.does else 1):
@@ -287,6 +316,20 @@ def _until_fast(job: SizeJob, machine: Deployment, point: Point, plan: Plan) -> 
         else:
             below = point.tokens_per_gpu
     yield above
+
+
+def _is_out_of_reach(job: SizeJob, before: Point, point: Point, room: int) -> bool:
+    """Whether the rate stays far off even if each doubling up to `room` gains as much as the last, on all nodes.
+
+    Doublings gain ever less, and nodes add at most their own, so that this is more than there can be.
+    """
+    wanted = job.wanted.tokens_per_s
+    if wanted is None or before.figures is None or point.figures is None:
+        return False
+    gain = max(1.0, point.figures.tokens_per_s / before.figures.tokens_per_s)
+    doublings = math.log2(max(1.0, room / point.tokens_per_gpu))
+    nodes = job.most_nodes / job.nodes
+    return point.figures.tokens_per_s * math.pow(gain, doublings) * nodes * _MARGIN < wanted
 
 
 def _most_tokens(plan: Plan) -> int:

@@ -63,8 +63,10 @@ class PerGpu(click.ParamType[tuple[str, float]]):
 @click.argument("deployment", type=click.Path(path_type=Path))
 @click.option("--target", type=TokenRate(), help='Throughput to reach, e.g. "20000 tok/s".')
 @click.option("--concurrency", type=click.IntRange(1), metavar="N", help="Sequences to serve at the same time.")
-@click.option("--max-step", type=Quantity("time"), help='Longest time per output token, e.g. "50 ms".')
-@click.option("--max-ttft", type=Quantity("time"), help='Longest time to the first token, e.g. "2 s" (of prefill).')
+@click.option("--max-step", type=Quantity("time", above_0=True), help='Longest time per output token, e.g. "50 ms".')
+@click.option(
+    "--max-ttft", type=Quantity("time", above_0=True), help='Longest time to the first token, e.g. "2 s" (of prefill).'
+)
 @click.option("--catalogue", multiple=True, metavar="NODE|FILE", help="Kinds of nodes; default: the deployment's own.")
 @click.option("--max-nodes", type=click.IntRange(1, 4096), default=16, show_default=True, help="Look at no more nodes.")
 @click.option(
@@ -102,7 +104,7 @@ def command(
     ep-plan size deployment.yaml --target "20000 tok/s" --max-step "50 ms" --catalogue hgx-h100 --catalogue hgx-h200
     ep-plan size decode.yaml --prefill prefill.yaml --input-tokens 2000 --output-tokens 500 --rate 5/s
     """
-    from planner.capacity.size import Wanted, kinds_of
+    from planner.capacity.size import Wanted, kinds_of, refuse_unjoined
     from planner.cost.prepare import load
     from planner.files import refuse_overwriting
     from planner.inputs.deployment import Overrides
@@ -118,6 +120,10 @@ def command(
     if not quiet:
         warn(loaded.warnings)
     kinds = kinds_of(loaded, given["catalogue"])
+    if given["prefill"] is not None:
+        refuse_unjoined(kinds)  # the KV cache moves from one machine to another
+    elif given["max_nodes"] > 1:
+        refuse_unjoined(kinds, "or look at one node alone, with --max-nodes 1")
     _of_these_gpus(given, kinds)
     rates = Rates(dict(given["prices"]), dict(given["powers"]))
     shown = Shown(as_json=as_json, quiet=quiet)

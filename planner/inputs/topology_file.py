@@ -15,6 +15,7 @@ from planner.inputs.links import Gone, GroupLink, Link, PairLink
 
 LIMIT_GPUS: Final = 1 << 16
 LIMIT_LINKS: Final = 8
+JOIN_NODES: Final = "add the level that joins the nodes: {level: cluster, bandwidth: 50 GB/s, latency: 10 us}"
 _INSTEAD: Final = "give gpu, nodes and gpus_per_node, or groups: [{gpu: h200-sxm, nodes: 1, gpus_per_node: 8}, ...]"
 
 
@@ -129,6 +130,12 @@ class TopologyFile(Sparse):
         return spans
 
     @property
+    def joins_nodes(self) -> bool:
+        """Whether there is a level beyond a node."""
+        outside = self.links[self.node_level :]
+        return len(outside) != 1 or outside[0].nodes is not None
+
+    @property
     def node_level(self) -> int:
         """The innermost level that joins whole nodes."""
         return next((index for index, link in enumerate(self.links) if link.gpus is None), len(self.links))
@@ -164,11 +171,8 @@ class TopologyFile(Sparse):
                 raise ValueError(f"calibration[{number}].levels: no level {strange[0]!r}\nlevels: {', '.join(names)}")
         nodes, spans = self.num_nodes, self.spans()
         outside = self.links[self.node_level :]
-        if nodes > 1 and len(outside) == 1 and outside[0].nodes is None:
-            raise ValueError(
-                f"{nodes} nodes, but only the level {outside[0].level!r} inside a node\n"
-                "add the level that joins the nodes: {level: cluster, bandwidth: 50 GB/s, latency: 10 us}"
-            )
+        if nodes > 1 and not self.joins_nodes:
+            raise ValueError(f"{nodes} nodes, but only the level {outside[0].level!r} inside a node\n{JOIN_NODES}")
         if not outside or any(link.gpus is not None for link in outside):
             raise ValueError("links: levels inside a node (gpus: ...) come first, then those that join whole nodes")
         inside = [link.gpus or 0 for link in self.links[: self.node_level]]

@@ -48,6 +48,26 @@ def test_the_rates_that_a_message_recommends_are_rates() -> None:
     assert [TokenRate().convert(text, None, None) for text in recommended] == [20_000, 20_000]
 
 
+def test_several_nodes_need_a_level_that_joins_them(tmp_path: Path) -> None:
+    path = mixtral(tmp_path)
+    topology = tmp_path / "topology.yaml"
+    topology.write_text("".join(topology.read_text().splitlines(keepends=True)[:-1]))
+    told = run("size", path, "--concurrency", 1, cwd=tmp_path)
+    assert told.code == 2
+    assert "only the level 'node' inside a node" in told.err
+    assert "level: cluster" in told.err
+    assert "--max-nodes 1" in told.err
+    alone = run("size", path, "--concurrency", 1, "--max-nodes", 1, cwd=tmp_path)
+    assert "no split of 2 GPUs fits" in alone.words
+
+
+@pytest.mark.parametrize("option", ["--max-step", "--max-ttft"])
+def test_no_time_is_no_limit(tmp_path: Path, option: str) -> None:
+    told = run("size", mixtral(tmp_path), "--concurrency", 1, option, "0 s", cwd=tmp_path)
+    assert told.code == 2
+    assert "must be above 0" in told.err
+
+
 def test_answer_reason_front_and_plot(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     asked = ("size", mixtral(tmp_path), "--target", "300 tok/s", "--price", "gpu=1.50/h", "--max-nodes", 4)

@@ -69,6 +69,21 @@ def test_the_smallest_batch_that_reaches_a_rate() -> None:
     assert less.predicted.tokens_per_s < 2000 or point.tokens_per_gpu == 1
 
 
+def test_a_rate_out_of_reach_is_told_after_two_batches_of_each_count() -> None:
+    found = size(deployment(), [kind()], Wanted(tokens_per_s=1e30), MOST, NoWatch())
+    assert found.answers[0].point is None
+    assert found.answers[0].looked_at == MOST
+    assert len(found.points) == 2 * MOST
+    assert "out of reach" in found.points[-1].why_not
+
+
+def test_a_rate_that_more_nodes_reach_keeps_all_batches_of_fewer() -> None:
+    reached = sized(Wanted(tokens_per_s=2000.0)).point
+    assert reached is not None and reached.figures is not None  # noqa: PT018
+    found = size(deployment(), [kind()], Wanted(tokens_per_s=1.5 * reached.figures.tokens_per_s), MOST, NoWatch())
+    assert not any("out of reach" in point.why_not for point in found.points)
+
+
 def test_why_one_node_less_does_not_do() -> None:
     slow = sized(Wanted(sequences=64, max_step_s=1e-6))
     assert slow.point is None
