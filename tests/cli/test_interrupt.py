@@ -188,6 +188,7 @@ def test_twice_in_a_row(large: Path, tmp_path: Path) -> None:
 def test_workers_do_not_outlive_a_killed_program(large: Path, tmp_path: Path, number: signal.Signals) -> None:
     with TerminalRun("solve", large, *PINS, cwd=tmp_path) as solving:
         assert solving.wait_for_workers()
+        solving.wait_for(r"placing experts.* [1-9]\d*/")  # one cut off while it starts would say so
         solving.send(number)
         assert solving.result().code == -number
         assert solving.all_end()
