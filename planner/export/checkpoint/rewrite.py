@@ -124,11 +124,12 @@ def rewrite(work: Work, output: Path) -> Progress:
 
 def _files(work: Work) -> Iterator[tuple[str, Header, Mapping[str, Move]]]:
     """New files of weights: name, old header, moves."""
+    moves = work.written
     for header in work.source.headers:
         if not work.progress.router_only:
-            yield header.path.name, header, work.written
-        elif not work.written.keys().isdisjoint(header.tensors):
-            yield f"{header.path.stem}.{ROUTERS}", header, work.written
+            yield header.path.name, header, moves
+        elif not moves.keys().isdisjoint(header.tensors):
+            yield f"{header.path.stem}.{ROUTERS}", header, moves
 
 
 def _opened(work: Work, output: Path) -> Progress:
