@@ -8,7 +8,7 @@ replacements of copies look for good placements (docs/model.md, "Moving experts"
   move saved.
 
 Steps that gain without a further move are always taken first. Both walks see the smooth objective of
-`weights.smooth_table`; the truth prices every placement on the way, and of each layer the placements remain that
+`weights.smooth_of`; the truth prices every placement on the way, and of each layer the placements remain that
 no other beats with as few moves. `spread` then shares a budget of moves out among layers, exactly.
 
 Legend: S windows, E experts, R ranks, P slots (filled), Q slots of one rank, C slots of copies, L layers, k copies.
@@ -27,7 +27,7 @@ from planner.solve.place import searched
 from planner.solve.problem import LayerProblem
 from planner.solve.relabel import relabelled
 from planner.solve.smooth import POWER, raised
-from planner.solve.weights import smooth_table, weight_table
+from planner.solve.weights import smooth_of
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -64,7 +64,7 @@ def few_moves(job: MoveJob) -> tuple[Moved, ...]:
     """Ever faster placements with ever more moves; the first is the one in force. Deterministic."""
     problem, now_s = job.problem, job.problem.seconds(job.before_P)
     away_ER = (~Held.of(problem, job.before_P).member_ER).astype(np.int64)
-    table_kSE = smooth_table(weight_table(problem), problem.num_ranks, problem.num_groups)
+    table_kSE = smooth_of(problem)
     found = [Moved(0, now_s, job.before_P)]
     free_P = relabelled(problem, job.before_P, searched(problem, job.before_P, now_s)[0])
     outwards = _Walk(Held.of(problem, job.before_P), away_ER, table_kSE)
@@ -77,8 +77,7 @@ def few_moves(job: MoveJob) -> tuple[Moved, ...]:
 
 def no_more_moves(problem: LayerProblem, start_P: Ints, away_ER: Ints) -> Ints:
     """The fastest placement found from a start that is no further away; moves as of `_Walk`."""
-    table_kSE = smooth_table(weight_table(problem), problem.num_ranks, problem.num_groups)
-    walk = _Walk(Held.of(problem, start_P), away_ER, table_kSE)
+    walk = _Walk(Held.of(problem, start_P), away_ER, smooth_of(problem))
     found = [start_P, *(placed_P for _, placed_P in walk.outwards(walk.moves))]
     return min(found, key=problem.seconds)
 

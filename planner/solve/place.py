@@ -23,7 +23,7 @@ from planner.solve.problem import CLOSED, LayerProblem
 from planner.solve.sharp import SharpSearch
 from planner.solve.smooth import SmoothSearch
 from planner.solve.start import start
-from planner.solve.weights import smooth_table, weight_table
+from planner.solve.weights import FEW_WINDOWS, smooth_of, smooth_table, weight_table
 
 if TYPE_CHECKING:
     from planner.solve.exact import ExactResult
@@ -36,7 +36,6 @@ windows than the sharpest one: it does better on windows not seen (benchmarks/ge
 _ROBUST_OF_GROUPS = 3e-2
 """The same with a handful of windows, if the smooth objective alone sees routing groups rise. Else the
 sharpest placement of a handful is taken: smooth ones are hardly better on windows not seen."""
-_MANY_WINDOWS = 8
 _EVALUATIONS_PER_EFFORT = 2e7
 _EXACT_BOOLEANS = 1500
 _EXACT_TERMS = 60_000
@@ -136,8 +135,7 @@ def linear_start(problem: LayerProblem) -> Ints:
     """The engines' own layout, or where groups must stay together the nearest thing to it."""
     if problem.group_E is None or problem.block_R is not None:
         return linear(problem.num_experts, problem.slots_R)
-    table = smooth_table(weight_table(problem), problem.num_ranks, problem.num_groups)
-    return from_ranks(start(problem, table, assign_groups(problem)), int(problem.slots_R.max()))
+    return from_ranks(start(problem, smooth_of(problem), assign_groups(problem)), int(problem.slots_R.max()))
 
 
 def searched(problem: LayerProblem, known_P: Ints, known: float) -> tuple[Ints, float, float]:
@@ -160,7 +158,7 @@ def _searched(problem: LayerProblem, known_P: Ints, known: float) -> tuple[Ints,
     search.improve()
     smooth_P = held.placement()
     polish = SharpSearch(held, weights)
-    if problem.num_windows < _MANY_WINDOWS:
+    if problem.num_windows < FEW_WINDOWS:
         relieve(polish)
     else:  # the smooth one is mostly kept
         polish.improve()
@@ -179,7 +177,7 @@ def _searched(problem: LayerProblem, known_P: Ints, known: float) -> tuple[Ints,
 
 def _tolerance(problem: LayerProblem) -> float:
     """What the smooth objective's placement may cost; nothing where one window is the whole question."""
-    if problem.num_windows >= _MANY_WINDOWS:
+    if problem.num_windows >= FEW_WINDOWS:
         return ROBUST
     return _ROBUST_OF_GROUPS if problem.num_windows > 1 and problem.num_groups > 1 else 0.0
 

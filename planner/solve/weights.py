@@ -12,6 +12,7 @@ A routing groups.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,9 @@ from planner.solve.problem import LayerProblem, mean_tangent
 
 Floats = NDArray[np.float64]
 
-_FEW_WINDOWS, _MANY_WINDOWS = 8, 16
+FEW_WINDOWS: Final = 8
+"""Fewer are a handful: they show little of what may come."""
+_MANY_WINDOWS = 16
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def stretch_of(num_windows: int) -> Stretch:
     """
     if num_windows == 1 or num_windows >= _MANY_WINDOWS:
         return Stretch()
-    return Stretch(1.5, 0.35) if num_windows < _FEW_WINDOWS else Stretch(1.5)
+    return Stretch(1.5, 0.35) if num_windows < FEW_WINDOWS else Stretch(1.5)
 
 
 def weight_table(problem: LayerProblem, *, traffic: bool = True) -> Floats:
@@ -94,6 +97,11 @@ def _traffic_s_per_row(problem: LayerProblem) -> float:
     return worst / moe.etp + moe.gather_s_per_row_byte
 
 
+def smooth_of(problem: LayerProblem) -> Floats:
+    """The smooth objective's table of a layer, as `smooth_table`."""
+    return smooth_table(weight_table(problem), problem.num_ranks, problem.num_groups)
+
+
 def smooth_table(weight_kSE: Floats, ranks: int, groups: int = 1, stretch: Stretch | None = None) -> Floats:
     """The table in units of the mean rank load, with windows stretched and, if there are few, windows added.
 
@@ -110,7 +118,7 @@ def smooth_table(weight_kSE: Floats, ranks: int, groups: int = 1, stretch: Stret
     seen_kSE = relative_kSE
     if not stretch.is_none:
         seen_kSE = np.maximum(np.einsum("st,kte->kse", stretch.matrix(relative_kSE[0]), relative_kSE), 0.0)
-    if groups == 1 or not 1 < windows < _FEW_WINDOWS:
+    if groups == 1 or not 1 < windows < FEW_WINDOWS:
         return np.asarray(seen_kSE)
     return np.concatenate([seen_kSE, rising_groups(relative_kSE.mean(axis=1), groups)], axis=1)
 
